@@ -1,0 +1,272 @@
+//! Reasons and problems: the one way in which a failure is told, in this process or across gRPC.
+//!
+//! A [`Reason`] is a stable name; `proto/errors/<Reason>.md` explains it, and a test compares both lists. Names that begin with
+//! `UserError` are those of the backup services whose rules this product implements.
+
+use std::fmt;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// `google.rpc.ErrorInfo.domain` of every reason.
+pub const DOMAIN: &str = "vaultferry";
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $code:ident, $fix:literal;)*) => {
+        /// Why something failed: a stable name that programs may compare.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $name,)* }
+
+        impl Reason {
+            /// Every reason, in the order of the list.
+            pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
+
+            /// The stable name.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Reason::$name => stringify!($name),)* }
+            }
+
+            /// The gRPC code that goes with it.
+            pub fn code(self) -> Code {
+                match self { $(Reason::$name => Code::$code,)* }
+            }
+
+            /// What to do, when nothing more exact is known.
+            pub fn default_fix(self) -> &'static str {
+                match self { $(Reason::$name => $fix,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    // Requests
+    /// A request lacks a field, or a field has a value that it cannot have.
+    InvalidRequest => InvalidArgument, "Correct the request as the message says.";
+    /// A policy document has faults; the message lists all of them.
+    InvalidPolicy => InvalidArgument, "Correct the policy as the message says; docs/policies.md shows the format.";
+    /// A source or target URI cannot be read, or has a password in it.
+    InvalidSource => InvalidArgument, "Write it as postgres://user@host:port/database, without a password; name one with --passfile or --password-env.";
+    /// The linked policy has no rule of that name.
+    RuleNotFound => InvalidArgument, "Choose one of the policy's rules: vaultferry policy show NAME.";
+    /// The policy is for another type of source.
+    PolicySourceTypeMismatch => InvalidArgument, "Choose a policy whose source_type is the source's.";
+    /// Source or target are in another region than the vault (P17, P18, V2).
+    RegionMismatch => FailedPrecondition, "Use a vault in the source's region, or correct --region.";
+    /// No policy has that name or id.
+    PolicyNotFound => NotFound, "vaultferry policy list shows the policies.";
+    /// No backup instance has that name or id.
+    InstanceNotFound => NotFound, "vaultferry instance list shows the instances.";
+    /// The instance has no such recovery point.
+    PointNotFound => NotFound, "vaultferry point list INSTANCE shows the points.";
+    /// No job has that id.
+    JobNotFound => NotFound, "vaultferry job list shows the jobs.";
+    /// Something else has that name already.
+    NameTaken => AlreadyExists, "Choose another name.";
+    /// The source is protected by another instance of this vault already.
+    SourceAlreadyProtected => AlreadyExists, "Use the instance that exists: vaultferry instance list.";
+    /// A job of this instance is running already.
+    InstanceBusy => Aborted, "Wait for the running job (vaultferry job watch ID), or cancel it.";
+    /// The instance has no recovery point yet.
+    NoRecoveryPoint => FailedPrecondition, "Run a backup first: vaultferry backup INSTANCE --wait.";
+    // Configuration and agent
+    /// The configuration has faults; the message lists all of them.
+    InvalidConfiguration => InvalidArgument, "Correct the configuration file; vaultferry agent check-config checks it.";
+    /// The agent does not answer at its endpoint.
+    AgentUnreachable => Unavailable, "Start it with: vaultferry agent run --config FILE, or name its endpoint with --endpoint.";
+    /// A bug, or a machine out of resources.
+    Internal => Internal, "See the agent's log. If it happens again, report it with that log.";
+    // Jobs and plugins
+    /// The agent or the machine stopped while the job ran.
+    Interrupted => Aborted, "Start it again; what was uploaded is reused.";
+    /// Somebody cancelled the job.
+    Cancelled => Cancelled, "Nothing, if it was meant; otherwise start it again.";
+    /// No plugin is known for this type of source, or it cannot be started.
+    PluginNotFound => FailedPrecondition, "Install the plugin, or correct the configuration.";
+    /// The plugin's process ended by itself in the middle of a job.
+    PluginCrashed => Aborted, "Start the job again. The plugin's last words are in the message and in the agent's log.";
+    /// The plugin gave no sign of life.
+    PluginTimeout => DeadlineExceeded, "Start the job again; if it happens again, look at the load of this machine.";
+    /// The plugin speaks another protocol, or broke it.
+    PluginProtocol => Internal, "Install plugin and agent of the same version.";
+    // Vault
+    /// There is no vault at the configured location.
+    VaultNotFound => FailedPrecondition, "Create it with: vaultferry vault init --config FILE.";
+    /// The vault's format is newer than this program, or its records cannot be read.
+    VaultUnreadable => FailedPrecondition, "Use the newest version of Vaultferry; if it is that, restore the named file from a copy of the vault.";
+    /// The vault's folder cannot be written.
+    VaultNotWritable => FailedPrecondition, "Give the agent's user the right to write there, or choose another location.";
+    /// No space is left for the vault.
+    VaultFull => ResourceExhausted, "Make space on the vault's storage, then start the job again; what was uploaded is reused.";
+    /// The store refused the credential, or the credential lacks a right.
+    VaultAccessDenied => PermissionDenied, "Correct the credential, or grant it the right that the message names.";
+    /// The store did not answer, or answered with errors until the deadline.
+    VaultUnavailable => Unavailable, "Look at the network and the store's state, then start the job again; what was uploaded is reused.";
+    /// The vault's key file is not there.
+    VaultKeyMissing => FailedPrecondition, "Put the vault's key file back at the path in the message.";
+    /// The vault's key file does not open this vault.
+    VaultKeyWrong => FailedPrecondition, "Put the key file of this vault at the path in the message.";
+    /// A pack, an index, a snapshot or another record of the repository is damaged or missing.
+    RepositoryDamaged => DataLoss, "Restore an older point, and keep the vault as it is. The next backup stores again what it can read at the source.";
+    /// A file that a staged backup needs is missing or has another size; it was not committed.
+    StagedIncomplete => DataLoss, "Start the backup again.";
+    /// Pruning marked data that a running backup reused; it was not committed.
+    PrunedMeanwhile => Aborted, "Start the backup again.";
+    /// A job may commit one snapshot only, and this job has committed another one.
+    JobAlreadyCommitted => FailedPrecondition, "The point exists; vaultferry point list INSTANCE shows it.";
+    // PostgreSQL
+    /// The server does not answer, or its name is not known: no network line of sight (P76).
+    UserErrorMissingNetworkSecurityPermissions => FailedPrecondition, "Look at host name and port, that the server runs and listens there, and that firewalls let this machine in.";
+    /// The server refused the login.
+    UserErrorDBUserAuthFailed => FailedPrecondition, "Correct user or password (--passfile or --password-env), and the server's pg_hba.conf.";
+    /// The database does not exist on the server.
+    UserErrorDBNotFound => FailedPrecondition, "Look at the database's name: psql -l lists them.";
+    /// A restore never overwrites: the database exists on the target server.
+    UserErrorDatabaseNameAlreadyInUse => FailedPrecondition, "Choose another name for the restored database with --database.";
+    /// The user lacks a right on the server or in the database.
+    UserErrorMissingDBPermissions => FailedPrecondition, "Grant the right that the message names.";
+    /// The server ended the connection.
+    UserErrorServerConnectionClosed => Unavailable, "Look at the server's log, then start the job again.";
+    /// The server does not offer the TLS that was asked for, or its certificate is not trusted.
+    TlsFailed => FailedPrecondition, "Correct sslmode or sslrootcert in the source's URI, or the server's certificate.";
+    /// No pg_dump or pg_restore was found.
+    ClientNotFound => FailedPrecondition, "Install PostgreSQL's client programs, or name their folders in [postgres] client_dirs.";
+    /// The server is newer than every pg_dump found here.
+    ClientTooOld => FailedPrecondition, "Install the client programs of the server's major version, and name their folder in [postgres] client_dirs.";
+    /// pg_dump failed; its own words are in the message.
+    DumpFailed => FailedPrecondition, "Mend what pg_dump says, then start the backup again.";
+    /// pg_restore failed; its own words are in the message, and the unfinished database was removed.
+    RestoreFailed => FailedPrecondition, "Mend what pg_restore says, then start the restore again.";
+    /// Owners or grantees of the backed-up objects do not exist on the target server (P19: roles are not restored).
+    RolesMissing => FailedPrecondition, "Create the roles on the target server, or restore without owners and privileges: --no-owner.";
+    // Restore targets
+    /// A file of that name exists in the target.
+    TargetExists => FailedPrecondition, "Choose an empty folder or container.";
+    /// The target folder cannot be written, or is full.
+    TargetNotWritable => FailedPrecondition, "Give the agent's user the right and the space to write there, or choose another target.";
+    /// The target container is missing, or the credential has no right on it (P77).
+    UserErrorContainerNotAccessible => FailedPrecondition, "Create the container, and grant Storage Blob Data Contributor on it (or name a credential that has it with --credential-env).";
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Reason {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == text).ok_or(())
+    }
+}
+
+/// A failure as its reader needs it: the reason's name, what happened, and what to do. Never holds a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Problem {
+    /// The stable name.
+    pub reason: Reason,
+    /// What happened, in one or a few sentences.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Problem {
+    /// A problem with its reason's default fix.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), fix: reason.default_fix().to_owned() }
+    }
+
+    /// The same problem with a more exact fix.
+    #[must_use]
+    pub fn with_fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = fix.into();
+        self
+    }
+
+    /// The problem that a peer sent; a status without our details becomes [`Reason::Internal`], a broken connection the reason `otherwise`.
+    pub fn from_status(status: &Status, otherwise: Reason) -> Self {
+        let details = status.get_error_details();
+        let known = details.error_info().filter(|info| info.domain == DOMAIN);
+        let reason = known.and_then(|info| info.reason.parse::<Reason>().ok());
+        match (reason, known) {
+            (Some(reason), Some(info)) => {
+                let fix = info.metadata.get("fix").cloned().unwrap_or_else(|| reason.default_fix().to_owned());
+                Self { reason, message: status.message().to_owned(), fix }
+            }
+            _ => {
+                let reason = match status.code() {
+                    Code::Unavailable | Code::Unknown | Code::Cancelled => otherwise,
+                    _ => Reason::Internal,
+                };
+                Self::new(reason, format!("{} ({:?})", status.message(), status.code()))
+            }
+        }
+    }
+}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let metadata = [("fix".to_owned(), problem.fix)];
+        let details = ErrorDetails::with_error_info(problem.reason.as_str(), DOMAIN, metadata);
+        Status::with_error_details(problem.reason.code(), problem.message, details)
+    }
+}
+
+impl From<Problem> for crate::control::v1::Problem {
+    fn from(problem: Problem) -> Self {
+        Self { reason: problem.reason.as_str().to_owned(), message: problem.message, fix: problem.fix }
+    }
+}
+
+/// The messages of an error and of all its causes, separated by ": ", without repeating one that the outer message ends with.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_page_and_every_page_a_reason() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/proto/errors");
+        let mut pages: Vec<String> = std::fs::read_dir(dir)
+            .expect("proto/errors exists")
+            .map(|entry| entry.expect("entry").file_name().to_string_lossy().trim_end_matches(".md").to_owned())
+            .collect();
+        pages.sort();
+        let mut reasons: Vec<String> = Reason::ALL.iter().map(|reason| reason.to_string()).collect();
+        reasons.sort();
+        assert_eq!(reasons, pages);
+        for reason in Reason::ALL {
+            let page = std::fs::read_to_string(format!("{dir}/{reason}.md")).expect("page");
+            assert!(page.starts_with(&format!("# {reason}\n")), "{reason}.md begins with its name");
+            assert!(
+                page.contains("\n## What happened\n") && page.contains("\n## What to do\n"),
+                "{reason}.md has both parts"
+            );
+        }
+    }
+
+    #[test]
+    fn a_problem_survives_the_wire() {
+        for reason in Reason::ALL {
+            let problem = Problem::new(*reason, "what happened").with_fix("do this");
+            assert_eq!(Problem::from_status(&Status::from(problem.clone()), Reason::Internal), problem);
+        }
+    }
+}

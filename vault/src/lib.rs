@@ -1,0 +1,24 @@
+//! The stored format and the data path: one vault, its stores, and a restic repository for each backup instance.
+//!
+//! Invariants:
+//! - A format, its writer and its reader live here and nowhere else.
+//! - Files are created, never changed. Nothing is visible before [`commit::commit`] created its snapshot file.
+//! - No byte of user data is written to a local disk, except into a folder vault itself or a restore's target.
+
+pub mod admin;
+mod blocking;
+pub mod commit;
+mod error;
+mod id;
+pub mod keys;
+pub mod location;
+pub mod meter;
+pub mod reader;
+pub mod records;
+pub mod repository;
+pub mod store;
+pub mod target;
+pub mod writer;
+
+pub use error::Error;
+pub use id::{Id, InvalidId};

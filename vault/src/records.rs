@@ -1,0 +1,271 @@
+//! The vault's plain records: JSON files, created once and never changed. `docs/format.md` shows each of them.
+//!
+//! ```text
+//! the vault's own store                          an instance's store
+//!   vault.json            VaultRecord              instance/<version>.json        InstanceRecord
+//!   keys/recovery-<id>.json  RecoveryKeyRecord      keys/<n>.json                  PasswordRecord
+//!   policies/<name>/<version>.json  PolicyRecord   points/<snapshot>/<n>.json     PointEvent
+//!                                                  packs/<n>.json                 PackList
+//!                                                  prune/<n>.json                 PruneMark
+//!                                                  repo/…                         restic's
+//! ```
+//! In a folder vault an instance's store is `instances/<id>/` below the vault's own. Invariants:
+//! - Every record has `version`; a reader refuses a version that it does not know, and ignores fields that it does not know.
+//! - Nothing here is secret: passwords and keys are wrapped.
+//! - Numbered records (`<n>`) count from 1 without gaps, ten digits, so that listings are in order.
+
+use futures::StreamExt as _;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::id::Id;
+use crate::keys::Wrapped;
+use crate::store::{self, Key, Put, Store};
+
+/// The version of every record of this program.
+pub const VERSION: u32 = 1;
+/// The version of the vault's layout as a whole.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// `vault.json`: what the vault is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultRecord {
+    /// 1.
+    pub version: u32,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// When it was made.
+    pub create_time: jiff::Timestamp,
+    /// Sources and targets in other regions are refused; empty: no region is checked.
+    pub region: String,
+    /// `geo-redundant` by default (V49), or `locally-redundant`: what the storage below is set to. It is recorded, not enforced, here.
+    pub redundancy: String,
+    /// The layout: 1.
+    pub format_version: u32,
+    /// Days for which new files cannot be changed; 0: off.
+    pub immutability_days: u32,
+    /// Days between deletion and purge.
+    pub soft_delete_days: u32,
+}
+
+/// `keys/recovery-<id of the recovery key>.json`: the vault key as its text, wrapped by the recovery key. Context: `vault-key`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryKeyRecord {
+    /// 1.
+    pub version: u32,
+    /// When it was made.
+    pub create_time: jiff::Timestamp,
+    /// The wrapped vault key.
+    pub vault_key: Wrapped,
+}
+
+/// `policies/<name>/<version>.json`: a policy as its author wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// 1.
+    pub version: u32,
+    /// Its name.
+    pub name: String,
+    /// 1 for the first.
+    pub policy_version: u32,
+    /// When this version was made.
+    pub create_time: jiff::Timestamp,
+    /// TOML.
+    pub document: String,
+}
+
+/// `instance/<version>.json`: what is protected, how, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// 1.
+    pub version: u32,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// When the instance was made.
+    pub create_time: jiff::Timestamp,
+    /// `postgres`, …
+    pub source_type: String,
+    /// Without credentials.
+    pub source_uri: String,
+    /// The source's region; empty: not told.
+    pub region: String,
+    /// The linked policy's name.
+    pub policy: String,
+}
+
+/// `keys/<n>.json`: the repository's password, wrapped by the vault key. Context: `instance:<id>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PasswordRecord {
+    /// 1.
+    pub version: u32,
+    /// When it was made.
+    pub create_time: jiff::Timestamp,
+    /// The wrapped password: 64 hexadecimal digits.
+    pub password: Wrapped,
+}
+
+/// `points/<snapshot>/<n>.json`: something that happened to a point. Event 1 is always `created`. Later versions add kinds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointEvent {
+    /// 1.
+    pub version: u32,
+    /// When it happened.
+    pub time: jiff::Timestamp,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: PointEventKind,
+}
+
+/// What can happen to a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum PointEventKind {
+    /// It was committed (if its snapshot file is there).
+    Created(PointCreated),
+}
+
+/// What a point is born with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointCreated {
+    /// The job that made it.
+    pub job_id: String,
+    /// The retention rule that it carries.
+    pub rule: String,
+    /// The policy that was linked, and its version.
+    pub policy: String,
+    /// Of the policy.
+    pub policy_version: u32,
+    /// The streams in it.
+    pub streams: Vec<PointStream>,
+    /// Bytes read from the source.
+    pub source_bytes: u64,
+    /// Bytes that this backup added to the vault.
+    pub stored_bytes: u64,
+}
+
+/// A stream of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointStream {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+    /// SHA-256 of them, in hexadecimal.
+    pub sha256: String,
+}
+
+/// `packs/<n>.json`: the packs that a commit brought in. All lists together name every pack that any point needs, so that whoever can
+/// read the store finds altered, missing and unexpected packs without a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackList {
+    /// 1.
+    pub version: u32,
+    /// SHA-256 of the bytes of the list before; left out in the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Id>,
+    /// The job that commits.
+    pub job_id: String,
+    /// The snapshot that it commits.
+    pub snapshot_id: Id,
+    /// Packs that no earlier list names, ascending.
+    pub packs: Vec<ListedPack>,
+}
+
+/// A pack in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedPack {
+    /// Its name: the SHA-256 of its bytes.
+    pub id: Id,
+    /// Its bytes.
+    pub size: u64,
+}
+
+/// `prune/<n>.json`: the beginning of prune epoch n: packs that nothing needs and that a later epoch will delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneMark {
+    /// 1.
+    pub version: u32,
+    /// n.
+    pub epoch: u64,
+    /// When it began.
+    pub create_time: jiff::Timestamp,
+    /// Ascending.
+    pub marked: Vec<Id>,
+}
+
+/// A record's bytes: indented JSON and a line feed, for readers with nothing but a pager.
+pub fn to_bytes<T: Serialize>(record: &T) -> Result<Vec<u8>, Error> {
+    let mut bytes = serde_json::to_vec_pretty(record).map_err(Error::internal)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Reads a record's bytes, its version first.
+pub fn from_bytes<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let unreadable = |detail: String| Error::Unreadable { what: what.to_owned(), detail };
+    let versioned: Versioned = serde_json::from_slice(bytes).map_err(|error| unreadable(error.to_string()))?;
+    if versioned.version != VERSION {
+        return Err(unreadable(format!("it has version {}, this program knows version {VERSION}", versioned.version)));
+    }
+    serde_json::from_slice(bytes).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Reads a record.
+pub async fn get<T: DeserializeOwned>(store: &dyn Store, key: &Key) -> Result<T, Error> {
+    from_bytes(&format!("{key} in {}", store.location()), &store.get(key, None).await?)
+}
+
+/// Creates a record. One that stands there with the same bytes is success, so that a retry after a kill or a lost answer is;
+/// with other bytes it is `Put::Existed`.
+pub async fn put<T: Serialize>(store: &dyn Store, key: &Key, record: &T) -> Result<Put, Error> {
+    put_bytes(store, key, to_bytes(record)?).await
+}
+
+/// As [`put`], for bytes that are made already.
+pub async fn put_bytes(store: &dyn Store, key: &Key, bytes: Vec<u8>) -> Result<Put, Error> {
+    match store.put_if_absent(key, bytes.clone().into()).await? {
+        Put::Created => Ok(Put::Created),
+        Put::Existed if *store.get(key, None).await? == bytes => Ok(Put::Created),
+        Put::Existed => Ok(Put::Existed),
+    }
+}
+
+/// The key of a numbered record: `<prefix><n>.json`. The prefix ends with a slash.
+pub fn numbered(prefix: &str, n: u64) -> Key {
+    Key::new(format!("{prefix}{n:010}.json")).expect("prefixes are made of ids and constants")
+}
+
+/// The numbers of the records below a prefix, ascending.
+pub async fn numbers(store: &dyn Store, prefix: &str) -> Result<Vec<u64>, store::Error> {
+    let mut numbers = Vec::new();
+    let mut entries = store::list(store, prefix);
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        if let Some(number) = entry.key.name().strip_suffix(".json").and_then(|name| name.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+/// Where prune marks lie.
+pub const PRUNE: &str = "prune/";
+/// Where pack lists lie.
+pub const PACK_LISTS: &str = "packs/";
+
+/// Where a point's events lie.
+pub fn point_events(snapshot_id: &Id) -> String {
+    format!("points/{snapshot_id}/")
+}
+
+/// The number of the newest prune epoch; 0 before the first prune.
+pub async fn current_epoch(store: &dyn Store) -> Result<u64, store::Error> {
+    Ok(numbers(store, PRUNE).await?.last().copied().unwrap_or(0))
+}

@@ -1,0 +1,283 @@
+//! A restic repository, version 2, below `repo/` of an instance's store: `config`, `keys/`, `index/`, `data/`, `snapshots/`.
+//!
+//! Source of the format: restic's doc/design.rst. Invariants:
+//! - Every file but `config` is named by the SHA-256 of its bytes, and every read checks it.
+//! - What is written is durable in this order: packs, the index files that name them, the snapshot that needs them.
+//! - Nothing here takes restic's locks, so `restic prune|forget` must never run on a live repository.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::{self, with_cancel};
+use crate::error::Error;
+use crate::id::Id;
+use crate::store::{self, Key};
+
+pub mod crypto;
+pub mod index;
+pub(crate) mod key_file;
+pub mod pack;
+pub mod polynomial;
+pub mod snapshot;
+pub mod tree;
+
+use crypto::SealKey;
+use index::{Index, IndexFile};
+use snapshot::Snapshot;
+
+/// The only format version that is written and read.
+pub const VERSION: u32 = 2;
+/// First byte of a compressed unpacked file; `{` and `[` begin an uncompressed one.
+const COMPRESSED: u8 = 2;
+/// The most that an index or snapshot may grow to when decompressed: 100 times restic's own limit for what it writes.
+const MAX_UNPACKED: usize = 1 << 30;
+
+/// Where the parts of a repository lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// Which blob lies where.
+    Index,
+    /// Recovery points.
+    Snapshot,
+    /// Master keys, sealed by a password.
+    KeyFile,
+}
+
+impl FileKind {
+    /// The folder, with the slash at its end.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Index => "repo/index/",
+            Self::Snapshot => "repo/snapshots/",
+            Self::KeyFile => "repo/keys/",
+        }
+    }
+
+    /// The file's place.
+    pub fn key(self, id: &Id) -> Key {
+        Key::new(format!("{}{id}", self.prefix())).expect("an id makes a valid key")
+    }
+
+    fn what(self, id: &Id) -> String {
+        match self {
+            Self::Index => format!("index {id}"),
+            Self::Snapshot => format!("snapshot {id}"),
+            Self::KeyFile => format!("key file {id}"),
+        }
+    }
+}
+
+/// The folder of all packs, with the slash at its end.
+pub const PACKS: &str = "repo/data/";
+
+/// A pack's place.
+pub fn pack_key(id: &Id) -> Key {
+    let name = id.to_string();
+    Key::new(format!("{PACKS}{}/{name}", &name[..2])).expect("an id makes a valid key")
+}
+
+fn config_key() -> Key {
+    Key::new("repo/config").expect("a constant")
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Config {
+    version: u32,
+    id: Id,
+    chunker_polynomial: String,
+}
+
+/// An open repository. Cheap to share behind an `Arc`; holds the master key, and never the password.
+#[derive(Debug)]
+pub struct Repository {
+    store: store::Shared,
+    key: Arc<SealKey>,
+    chunker_seed: u64,
+}
+
+impl Repository {
+    /// Makes the repository if it is not there, and opens it. May be repeated after a kill at any instant.
+    pub async fn init(
+        store: store::Shared,
+        password: &SecretString,
+        cancel: &CancellationToken,
+    ) -> Result<Self, Error> {
+        let key = match find_key(&store, password, cancel).await? {
+            Some(key) => key,
+            None => {
+                let key = SealKey::generate()?;
+                let file = key_file::create(&key, password, jiff::Timestamp::now())?;
+                let place = FileKind::KeyFile.key(&Id::of(&file));
+                with_cancel(cancel, store.put_if_absent(&place, file.into())).await?;
+                key
+            }
+        };
+        let mut id = [0; 32];
+        crypto::fill_random(&mut id)?;
+        let chunker_polynomial = format!("{:x}", polynomial::generate()?);
+        let config = Config { version: VERSION, id: Id::from_bytes(id), chunker_polynomial };
+        let sealed = key.seal(&serde_json::to_vec(&config).map_err(Error::internal)?)?;
+        with_cancel(cancel, store.put_if_absent(&config_key(), sealed.into())).await?;
+        // Read back what stands there: an earlier, interrupted init may have written it.
+        Self::open_with(store, key, cancel).await
+    }
+
+    /// Opens the repository. [`Error::KeyWrong`] when no key file opens with the password.
+    pub async fn open(
+        store: store::Shared,
+        password: &SecretString,
+        cancel: &CancellationToken,
+    ) -> Result<Self, Error> {
+        let key = find_key(&store, password, cancel).await?;
+        let key = key.ok_or_else(|| Error::KeyWrong { what: format!("the repository in {}", store.location()) })?;
+        Self::open_with(store, key, cancel).await
+    }
+
+    async fn open_with(store: store::Shared, key: SealKey, cancel: &CancellationToken) -> Result<Self, Error> {
+        let what = || format!("the repository's config in {}", store.location());
+        let sealed = match with_cancel(cancel, store.get(&config_key(), None)).await {
+            Err(Error::Store(store::Error::NotFound { .. })) => return Err(Error::damaged(what(), "it is missing")),
+            other => other?,
+        };
+        let plain = key.open(&sealed).map_err(|error| Error::damaged(what(), error.to_string()))?;
+        let config: Config =
+            serde_json::from_slice(&plain).map_err(|error| Error::damaged(what(), error.to_string()))?;
+        if config.version != VERSION {
+            return Err(Error::Unreadable { what: what(), detail: format!("it has version {}", config.version) });
+        }
+        let chunker_seed = u64::from_str_radix(&config.chunker_polynomial, 16)
+            .map_err(|_| Error::damaged(what(), "its polynomial is not a number"))?;
+        Ok(Self { store, key: Arc::new(key), chunker_seed })
+    }
+
+    /// The instance's store.
+    pub fn store(&self) -> &store::Shared {
+        &self.store
+    }
+
+    pub(crate) fn key(&self) -> &Arc<SealKey> {
+        &self.key
+    }
+
+    pub(crate) fn chunker_seed(&self) -> u64 {
+        self.chunker_seed
+    }
+
+    /// The bytes and the name of an index or snapshot file: JSON, compressed, sealed. Nothing is stored.
+    pub(crate) fn seal_json<T: Serialize>(&self, value: &T) -> Result<(Id, Vec<u8>), Error> {
+        let json = serde_json::to_vec(value).map_err(Error::internal)?;
+        let mut plain = vec![COMPRESSED];
+        plain.extend(zstd::bulk::compress(&json, 3).map_err(Error::internal)?);
+        let sealed = self.key.seal(&plain)?;
+        Ok((Id::of(&sealed), sealed))
+    }
+
+    /// Stores an index file and returns its name.
+    pub(crate) async fn put_index(&self, file: &IndexFile) -> Result<Id, Error> {
+        let (id, sealed) = self.seal_json(file)?;
+        self.store.put_if_absent(&FileKind::Index.key(&id), sealed.into()).await?;
+        Ok(id)
+    }
+
+    /// Reads, checks and opens an index or snapshot file.
+    async fn get_json<T: DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T, Error> {
+        let sealed = match self.store.get(&kind.key(id), None).await {
+            Err(store::Error::NotFound { .. }) => return Err(Error::damaged(kind.what(id), "it is missing")),
+            other => other?,
+        };
+        let damaged = |detail: String| Error::damaged(kind.what(id), detail);
+        if Id::of(&sealed) != *id {
+            return Err(damaged("its bytes are not those that its name stands for".to_owned()));
+        }
+        let plain = self.key.open(&sealed).map_err(|error| damaged(error.to_string()))?;
+        let json = match plain.split_first() {
+            Some((&COMPRESSED, compressed)) => {
+                blocking::decompress(compressed, MAX_UNPACKED).map_err(|error| damaged(error.to_string()))?
+            }
+            _ => plain,
+        };
+        serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))
+    }
+
+    /// The snapshot of that name. Every byte is checked.
+    pub async fn snapshot(&self, id: &Id, cancel: &CancellationToken) -> Result<Snapshot, Error> {
+        with_cancel(cancel, self.get_json(FileKind::Snapshot, id)).await
+    }
+
+    /// Loads every index file. `accept` is asked for each pack, with the size that its blobs foretell; a pack that it refuses is left out.
+    pub async fn load_index(
+        &self,
+        mut accept: impl FnMut(&Id, u64) -> bool,
+        cancel: &CancellationToken,
+    ) -> Result<Index, Error> {
+        let mut index = Index::default();
+        let load = async {
+            let files = store::list(&*self.store, FileKind::Index.prefix())
+                .map(|entry| async move {
+                    let entry = entry?;
+                    let Ok(id) = entry.key.name().parse::<Id>() else { return Ok(None) };
+                    match self.get_json::<IndexFile>(FileKind::Index, &id).await {
+                        Ok(file) => Ok(Some((id, Ok(file)))),
+                        Err(Error::Damaged { what, detail }) => {
+                            Ok(Some((id, Err(format!("{what} is damaged: {detail}")))))
+                        }
+                        Err(error) => Err(error),
+                    }
+                })
+                // 8 reads at once hide the store's latency; an index file of ours is at most a few MiB.
+                .buffered(8);
+            let mut files = std::pin::pin!(files);
+            while let Some(file) = files.next().await {
+                match file? {
+                    Some((id, Ok(file))) => {
+                        if let Err(detail) = index.add_file(&file, &mut accept) {
+                            index.note_damaged(format!("index {id} is damaged: {detail}"));
+                        }
+                    }
+                    Some((_, Err(what))) => index.note_damaged(what),
+                    None => {}
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        with_cancel(cancel, load).await?;
+        for what in index.damaged() {
+            tracing::warn!(
+                store = self.store.location(),
+                "{what}; what it named is read from other indexes or stored again"
+            );
+        }
+        Ok(index)
+    }
+}
+
+async fn find_key(
+    store: &store::Shared,
+    password: &SecretString,
+    cancel: &CancellationToken,
+) -> Result<Option<SealKey>, Error> {
+    let find = async {
+        let mut entries = store::list(&**store, FileKind::KeyFile.prefix());
+        while let Some(entry) = entries.next().await {
+            let entry = entry?;
+            let bytes = store.get(&entry.key, None).await?;
+            if Id::of(&bytes).to_string() != entry.key.name() {
+                return Err(Error::damaged(
+                    format!("key file {}", entry.key.name()),
+                    "its bytes are not those of its name",
+                ));
+            }
+            let (name, password) = (entry.key.name().to_owned(), password.clone());
+            if let Some(key) = blocking::run(move || key_file::open(&name, &bytes, &password)).await? {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    };
+    with_cancel(cancel, find).await
+}

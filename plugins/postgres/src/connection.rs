@@ -1,0 +1,226 @@
+//! Logging in: our own connection by `tokio-postgres`, and the environment that makes pg_dump and pg_restore log in alike.
+//!
+//! Invariants:
+//! - Both see the same host, port, user, password and TLS mode, and nothing from this machine's libpq files (`~/.pgpass`,
+//!   `~/.postgresql`, service files): what validation found true is true for the dump.
+//! - The database's name goes through PGDATABASE, which libpq takes as it is; as an argument, a name like `postgres://…` or `a=b`
+//!   would be taken for a connection string.
+//! - Logging in takes [`CONNECT_TIMEOUT`] at most. After that a query waits until it is cancelled; TCP keepalives find a dead peer.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::Source;
+use vaultferry_plugin_sdk::workload::unless_cancelled;
+use vaultferry_proto::{Problem, Reason};
+
+use crate::client::Major;
+use crate::passfile;
+use crate::uri::{Host, Tls, Uri};
+
+mod classify;
+mod tls;
+
+pub use classify::{classify, words_reason};
+
+/// For the whole login: name, TCP, TLS and authentication.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the server and its log name us.
+const APPLICATION_NAME: &str = "vaultferry";
+
+/// Before firewalls commonly forget an idle connection (some after 4 minutes), and rare enough to cost nothing.
+const KEEPALIVES_IDLE: Duration = Duration::from_secs(60);
+
+/// A server, and everything needed to log in.
+#[derive(Debug)]
+pub struct Server {
+    uri: Uri,
+    password: Option<SecretString>,
+}
+
+/// A connection that is logged in. Dropping it ends it.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    server: String,
+    version: i32,
+}
+
+impl Server {
+    /// Reads the source's URI and password. The URI's database, or else `default_database`, is the one that the password is for;
+    /// without either it is [`Reason::InvalidSource`].
+    pub fn new(source: &Source, default_database: Option<&str>) -> Result<Self, Problem> {
+        let mut uri: Uri = source.uri.parse()?;
+        if uri.database.is_none() {
+            uri.database = default_database.map(str::to_owned);
+        }
+        let password = passfile::password(source.credential.as_ref(), &uri, uri.source_database()?)?;
+        Ok(Self { uri, password })
+    }
+
+    /// Where it is.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Logs in to the URI's database.
+    pub async fn connect(&self, cancel: &CancellationToken) -> Result<Session, Problem> {
+        unless_cancelled(self.log_in(), cancel).await
+    }
+
+    async fn log_in(&self) -> Result<Session, Problem> {
+        let mode = match (&self.uri.host, &self.uri.tls) {
+            (Host::Socket(_), _) | (_, Tls::Disable) => SslMode::Disable,
+            (_, Tls::Prefer) => SslMode::Prefer,
+            (_, Tls::Require | Tls::VerifyFull { .. }) => SslMode::Require,
+        };
+        let client = match self.log_in_with(mode).await? {
+            Ok(client) => client,
+            // As libpq does: what was preferred only is given up when the server cannot do it, or does not let us in that way.
+            Err(error) if mode == SslMode::Prefer && (classify::is_tls(&error) || classify::is_refused(&error)) => {
+                match self.log_in_with(SslMode::Disable).await? {
+                    Ok(client) => client,
+                    Err(_) => return Err(self.classify(&error)),
+                }
+            }
+            Err(error) => return Err(self.classify(&error)),
+        };
+        // Only the catalog's own functions and operators: a user of the database must not be able to slip in theirs.
+        let settled = client.batch_execute("set search_path = pg_catalog").await;
+        settled.map_err(|error| self.classify(&error))?;
+        let version = client.query_one("select current_setting('server_version_num')::int", &[]).await;
+        let version = version.and_then(|row| row.try_get(0)).map_err(|error| self.classify(&error))?;
+        Ok(Session { client, server: self.uri.server(), version })
+    }
+
+    async fn log_in_with(&self, mode: SslMode) -> Result<Result<Client, tokio_postgres::Error>, Problem> {
+        let mut config = self.config();
+        config.ssl_mode(mode);
+        let connect = async {
+            if mode == SslMode::Disable {
+                let connected = config.connect(NoTls).await;
+                Ok(connected.map(|(client, connection)| drive(client, connection)))
+            } else {
+                let connected = config.connect(tls::connector(&self.uri.tls)?).await;
+                Ok(connected.map(|(client, connection)| drive(client, connection)))
+            }
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(connected) => connected,
+            Err(_) => Err(Problem::new(
+                Reason::UserErrorMissingNetworkSecurityPermissions,
+                format!("{} did not answer in {} s", self.uri.server(), CONNECT_TIMEOUT.as_secs()),
+            )),
+        }
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::new();
+        match &self.uri.host {
+            #[cfg(unix)]
+            Host::Socket(dir) => config.host_path(dir),
+            #[cfg(not(unix))]
+            Host::Socket(dir) => config.host(dir),
+            Host::Name(name) => config.host(name),
+        };
+        config.port(self.uri.port).user(&self.uri.user).application_name(APPLICATION_NAME);
+        config.connect_timeout(CONNECT_TIMEOUT).keepalives_idle(KEEPALIVES_IDLE);
+        if let Some(database) = &self.uri.database {
+            config.dbname(database);
+        }
+        if let Some(password) = &self.password {
+            config.password(password.expose_secret());
+        }
+        config
+    }
+
+    fn classify(&self, error: &tokio_postgres::Error) -> Problem {
+        classify(error, &self.uri.server(), Reason::UserErrorServerConnectionClosed)
+    }
+
+    /// The variables with which a libpq program logs in to `database` as [`Server::connect`] does. One of them is the password.
+    pub fn child_environment(&self, database: &str, program: Major) -> Vec<(&'static str, OsString)> {
+        let mode = match &self.uri.tls {
+            Tls::Disable => "disable",
+            Tls::Prefer => "prefer",
+            Tls::Require => "require",
+            Tls::VerifyFull { .. } => "verify-full",
+        };
+        let mut variables: Vec<(&'static str, OsString)> = vec![
+            ("PGHOST", self.uri.host.as_str().into()),
+            ("PGPORT", self.uri.port.to_string().into()),
+            ("PGUSER", self.uri.user.as_str().into()),
+            ("PGDATABASE", database.into()),
+            ("PGSSLMODE", mode.into()),
+            ("PGSSLROOTCERT", tls::root_cert_for_libpq(&self.uri.tls, program)),
+            ("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string().into()),
+            ("PGAPPNAME", APPLICATION_NAME.into()),
+            // Our own connection speaks no GSSAPI, and knows no passfile, client certificate or service file of this user.
+            ("PGGSSENCMODE", "disable".into()),
+            ("PGPASSFILE", NOWHERE.into()),
+            ("PGSSLCERT", NOWHERE.into()),
+            ("PGSSLKEY", NOWHERE.into()),
+            ("PGSSLCRL", NOWHERE.into()),
+            ("PGSERVICEFILE", NOWHERE.into()),
+        ];
+        if let Some(password) = &self.password {
+            variables.push(("PGPASSWORD", password.expose_secret().into()));
+        }
+        variables
+    }
+}
+
+/// A path that libpq takes for "there is no such file"; the null device would be read, and found to be no certificate.
+pub(crate) const NOWHERE: &str = "/nonexistent/vaultferry";
+
+/// Lets the connection's own task move bytes until the client is dropped.
+fn drive<S, T>(client: Client, connection: tokio_postgres::Connection<S, T>) -> Client
+where
+    tokio_postgres::Connection<S, T>: Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            // Whoever uses the client sees the error at the next query.
+            tracing::debug!("a connection ended: {}", vaultferry_proto::status::chain(&error));
+        }
+    });
+    client
+}
+
+impl Session {
+    /// The server's `server_version_num`: 150014 for 15.14.
+    pub fn version(&self) -> i32 {
+        self.version
+    }
+
+    /// The server's major version.
+    pub fn major(&self) -> Major {
+        Major::from_version_num(self.version)
+    }
+
+    /// The client, for queries that [`Session::run`] bounds.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Waits for queries; errors without a reason of their own get `otherwise`. A cancelled query goes on at the server until it
+    /// notices that the connection was closed.
+    pub async fn run<T>(
+        &self,
+        queries: impl Future<Output = Result<T, tokio_postgres::Error>>,
+        otherwise: Reason,
+        cancel: &CancellationToken,
+    ) -> Result<T, Problem> {
+        unless_cancelled(async { queries.await.map_err(|error| self.problem(&error, otherwise)) }, cancel).await
+    }
+
+    /// The problem that a query's error is.
+    pub fn problem(&self, error: &tokio_postgres::Error, otherwise: Reason) -> Problem {
+        classify(error, &self.server, otherwise)
+    }
+}

@@ -1,0 +1,182 @@
+//! What a failure to log in, to query or to dump means for the user.
+
+use tokio_postgres::Error;
+use vaultferry_proto::status::chain;
+use vaultferry_proto::{Problem, Reason};
+
+/// The kind of an error of `tokio-postgres`, which tells it by its text only; the tests below hold the texts.
+fn is_kind(error: &Error, text: &str) -> bool {
+    error.to_string() == text
+}
+
+/// TLS did not come about.
+pub(super) fn is_tls(error: &Error) -> bool {
+    is_kind(error, "error performing TLS handshake")
+}
+
+/// The server's pg_hba.conf does not let us in this way.
+pub(super) fn is_refused(error: &Error) -> bool {
+    error.code().is_some_and(|code| code.code() == "28000")
+}
+
+/// The problem that the user sees. `server` is host and port; `otherwise` is for errors that have no reason of their own.
+pub fn classify(error: &Error, server: &str, otherwise: Reason) -> Problem {
+    if let Some(database_error) = error.as_db_error() {
+        let mut message = format!("{server}: {}", database_error.message());
+        for more in [database_error.detail(), database_error.hint()].into_iter().flatten() {
+            message.push_str(". ");
+            message.push_str(more);
+        }
+        return Problem::new(state_reason(database_error.code().code(), otherwise), message);
+    }
+    if is_tls(error) {
+        return Problem::new(Reason::TlsFailed, format!("{server}: {}", chain(error)));
+    }
+    if is_kind(error, "invalid configuration") || is_kind(error, "authentication error") {
+        // "password missing", or an authentication method that is not known here.
+        return Problem::new(Reason::UserErrorDBUserAuthFailed, format!("{server}: {}", chain(error)));
+    }
+    if is_kind(error, "error connecting to server") || is_kind(error, "timeout waiting for server") {
+        let message = format!("{server} cannot be reached: {}", chain(error));
+        return Problem::new(Reason::UserErrorMissingNetworkSecurityPermissions, message);
+    }
+    if error.is_closed() || is_kind(error, "error communicating with the server") {
+        return Problem::new(Reason::UserErrorServerConnectionClosed, format!("{server}: {}", chain(error)));
+    }
+    Problem::new(otherwise, format!("{server}: {}", chain(error)))
+}
+
+/// The reason for an SQLSTATE.
+fn state_reason(state: &str, otherwise: Reason) -> Reason {
+    match state {
+        "28P01" | "28000" => Reason::UserErrorDBUserAuthFailed,
+        "3D000" => Reason::UserErrorDBNotFound,
+        "42501" => Reason::UserErrorMissingDBPermissions,
+        "42P04" => Reason::UserErrorDatabaseNameAlreadyInUse,
+        // Too many connections, shut down by the administrator, crashed, starting up.
+        "53300" | "57P01" | "57P02" | "57P03" => Reason::UserErrorServerConnectionClosed,
+        other if other.starts_with("08") => Reason::UserErrorServerConnectionClosed,
+        _ => otherwise,
+    }
+}
+
+/// The reason that pg_dump's or pg_restore's last words give away, or `otherwise`. The words are English: the children get LC_MESSAGES=C.
+pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
+    let says = |text: &&str| words.contains(text);
+    let closed = [
+        "server closed the connection",
+        "terminating connection",
+        "connection to server was lost",
+        "no connection to the server",
+        "could not receive data from server",
+        "could not send data to server",
+        "SSL connection has been closed unexpectedly",
+        "SSL SYSCALL error",
+        "the database system is shutting down",
+    ];
+    if closed.iter().any(|text| says(text)) {
+        return Reason::UserErrorServerConnectionClosed;
+    }
+    let forbidden = [
+        "permission denied for",
+        "must be owner of",
+        "must be member of role",
+        "must be able to SET ROLE",
+        "must be superuser",
+    ];
+    if forbidden.iter().any(|text| says(text)) {
+        return Reason::UserErrorMissingDBPermissions;
+    }
+    if says(&"server version mismatch") {
+        return Reason::ClientTooOld;
+    }
+    otherwise
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio_util::sync::CancellationToken;
+    use vaultferry_plugin_sdk::Source;
+
+    use super::*;
+    use crate::connection::Server;
+
+    /// What a server says that answers every connection's first bytes with `answers` in turn, and hangs up.
+    async fn problem_with(answers: &'static [&'static [u8]], parameters: &str) -> Problem {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                for answer in answers {
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    let _ = stream.write_all(answer).await;
+                }
+            }
+        });
+        let uri = format!("postgres://u@127.0.0.1:{port}/d?{parameters}");
+        let server = Server::new(&Source { uri, credential: None }, None).unwrap();
+        let problem = server.connect(&CancellationToken::new()).await.unwrap_err();
+        assert!(problem.message.contains(&format!("127.0.0.1:{port}")), "{problem}");
+        problem
+    }
+
+    #[tokio::test]
+    async fn states_of_the_server_become_reasons() {
+        let cases: [(&'static [&'static [u8]], Reason); 4] = [
+            (&[b"E\0\0\0\x17SFATAL\0C28P01\0Mno\0\0"], Reason::UserErrorDBUserAuthFailed),
+            (&[b"E\0\0\0\x17SFATAL\0C3D000\0Mno\0\0"], Reason::UserErrorDBNotFound),
+            (&[b"E\0\0\0\x17SFATAL\0C42501\0Mno\0\0"], Reason::UserErrorMissingDBPermissions),
+            (&[b"E\0\0\0\x17SFATAL\0C57P03\0Mno\0\0"], Reason::UserErrorServerConnectionClosed),
+        ];
+        for (answers, reason) in cases {
+            assert_eq!(problem_with(answers, "sslmode=disable").await.reason, reason);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_a_missing_password_and_a_hang_up_are_told_apart() {
+        assert_eq!(problem_with(&[b"N"], "sslmode=require").await.reason, Reason::TlsFailed);
+        assert_eq!(problem_with(&[b"S", b"no TLS"], "sslmode=require").await.reason, Reason::TlsFailed);
+        let clear_text_password: &[&[u8]] = &[b"R\0\0\0\x08\0\0\0\x03"];
+        let problem = problem_with(clear_text_password, "sslmode=disable").await;
+        assert_eq!(problem.reason, Reason::UserErrorDBUserAuthFailed);
+        assert_eq!(problem_with(&[b""], "sslmode=disable").await.reason, Reason::UserErrorServerConnectionClosed);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_a_matter_of_the_network() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        for host in [format!("127.0.0.1:{port}"), "no-such-host.invalid:5432".to_owned()] {
+            let source = Source { uri: format!("postgres://u@{host}/d"), credential: None };
+            let server = Server::new(&source, None).unwrap();
+            let problem = server.connect(&CancellationToken::new()).await.unwrap_err();
+            assert_eq!(problem.reason, Reason::UserErrorMissingNetworkSecurityPermissions, "{problem}");
+            assert!(problem.message.contains(&host), "{problem}");
+        }
+    }
+
+    #[test]
+    fn last_words_give_reasons_away() {
+        let closed = "pg_dump: error: Dumping the contents of table \"a\" failed: PQgetResult() failed.\n\
+                      pg_dump: detail: Error message from server: server closed the connection unexpectedly";
+        let cases = [
+            (closed, Reason::UserErrorServerConnectionClosed),
+            ("FATAL:  terminating connection due to administrator command", Reason::UserErrorServerConnectionClosed),
+            (
+                "pg_dump: error: query failed: ERROR:  permission denied for table t",
+                Reason::UserErrorMissingDBPermissions,
+            ),
+            ("ERROR:  must be member of role \"postgres\"", Reason::UserErrorMissingDBPermissions),
+            ("pg_dump: error: aborting because of server version mismatch", Reason::ClientTooOld),
+            ("pg_dump: error: something else", Reason::DumpFailed),
+        ];
+        for (words, reason) in cases {
+            assert_eq!(words_reason(words, Reason::DumpFailed), reason, "{words}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! TLS to the server, in libpq's modes.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use vaultferry_proto::{Problem, Reason};
+
+use crate::client::Major;
+use crate::connection::NOWHERE;
+use crate::uri::Tls;
+
+/// The first libpq that knows `sslrootcert=system`.
+const KNOWS_SYSTEM_ROOTS: Major = Major::new(16);
+
+/// Where systems keep the bundle of trusted certificates: Debian, Red Hat, SUSE, Alpine and the BSDs.
+const SYSTEM_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+fn failed(message: impl Into<String>) -> Problem {
+    Problem::new(Reason::TlsFailed, message)
+}
+
+/// A connector for every mode but [`Tls::Disable`].
+pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Problem> {
+    // Given explicitly: no process-wide default is needed, and none can be the wrong one.
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(error.to_string()))?;
+    let verifier: Arc<dyn ServerCertVerifier> = match tls {
+        Tls::VerifyFull { root_cert_path } => Arc::new(NamedServer::new(root_cert_path.as_deref(), provider)?),
+        Tls::Disable | Tls::Prefer | Tls::Require => Arc::new(AnyCertificate { provider }),
+    };
+    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}
+
+fn trusted(path: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Problem> {
+    let Some(path) = path else { return Ok(rustls_native_certs::load_native_certs().certs) };
+    let unreadable = |error| failed(format!("cannot read sslrootcert {}: {error}", path.display()));
+    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(unreadable)
+}
+
+/// What PGSSLROOTCERT must say so that libpq trusts what [`connector`] trusts. In the modes that check nothing, libpq would begin to
+/// check if the user's own root file existed; so it is pointed to nowhere.
+pub(super) fn root_cert_for_libpq(tls: &Tls, program: Major) -> OsString {
+    match tls {
+        Tls::Disable | Tls::Prefer | Tls::Require => NOWHERE.into(),
+        Tls::VerifyFull { root_cert_path: Some(path) } => path.into(),
+        Tls::VerifyFull { root_cert_path: None } => {
+            let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+            let known = SYSTEM_BUNDLES.iter().map(PathBuf::from);
+            match named.into_iter().chain(known).find(|path| path.is_file()) {
+                _ if program >= KNOWS_SYSTEM_ROOTS => "system".into(),
+                Some(path) => path.into(),
+                None => NOWHERE.into(),
+            }
+        }
+    }
+}
+
+/// Checks the chain and the name. As libpq does, it also takes a server's own self-signed certificate when that is what sslrootcert
+/// holds; rustls refuses it as the certificate of an authority, which such a certificate commonly says it is.
+#[derive(Debug)]
+struct NamedServer {
+    chain: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+}
+
+impl NamedServer {
+    fn new(path: Option<&Path>, provider: Arc<CryptoProvider>) -> Result<Self, Problem> {
+        let trusted = trusted(path)?;
+        let mut roots = RootCertStore::empty();
+        let (usable, _) = roots.add_parsable_certificates(trusted.iter().cloned());
+        if usable == 0 {
+            let place = path.map_or("the system".to_owned(), |path| path.display().to_string());
+            return Err(failed(format!("{place} has no trusted certificate")));
+        }
+        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        Ok(Self { chain: chain.map_err(|error| failed(error.to_string()))?, trusted })
+    }
+}
+
+impl ServerCertVerifier for NamedServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match verified {
+            // The dates are checked before this is found, so a certificate that has expired does not come here.
+            Err(error) if is_authority(&error) && self.trusted.iter().any(|trusted| trusted == end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.chain.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// rustls has no error of its own for this one; the certificate library's is inside.
+fn is_authority(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
+        if other.0.to_string() == "CaUsedAsEndEntity")
+}
+
+/// Trusts every certificate, as libpq does in the modes `prefer` and `require`: they keep listeners out, not impostors.
+#[derive(Debug)]
+struct AnyCertificate {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    // Whoever may show any certificate can also sign for it; checking the signature would only refuse old kinds of certificates.
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,74 @@
+//! The PostgreSQL plugin: `pg_dump` streamed into a vault, restore as a new database or as files.
+//!
+//! Invariants:
+//! - A password is read where its reference says, given to our own connection and to the children's environment, and never to an
+//!   argument, a log, an error or a file.
+//! - A point holds two streams: `database.dump` (pg_dump's custom format, uncompressed: the vault compresses and deduplicates) and
+//!   `database.json` ([`facts::Facts`]: what a restore must know before it begins).
+//! - A dump that ends with anything but status 0, is empty, or is no archive fails the job with pg_dump's own words.
+//! - A restored database has its name if and only if it is complete; until then it is called `vaultferry_restore_<job>`.
+//!
+//! What it does not do: roles and other things that belong to the whole server (P19), physical backup, several databases at once.
+
+mod backup;
+pub mod client;
+pub mod connection;
+pub mod facts;
+pub mod passfile;
+pub mod quote;
+mod restore;
+pub mod settings;
+pub mod uri;
+mod validate;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::{
+    BackupJob, CleanUpJob, Reporter, RestoreJob, RestoreTarget, Source, Validated, Workload, files,
+};
+use vaultferry_proto::Problem;
+use vaultferry_vault::writer::Staged;
+
+/// The name of the stream that `pg_restore` reads.
+pub const DUMP_STREAM: &str = "database.dump";
+
+/// The name of the stream with [`facts::Facts`].
+pub const FACTS_STREAM: &str = "database.json";
+
+/// The workload `postgres`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Postgres;
+
+#[async_trait]
+impl Workload for Postgres {
+    fn source_type(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn validate(
+        &self,
+        source: Source,
+        settings_json: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Validated, Problem> {
+        validate::validate(&source, settings_json, cancel).await
+    }
+
+    async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {
+        backup::backup(job, reporter, cancel).await
+    }
+
+    async fn restore(&self, job: RestoreJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem> {
+        match &job.target {
+            RestoreTarget::Database(target) => restore::restore(&job, target, reporter, cancel).await,
+            RestoreTarget::Files(destination) => files::restore(&job, destination, reporter, cancel).await,
+        }
+    }
+
+    async fn clean_up(&self, job: CleanUpJob, cancel: &CancellationToken) -> Result<(), Problem> {
+        match &job.target {
+            RestoreTarget::Database(target) => restore::clean_up(&job.job_id, target, cancel).await,
+            RestoreTarget::Files(destination) => files::clean_up(&job.job_id, destination, cancel).await,
+        }
+    }
+}

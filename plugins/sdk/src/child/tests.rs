@@ -1,0 +1,115 @@
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::*;
+
+fn shell(script: &str) -> Command {
+    Command::new("/bin/sh").arg("-c").arg(script)
+}
+
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses; a zombie is not alive.
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+async fn wait_until_gone(pid: u32) {
+    let begin = Instant::now();
+    while is_alive(pid) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{pid} is still alive");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn status_and_last_words_are_told() {
+    let child = shell("echo first >&2; echo last >&2; exit 3").spawn().await.unwrap();
+    let ended = child.finish(&CancellationToken::new()).await.unwrap();
+    assert_eq!((ended.how().as_str(), ended.words.as_str()), ("exit status 3", "first\nlast"));
+    let ended = shell("kill -9 $$").spawn().await.unwrap().finish(&CancellationToken::new()).await.unwrap();
+    assert_eq!(ended.how(), "signal 9 (SIGKILL)");
+}
+
+#[tokio::test]
+async fn words_are_bounded_and_lossy() {
+    let script = "head -c 100000 /dev/zero | tr '\\0' x >&2; printf '\\377end' >&2";
+    let ended = shell(script).spawn().await.unwrap().finish(&CancellationToken::new()).await.unwrap();
+    assert!(ended.words.ends_with("x\u{fffd}end") && ended.words.len() <= WORDS_MAX + 2, "{}", ended.words.len());
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_named() {
+    let error = Command::new("/nowhere/program").spawn().await.unwrap_err();
+    assert!(error.to_string().contains("/nowhere/program"), "{error}");
+}
+
+#[tokio::test]
+async fn pipes_carry_bytes_and_the_environment_is_clean() {
+    let command = shell("cat; env").envs([("GIVEN", OsString::from("yes"))]).pipe_stdin().pipe_stdout();
+    let mut child = command.spawn().await.unwrap();
+    let mut stdin = child.take_stdin().unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    stdin.write_all(b"hello\n").await.unwrap();
+    drop(stdin);
+    let mut output = String::new();
+    stdout.read_to_string(&mut output).await.unwrap();
+    assert!(child.finish(&CancellationToken::new()).await.unwrap().success());
+    assert!(output.starts_with("hello\n") && output.contains("GIVEN=yes\n"), "{output}");
+    assert!(!output.contains("CARGO_"), "{output}");
+}
+
+#[tokio::test]
+async fn cancelling_kills_the_whole_group() {
+    let mut child = shell("sleep 1000 & echo $!; wait").pipe_stdout().spawn().await.unwrap();
+    let mut line = [0; 32];
+    let count = child.take_stdout().unwrap().read(&mut line).await.unwrap();
+    let grandchild: u32 = String::from_utf8_lossy(&line[..count]).trim().parse().unwrap();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    assert!(matches!(child.finish(&cancel).await, Err(Error::Cancelled)));
+    wait_until_gone(grandchild).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_child_is_asked_to_end_before_it_is_killed() {
+    let polite = "trap 'echo asked >&2; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
+    let deaf = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
+    for (script, patience) in [(polite, Duration::from_secs(1)), (deaf, GRACE + Duration::from_secs(2))] {
+        let mut child = shell(script).pipe_stdout().spawn().await.unwrap();
+        child.take_stdout().unwrap().read_exact(&mut [0; 6]).await.unwrap();
+        let pid = child.id().unwrap();
+        let begin = Instant::now();
+        child.stop().await;
+        assert!(begin.elapsed() < patience, "{script}: {:?}", begin.elapsed());
+        assert!(!is_alive(pid));
+    }
+}
+
+#[tokio::test]
+async fn dropping_kills_and_reaps() {
+    let child = shell("sleep 1000").spawn().await.unwrap();
+    let pid = child.id().unwrap();
+    drop(child);
+    wait_until_gone(pid).await;
+    // Tokio reaps orphans when it hears of any child's end.
+    shell("true").spawn().await.unwrap().finish(&CancellationToken::new()).await.unwrap();
+    let begin = Instant::now();
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{pid} is a zombie");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The thread that asked for the child ends; the child must not.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_child_outlives_the_thread_that_asked_for_it() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    let child = std::thread::spawn(move || handle.block_on(shell("sleep 1000").spawn()).unwrap()).join().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(is_alive(child.id().unwrap()));
+    runtime.block_on(child.stop());
+}

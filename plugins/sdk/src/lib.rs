@@ -1,0 +1,29 @@
+//! What every workload plugin is made with.
+//!
+//! A plugin implements [`Workload`] and calls [`serve()`]; the rest is here: the protocol with the coordinator, progress, cancellation,
+//! child processes, and what all workloads do alike ([`files`]).
+//!
+//! Invariants:
+//! - A workload sees domain types only; [`wire`] is the one place that knows the generated ones.
+//! - A job is cancelled by its [`CancellationToken`](tokio_util::sync::CancellationToken): when the coordinator drops the call, when
+//!   it is gone (standard input ends), and on SIGTERM. Nothing runs on afterwards, and no child is left.
+//! - Payload bytes go from the source to the store (or back) through bounded buffers; nothing is set down on a local disk.
+//!
+//! What is not here: any knowledge of a workload, of policies or of points. Several plugins need it, or it does not belong here.
+
+pub mod child;
+pub mod files;
+mod host;
+pub mod report;
+pub mod serve;
+mod service;
+pub mod wire;
+pub mod workload;
+
+pub use host::hostname;
+pub use report::{Reporter, Warning};
+pub use serve::serve;
+pub use workload::{
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
+    Validated, VaultAccess, Workload,
+};

@@ -1,0 +1,232 @@
+//! The one place that turns the protocol's messages into the SDK's words and back. Nothing from outside passes unchecked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use url::Url;
+use vaultferry_proto::plugin::v1 as proto;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::Id;
+use vaultferry_vault::location::{Access, Location};
+use vaultferry_vault::store::azure::Credential;
+use vaultferry_vault::writer::Staged;
+
+use crate::report::{Progress, Warning};
+use crate::workload::{
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
+    Validated, VaultAccess,
+};
+
+/// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
+const PACKS_IN_MESSAGE: usize = 4096;
+
+/// Used when a request says 0: the default of the configuration's `bytes_in_flight`.
+const DEFAULT_BYTES_IN_FLIGHT: u64 = 64 * 1024 * 1024;
+
+/// Used when a request says 0: longer than the store's own minute of throttling, shorter than a person's patience.
+const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Fast, and most of what higher levels gain.
+const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
+
+fn invalid(message: impl Into<String>) -> Problem {
+    Problem::new(Reason::InvalidRequest, message)
+}
+
+fn required<T>(field: Option<T>, name: &str) -> Result<T, Problem> {
+    field.ok_or_else(|| invalid(format!("the request lacks {name}")))
+}
+
+fn non_empty(text: String, name: &str) -> Result<String, Problem> {
+    if text.is_empty() { Err(invalid(format!("the request lacks {name}"))) } else { Ok(text) }
+}
+
+/// The parts of a validate request: the source and the settings.
+pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String), Problem> {
+    Ok((source_from(required(request.source, "source")?)?, request.settings_json))
+}
+
+/// A backup request.
+pub fn backup_from(request: proto::BackupRequest) -> Result<BackupJob, Problem> {
+    let compression_level = match request.compression_level {
+        0 => DEFAULT_COMPRESSION_LEVEL,
+        level @ 1..=19 => level,
+        level => return Err(invalid(format!("compression_level is {level}; it must be 1 to 19"))),
+    };
+    Ok(BackupJob {
+        job_id: non_empty(request.job_id, "job_id")?,
+        instance_name: request.instance_name,
+        source: source_from(required(request.source, "source")?)?,
+        vault: vault_from(required(request.vault, "vault")?)?,
+        settings_json: request.settings_json,
+        compression_level,
+        tags: request.tags,
+    })
+}
+
+/// A restore request.
+pub fn restore_from(request: proto::RestoreRequest) -> Result<RestoreJob, Problem> {
+    use proto::restore_request::Target;
+    let target = match required(request.target, "target")? {
+        Target::Database(database) => RestoreTarget::Database(database_from(database)?),
+        Target::Files(files) => RestoreTarget::Files(files_from(files)?),
+    };
+    Ok(RestoreJob {
+        job_id: non_empty(request.job_id, "job_id")?,
+        snapshot_id: id_from(&request.snapshot_id)?,
+        vault: vault_from(required(request.vault, "vault")?)?,
+        settings_json: request.settings_json,
+        target,
+    })
+}
+
+/// A clean-up request.
+pub fn clean_up_from(request: proto::CleanUpRequest) -> Result<CleanUpJob, Problem> {
+    use proto::clean_up_request::Target;
+    let target = match required(request.target, "target")? {
+        Target::Database(database) => RestoreTarget::Database(database_from(database)?),
+        Target::Files(files) => RestoreTarget::Files(files_from(files)?),
+    };
+    Ok(CleanUpJob { job_id: non_empty(request.job_id, "job_id")?, settings_json: request.settings_json, target })
+}
+
+fn id_from(text: &str) -> Result<Id, Problem> {
+    text.parse::<Id>().map_err(|_| invalid("snapshot_id is not 64 hexadecimal digits"))
+}
+
+fn source_from(source: proto::Source) -> Result<Source, Problem> {
+    let credential = match (source.passfile.is_empty(), source.password_env.is_empty()) {
+        (true, true) => None,
+        (false, true) => Some(CredentialReference::Passfile(PathBuf::from(source.passfile))),
+        (true, false) => Some(CredentialReference::Environment(source.password_env)),
+        (false, false) => return Err(invalid("a source has a passfile or a password_env, not both")),
+    };
+    Ok(Source { uri: non_empty(source.uri, "source.uri")?, credential })
+}
+
+fn database_from(target: proto::DatabaseTarget) -> Result<DatabaseTarget, Problem> {
+    Ok(DatabaseTarget {
+        server: source_from(required(target.server, "target.server")?)?,
+        database: non_empty(target.database, "target.database")?,
+        no_owner: target.no_owner,
+    })
+}
+
+fn files_from(target: proto::FilesTarget) -> Result<FilesDestination, Problem> {
+    let (endpoint, credential) = credential_from(target.credential.unwrap_or_default())?;
+    Ok(FilesDestination { to: non_empty(target.to, "target.to")?, endpoint, credential })
+}
+
+fn vault_from(vault: proto::VaultAccess) -> Result<VaultAccess, Problem> {
+    let location: Location =
+        non_empty(vault.location, "vault.location")?.parse().map_err(|error| invalid(format!("{error}")))?;
+    let (endpoint, credential) = credential_from(vault.credential.unwrap_or_default())?;
+    let store_deadline = match vault.store_deadline_s {
+        0 => DEFAULT_STORE_DEADLINE,
+        seconds => Duration::from_secs(u64::from(seconds)),
+    };
+    Ok(VaultAccess {
+        access: Access { location, endpoint, credential, store_deadline },
+        instance_id: non_empty(vault.instance_id, "vault.instance_id")?,
+        repository_password: SecretString::from(non_empty(vault.repository_password, "vault.repository_password")?),
+        bytes_in_flight: if vault.bytes_in_flight == 0 { DEFAULT_BYTES_IN_FLIGHT } else { vault.bytes_in_flight },
+    })
+}
+
+fn credential_from(credential: proto::StoreCredential) -> Result<(Option<Url>, Option<Credential>), Problem> {
+    let endpoint = match credential.endpoint.as_str() {
+        "" => None,
+        text => Some(Url::parse(text).map_err(|error| invalid(format!("the store's endpoint is no URL: {error}")))?),
+    };
+    let credential = match (credential.sas.is_empty(), credential.account_key.is_empty()) {
+        (true, true) => None,
+        (false, true) => Some(Credential::Sas(SecretString::from(credential.sas))),
+        (true, false) => Some(Credential::AccountKey(SecretString::from(credential.account_key))),
+        (false, false) => return Err(invalid("a store has a SAS or an account key, not both")),
+    };
+    Ok((endpoint, credential))
+}
+
+/// The answer to a validate request.
+pub fn validated_to(validated: Validated) -> proto::ValidateResponse {
+    proto::ValidateResponse {
+        source_identity: validated.source_identity,
+        suggested_name: validated.suggested_name,
+        warnings: validated.warnings.into_iter().map(warning_to).collect(),
+    }
+}
+
+fn warning_to(warning: Warning) -> proto::PluginWarning {
+    proto::PluginWarning { reason: warning.reason, message: warning.message, fix: warning.fix }
+}
+
+fn progress_to(progress: Progress) -> proto::PluginProgress {
+    proto::PluginProgress {
+        phase: progress.phase.to_owned(),
+        bytes_read: progress.bytes_read,
+        bytes_stored: progress.bytes_stored,
+        bytes_total: progress.bytes_total,
+    }
+}
+
+fn backup_event(event: proto::backup_event::Event) -> proto::BackupEvent {
+    proto::BackupEvent { event: Some(event) }
+}
+
+fn restore_event(event: proto::restore_event::Event) -> proto::RestoreEvent {
+    proto::RestoreEvent { event: Some(event) }
+}
+
+/// Progress of a backup.
+pub fn backup_progress(progress: Progress) -> proto::BackupEvent {
+    backup_event(proto::backup_event::Event::Progress(progress_to(progress)))
+}
+
+/// A warning of a backup.
+pub fn backup_warning(warning: Warning) -> proto::BackupEvent {
+    backup_event(proto::backup_event::Event::Warning(warning_to(warning)))
+}
+
+/// Progress of a restore.
+pub fn restore_progress(progress: Progress) -> proto::RestoreEvent {
+    restore_event(proto::restore_event::Event::Progress(progress_to(progress)))
+}
+
+/// A warning of a restore.
+pub fn restore_warning(warning: Warning) -> proto::RestoreEvent {
+    restore_event(proto::restore_event::Event::Warning(warning_to(warning)))
+}
+
+/// The last event of a restore.
+pub fn restored_to(bytes_restored: u64) -> proto::RestoreEvent {
+    restore_event(proto::restore_event::Event::Done(proto::RestoreDone { bytes_restored }))
+}
+
+/// The last events of a backup: the packs in pieces, then the rest.
+pub fn staged_to(staged: Staged) -> Vec<proto::BackupEvent> {
+    use proto::backup_event::Event;
+    let pack_count = staged.packs.len() as u64;
+    let pieces = staged.packs.chunks(PACKS_IN_MESSAGE).map(|piece| {
+        let packs =
+            piece.iter().map(|(id, size)| proto::PackReference { id: id.as_bytes().to_vec(), size: *size }).collect();
+        backup_event(Event::StagedPacks(proto::StagedPacks { packs }))
+    });
+    let mut events: Vec<_> = pieces.collect();
+    let streams = staged.streams.into_iter().map(|stream| proto::StagedStream {
+        name: stream.name,
+        size: stream.size,
+        sha256: stream.sha256,
+    });
+    events.push(backup_event(Event::Staged(proto::Staged {
+        snapshot_id: staged.snapshot_id.to_string(),
+        sealed_snapshot: staged.sealed.to_vec(),
+        prune_epoch: staged.prune_epoch,
+        pack_count,
+        streams: streams.collect(),
+        source_bytes: staged.source_bytes,
+        stored_bytes: staged.stored_bytes,
+        time_us: staged.time.as_microsecond(),
+    })));
+    events
+}

@@ -1,0 +1,185 @@
+//! The trait that a plugin implements, and the words it is spoken in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::Id;
+use vaultferry_vault::location::Access;
+use vaultferry_vault::repository::Repository;
+use vaultferry_vault::store::azure::Credential;
+use vaultferry_vault::writer::Staged;
+
+use crate::report::{Reporter, Warning};
+
+/// One type of data source: how it is checked, read into a vault, and restored.
+///
+/// Every call may take as long as it needs, and returns soon after `cancel` fires (with [`Reason::Cancelled`], or with what it had
+/// already become). A call never leaves a child process behind.
+#[async_trait]
+pub trait Workload: Send + Sync + 'static {
+    /// `postgres`, `vm`, `apim`, …
+    fn source_type(&self) -> &'static str;
+
+    /// Readiness of one source. Changes nothing there. Fails with the first fault.
+    async fn validate(
+        &self,
+        source: Source,
+        settings_json: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Validated, Problem>;
+
+    /// Reads the source into the vault. Nothing is visible afterwards; what a failure leaves behind are chunks that the next backup
+    /// reuses.
+    async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem>;
+
+    /// Brings a point back; the result is the number of bytes restored. Never overwrites. What a failed or cancelled restore has made
+    /// is removed again; when that fails too, the message says what is left.
+    async fn restore(&self, job: RestoreJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem>;
+
+    /// Removes what a restore of this job left behind when its process was killed. Idempotent.
+    async fn clean_up(&self, job: CleanUpJob, cancel: &CancellationToken) -> Result<(), Problem>;
+}
+
+/// A data source, and where the secret is that opens it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// As the user wrote it; never holds a password when it is valid.
+    pub uri: String,
+    /// Where the password is; `None` when none is needed.
+    pub credential: Option<CredentialReference>,
+}
+
+/// Where a password is found. Its value is never stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialReference {
+    /// A file in the format of libpq's `.pgpass`.
+    Passfile(PathBuf),
+    /// A variable of this process's environment.
+    Environment(String),
+}
+
+/// What a source that is ready tells of itself.
+#[derive(Debug, Clone)]
+pub struct Validated {
+    /// Two spellings of one source have one identity. Holds no user and no secret.
+    pub source_identity: String,
+    /// What names are made of.
+    pub suggested_name: String,
+    /// What the user should know, though it does not stand in the way.
+    pub warnings: Vec<Warning>,
+}
+
+/// How the instance's repository is reached.
+pub struct VaultAccess {
+    /// Where, with which credential, and for how long an operation is tried.
+    pub access: Access,
+    /// Whose repository.
+    pub instance_id: String,
+    /// 64 hexadecimal digits.
+    pub repository_password: SecretString,
+    /// Bytes of user data in memory, at most.
+    pub bytes_in_flight: u64,
+}
+
+impl VaultAccess {
+    /// Opens the repository; changes nothing in it.
+    pub async fn open(&self, cancel: &CancellationToken) -> Result<Arc<Repository>, Problem> {
+        let store = self.access.open_instance(&self.instance_id).map_err(vaultferry_vault::Error::from)?;
+        Ok(Arc::new(Repository::open(store, &self.repository_password, cancel).await?))
+    }
+}
+
+/// One backup to make.
+pub struct BackupJob {
+    /// Unique for each job.
+    pub job_id: String,
+    /// The instance's name, for people.
+    pub instance_name: String,
+    /// What to read.
+    pub source: Source,
+    /// Where to write.
+    pub vault: VaultAccess,
+    /// The section of the configuration that is named like the plugin, as JSON; may be empty.
+    pub settings_json: String,
+    /// zstd level, 1 to 19.
+    pub compression_level: i32,
+    /// To be written into the snapshot as they are.
+    pub tags: Vec<String>,
+}
+
+/// One restore to make.
+pub struct RestoreJob {
+    /// Unique for each job.
+    pub job_id: String,
+    /// The point to bring back.
+    pub snapshot_id: Id,
+    /// Where it is.
+    pub vault: VaultAccess,
+    /// As in [`BackupJob`].
+    pub settings_json: String,
+    /// Where to.
+    pub target: RestoreTarget,
+}
+
+/// Where a restore goes.
+#[derive(Clone)]
+pub enum RestoreTarget {
+    /// A new database.
+    Database(DatabaseTarget),
+    /// A file for each stream of the point.
+    Files(FilesDestination),
+}
+
+/// A new database on a server.
+#[derive(Debug, Clone)]
+pub struct DatabaseTarget {
+    /// The server; a database in the URI is the one to log in to.
+    pub server: Source,
+    /// The name of the new database.
+    pub database: String,
+    /// Leave owners and privileges out.
+    pub no_owner: bool,
+}
+
+/// A folder or container for files.
+#[derive(Clone)]
+pub struct FilesDestination {
+    /// An absolute folder, or `azure://account/container[/prefix]`.
+    pub to: String,
+    /// Another endpoint than Azure's own.
+    pub endpoint: Option<Url>,
+    /// `None` for a folder.
+    pub credential: Option<Credential>,
+}
+
+/// What to clean up.
+pub struct CleanUpJob {
+    /// The job that was interrupted.
+    pub job_id: String,
+    /// As in [`BackupJob`].
+    pub settings_json: String,
+    /// The target of that job.
+    pub target: RestoreTarget,
+}
+
+/// The problem that every cancelled call ends with.
+pub fn cancelled() -> Problem {
+    Problem::new(Reason::Cancelled, "the job was cancelled")
+}
+
+/// Waits for `work`, but no longer than until `cancel` fires; `work` is dropped then.
+pub async fn unless_cancelled<T>(
+    work: impl Future<Output = Result<T, Problem>>,
+    cancel: &CancellationToken,
+) -> Result<T, Problem> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(cancelled()),
+        result = work => result,
+    }
+}

@@ -1,0 +1,401 @@
+//! The command line: every command, flag and help text of this version.
+//!
+//! The names are promises that documents, scripts and tests rely on; `tests/golden/help.txt` shows a change as a diff.
+
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+
+use crate::config::Endpoint;
+
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+/// Ferries PostgreSQL databases straight into a vault, and back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vaultferry",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 78 wrong configuration."
+)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// The configuration file [default: /etc/vaultferry/agent.toml, if it exists]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FILE",
+        env = "VAULTFERRY_CONFIG",
+        hide_env_values = true
+    )]
+    pub config: Option<PathBuf>,
+    /// Where the agent listens: unix:///path [default: the configuration's first listener]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "URI",
+        env = "VAULTFERRY_ENDPOINT",
+        hide_env_values = true
+    )]
+    #[arg(value_parser = values::endpoint)]
+    pub endpoint: Option<Endpoint>,
+    /// How results are printed: for people, or as JSON for programs
+    #[arg(long, global = true, help_heading = "Global options", value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    // Tables and "key: value" lines.
+    Text,
+    // The response message as proto3 JSON.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent, or check its configuration
+    #[command(subcommand)]
+    Agent(Agent),
+    /// Make the vault, look at it, and export keys
+    #[command(subcommand)]
+    Vault(Vault),
+    /// When backups run, and how long they are kept
+    #[command(subcommand)]
+    Policy(Policy),
+    /// What is protected
+    #[command(subcommand)]
+    Instance(Instance),
+    /// Back up an instance now
+    Backup(Backup),
+    /// Recovery points: complete backups
+    #[command(subcommand)]
+    Point(Point),
+    /// Restore a point; nothing that exists is overwritten
+    #[command(subcommand)]
+    Restore(Restore),
+    /// What runs now, and what ran before
+    #[command(subcommand)]
+    Job(Job),
+    /// Instances, points and jobs in figures
+    Summary,
+    /// Serve one plugin to the agent that started this process
+    #[command(subcommand, hide = true)]
+    Plugin(Plugin),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Agent {
+    /// Run the agent until SIGTERM or Ctrl-C; running jobs are drained, a second signal ends at once
+    Run,
+    /// Check the configuration: print what is used, or every fault (exit code 78)
+    CheckConfig,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Vault {
+    /// Make the configured vault; no agent needs to run, and a vault that exists is left as it is
+    #[command(after_help = "Examples:
+  vaultferry vault init --config agent.toml
+
+A new vault's recovery key is printed once. Keep it away from this machine.")]
+    Init {
+        /// How the storage below copies what it holds; recorded in the vault
+        #[arg(long, value_enum, default_value_t = Redundancy::GeoRedundant)]
+        redundancy: Redundancy,
+    },
+    /// The vault's place, region and format
+    Show,
+    /// Keys that open a repository without Vaultferry
+    #[command(subcommand)]
+    Key(Key),
+}
+
+/// What the vault's storage is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Redundancy {
+    // Copies in another region too.
+    GeoRedundant,
+    // Copies in one place.
+    LocallyRedundant,
+}
+
+impl Redundancy {
+    /// As the vault's record has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GeoRedundant => "geo-redundant",
+            Self::LocallyRedundant => "locally-redundant",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Print RESTIC_REPOSITORY and RESTIC_PASSWORD of an instance
+    #[command(after_help = "Examples:
+  eval \"$(vaultferry vault key export shop | sed 's/^/export /')\"
+  restic --no-lock snapshots
+  restic --no-lock dump latest /database.dump | pg_restore -l
+
+Only read with it: never run restic prune or forget on a vault in use.")]
+    Export {
+        /// Name or id
+        instance: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    /// Create a policy from a TOML document
+    #[command(after_help = "Examples:
+  vaultferry policy create -f nightly.toml")]
+    Create {
+        /// The document; - reads standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// All policies
+    List,
+    /// One policy with its rules and its document
+    Show {
+        /// Name or id
+        #[arg(value_name = "NAME")]
+        policy: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Instance {
+    /// Check sources, and protect all of them or none
+    #[command(after_help = "Examples:
+  vaultferry instance create --source postgres://backup@db.example/shop --policy nightly --passfile /etc/vaultferry/pgpass
+  vaultferry instance create --source 'postgres://postgres@/shop?host=/run/postgresql' --policy nightly --name shop
+
+A password inside a URI is refused.")]
+    Create(InstanceCreate),
+    /// All instances
+    List,
+    /// One instance
+    Show {
+        /// Name or id
+        instance: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct InstanceCreate {
+    /// What to protect: postgres://user@host:port/database; may be given several times
+    #[arg(long = "source", required = true, num_args = 1.., value_name = "URI")]
+    pub sources: Vec<String>,
+    /// The policy that it follows
+    #[arg(long, value_name = "NAME")]
+    pub policy: String,
+    /// The instance's name, only with one source [default: the source's last part]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The source's region; another region than the vault's is refused
+    #[arg(long)]
+    pub region: Option<String>,
+    #[command(flatten)]
+    pub login: Login,
+}
+
+/// How the agent logs in at a server; the value itself is never given, sent or stored.
+#[derive(Debug, clap::Args)]
+pub struct Login {
+    /// A libpq password file, read by the agent
+    #[arg(long, value_name = "FILE", conflicts_with = "password_env")]
+    pub passfile: Option<PathBuf>,
+    /// The variable of the agent's environment that holds the password
+    #[arg(long, value_name = "VARIABLE")]
+    pub password_env: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vaultferry backup shop --wait
+  vaultferry backup shop --rule Monthly
+
+With --wait the exit code is the job's outcome. Ctrl-C stops the watching, not the job.")]
+pub struct Backup {
+    /// Name or id
+    pub instance: String,
+    /// The policy's rule that says how long to keep it [default: Default]
+    #[arg(long)]
+    pub rule: Option<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Wait {
+    /// Watch the job until it ends
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Point {
+    /// All points of an instance, newest first
+    List {
+        /// Name or id
+        instance: String,
+    },
+    /// One point with its streams
+    Show {
+        /// Name or id
+        instance: String,
+        /// An id, the beginning of one, or latest
+        #[arg(default_value = "latest")]
+        point: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Restore {
+    /// Restore into a new database of a PostgreSQL server
+    #[command(after_help = "Examples:
+  vaultferry restore database shop --target postgres://postgres@db.example/ --database shop_restored --wait
+  vaultferry restore database shop --target 'postgres://postgres@/?host=/run/postgresql' --database old_shop --point 3f9a01 --wait
+
+A database that exists is never written to. Roles are not restored: --no-owner leaves owners and privileges out.")]
+    Database(RestoreDatabase),
+    /// Restore as files into a folder or a blob container
+    #[command(after_help = "Examples:
+  vaultferry restore files shop --to /srv/restored --wait
+  vaultferry restore files shop --to azure://account/container --credential-env TARGET_SAS --wait
+
+A PostgreSQL point is one file, database.dump, that pg_restore reads.")]
+    Files(RestoreFiles),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RestoreDatabase {
+    /// Name or id of the instance to restore
+    pub instance: String,
+    /// The server: postgres://user@host:port/
+    #[arg(long, value_name = "URI")]
+    pub target: String,
+    /// The new database
+    #[arg(long, value_name = "NAME")]
+    pub database: String,
+    /// An id, the beginning of one, or latest
+    #[arg(long, value_name = "ID", default_value = "latest")]
+    pub point: String,
+    /// The server's region; another region than the vault's is refused
+    #[arg(long, value_name = "REGION")]
+    pub target_region: Option<String>,
+    #[command(flatten)]
+    pub login: Login,
+    /// Restore neither owners nor privileges
+    #[arg(long)]
+    pub no_owner: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RestoreFiles {
+    /// Name or id of the instance to restore
+    pub instance: String,
+    /// A folder of the agent's machine, or azure://account/container
+    #[arg(long, value_name = "FOLDER|URI")]
+    pub to: String,
+    /// An id, the beginning of one, or latest
+    #[arg(long, value_name = "ID", default_value = "latest")]
+    pub point: String,
+    /// The variable of the agent's environment that holds a SAS or an account key, for azure://
+    #[arg(long, value_name = "VARIABLE")]
+    pub credential_env: Option<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// Jobs, newest first
+    #[command(after_help = "Examples:
+  vaultferry job list --status Failed --from 2026-11-01
+  vaultferry job list --operation Backup --from 2026-11-20T22:00")]
+    List(JobList),
+    /// One job
+    Show {
+        /// An id, or the beginning of one
+        #[arg(value_name = "ID")]
+        job: String,
+    },
+    /// Watch a job until it ends; the exit code is its outcome
+    Watch {
+        /// An id, or the beginning of one
+        #[arg(value_name = "ID")]
+        job: String,
+    },
+    /// Cancel a job
+    Cancel {
+        /// An id, or the beginning of one
+        #[arg(value_name = "ID")]
+        job: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct JobList {
+    /// InProgress, Completed, CompletedWithWarnings, Failed, Cancelling or Cancelled
+    #[arg(long)]
+    pub status: Option<String>,
+    /// Backup, RestoreAsDatabase, RestoreAsFiles or ConfigureBackup
+    #[arg(long)]
+    pub operation: Option<String>,
+    /// Only jobs that started then or later: a date, or a time such as 2026-11-20T22:00 or ...Z
+    #[arg(long, value_name = "TIME", value_parser = values::from_time)]
+    pub from: Option<jiff::Timestamp>,
+    /// Only jobs that started before; a date means its end
+    #[arg(long, value_name = "TIME", value_parser = values::to_time)]
+    pub to: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Plugin {
+    /// The PostgreSQL plugin
+    Postgres,
+}
+
+impl Args {
+    /// The arguments of this process. Ends the process with code 2 on wrong usage, and with 0 after printing help.
+    pub fn from_process() -> Self {
+        Self::try_from_words(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    /// Parses `words`, the first of which is the program's name, and checks what the declaration above cannot say.
+    pub fn try_from_words<I>(words: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<std::ffi::OsString> + Clone,
+    {
+        let args = Self::try_parse_from(words)?;
+        if let Command::Instance(Instance::Create(create)) = &args.command
+            && create.sources.len() > 1
+            && create.name.is_some()
+        {
+            let message = "--name goes with one --source only; several sources are named by their last parts";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(args)
+    }
+}

@@ -1,0 +1,104 @@
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::*;
+
+fn parse(words: &str) -> Result<Args, clap::Error> {
+    Args::try_from_words(std::iter::once("vaultferry").chain(words.split_whitespace()))
+}
+
+#[test]
+fn the_declaration_is_sound() {
+    Args::command().debug_assert();
+}
+
+#[test]
+fn every_promised_command_parses() {
+    for words in [
+        "agent run --config /etc/a.toml",
+        "agent check-config",
+        "vault init --config a.toml",
+        "vault show --output json",
+        "vault key export shop",
+        "policy create -f p.toml",
+        "policy list",
+        "policy show nightly",
+        "instance create --source postgres://u@h/a --policy p --name n --region r --passfile f",
+        "instance create --source postgres://u@h/a --source postgres://u@h/b --policy p --password-env V",
+        "instance create --source postgres://u@h/a postgres://u@h/b --policy p",
+        "instance list",
+        "instance show shop",
+        "backup shop --rule Monthly --wait",
+        "point list shop",
+        "point show shop 3f9a01",
+        "point show shop",
+        "restore database shop --target postgres://u@h/ --database d --point i --target-region r --passfile f --no-owner --wait",
+        "restore files shop --to folder --point i --credential-env V --wait",
+        "job list --status failed --operation Backup --from 2026-11-01 --to 2026-11-02",
+        "job show 1",
+        "job watch 1",
+        "job cancel 1",
+        "summary",
+        "plugin postgres",
+        "--endpoint unix:///run/x.sock --output text summary",
+    ] {
+        if let Err(error) = parse(words) {
+            panic!("{words}: {error}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_refused_with_code_2() {
+    for words in [
+        "instance create --source postgres://u@h/a --source postgres://u@h/b --policy p --name n",
+        "instance create --policy p",
+        "instance create --source postgres://u@h/a --policy p --passfile f --password-env V",
+        "restore database shop --target postgres://u@h/",
+        "job list --from yesterday",
+        "--endpoint https://host:7443 summary",
+        "--output yaml summary",
+        "backup",
+        "discover postgres",
+    ] {
+        let error = parse(words).expect_err(words);
+        assert_eq!(error.exit_code(), 2, "{words}");
+    }
+}
+
+#[test]
+fn a_day_is_whole() {
+    let day = values::from_time("2026-11-01").unwrap();
+    let end = values::to_time("2026-11-01").unwrap();
+    let noon = values::to_time("2026-11-01T12:00").unwrap();
+    assert!(day < noon && noon < end);
+    assert_eq!(values::to_time("2026-11-01T12:00:00Z").unwrap().as_second(), 1_793_534_400);
+}
+
+/// The whole help text, compared with tests/golden/help.txt; UPDATE_GOLDEN=1 rewrites that file.
+#[test]
+fn help_is_as_in_the_golden_file() {
+    let mut text = String::new();
+    let mut root = Args::command().term_width(100);
+    root.build();
+    write_help(&mut root, "vaultferry", &mut text);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/help.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert!(golden == text, "the help text has changed; look at it, then run this test with UPDATE_GOLDEN=1:\n{text}");
+}
+
+fn write_help(command: &mut clap::Command, path: &str, text: &mut String) {
+    writeln!(text, "$ {path} --help\n{}", command.render_help()).unwrap();
+    let names: Vec<String> = command
+        .get_subcommands()
+        .filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
+        .map(|sub| sub.get_name().to_owned())
+        .collect();
+    for name in names {
+        let sub = command.find_subcommand_mut(&name).expect("it was listed above");
+        write_help(sub, &format!("{path} {name}"), text);
+    }
+}

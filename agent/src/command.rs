@@ -1,0 +1,85 @@
+//! The commands: each makes one request of the agent (or works on the vault's configuration) and prints the answer.
+
+use vaultferry_proto::status::chain;
+use vaultferry_proto::{Problem, Reason};
+
+use crate::args::{Args, Command, Global, Plugin};
+use crate::client::Client;
+use crate::config::{self, Endpoint, Purpose, Settings, Surroundings};
+use crate::output::{Output, text};
+
+mod agent;
+mod backup;
+mod instance;
+mod job;
+mod login;
+mod point;
+mod policy;
+mod restore;
+mod vault;
+
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was asked for is done.
+    Done,
+    /// Watching was ended by hand; how the job ends is not known.
+    Detached,
+}
+
+/// What every command works with.
+pub struct Context {
+    pub global: Global,
+    pub surroundings: Surroundings,
+    pub output: Output,
+}
+
+impl Context {
+    /// The whole configuration.
+    fn settings(&self, purpose: Purpose) -> Result<Settings, Problem> {
+        config::load(self.global.config.as_deref(), &self.surroundings, purpose)
+    }
+
+    /// The agent at --endpoint, or at the configuration's first listener.
+    async fn client(&self) -> Result<Client, Problem> {
+        Client::connect(self.endpoint()?).await
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Problem> {
+        if let Some(endpoint) = &self.global.endpoint {
+            return Ok(endpoint.clone());
+        }
+        let settings = self.settings(Purpose::Client)?;
+        let first = settings.listen.into_iter().next();
+        first.ok_or_else(|| Problem::new(Reason::InvalidConfiguration, "the configuration names no listener"))
+    }
+}
+
+/// Runs the command that the arguments name.
+pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Result<Outcome, Problem> {
+    let context = Context { global: args.global, surroundings, output };
+    match args.command {
+        Command::Agent(command) => agent::run(&context, command).await,
+        Command::Vault(command) => vault::run(&context, command).await,
+        Command::Policy(command) => policy::run(&context, command).await,
+        Command::Instance(command) => instance::run(&context, command).await,
+        Command::Backup(command) => backup::run(&context, command).await,
+        Command::Point(command) => point::run(&context, command).await,
+        Command::Restore(command) => restore::run(&context, command).await,
+        Command::Job(command) => job::run(&context, command).await,
+        Command::Summary => summary(&context).await,
+        Command::Plugin(Plugin::Postgres) => {
+            let served = vaultferry_plugin_sdk::serve(vaultferry_plugin_postgres::Postgres).await;
+            served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+async fn summary(context: &Context) -> Result<Outcome, Problem> {
+    let client = context.client().await?;
+    let request = vaultferry_proto::control::v1::GetSummaryRequest {};
+    let answer = client.summaries().get_summary(request).await.map_err(|status| client.problem(&status))?;
+    context.output.message(&answer.into_inner(), |response| text::summary(response.summary.as_ref()))?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,81 @@
+//! `vaultferry restore`
+
+use std::path::Path;
+
+use vaultferry_proto::control::v1::{StartRestoreDatabaseRequest, StartRestoreFilesRequest};
+use vaultferry_proto::{Problem, Reason};
+
+use super::{Context, Outcome, job, login};
+use crate::args::{Restore, RestoreDatabase, RestoreFiles};
+use crate::client::Client;
+
+pub(super) async fn run(context: &Context, command: Restore) -> Result<Outcome, Problem> {
+    match command {
+        Restore::Database(command) => database(context, command).await,
+        Restore::Files(command) => files(context, command).await,
+    }
+}
+
+async fn database(context: &Context, command: RestoreDatabase) -> Result<Outcome, Problem> {
+    let request = StartRestoreDatabaseRequest {
+        credential: login::reference(&command.login)?,
+        instance: command.instance,
+        point: command.point,
+        target_uri: command.target,
+        database: command.database,
+        target_region: command.target_region.unwrap_or_default(),
+        no_owner: command.no_owner,
+        request_id: job::new_request_id(),
+    };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.restores().start_restore_database(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+async fn files(context: &Context, command: RestoreFiles) -> Result<Outcome, Problem> {
+    let request = StartRestoreFilesRequest {
+        to: target(&command.to)?,
+        credential_env: match &command.credential_env {
+            Some(name) => login::variable("--credential-env", name)?,
+            None => String::new(),
+        },
+        instance: command.instance,
+        point: command.point,
+        request_id: job::new_request_id(),
+    };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.restores().start_restore_files(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+/// A container as it is; a folder as an absolute path. Any other URI is refused here, before it is taken for a folder's name.
+fn target(to: &str) -> Result<String, Problem> {
+    if to.starts_with("azure://") {
+        return Ok(to.to_owned());
+    }
+    if to.contains("://") {
+        let message = "--to takes a folder, or azure://account/container";
+        return Err(Problem::new(Reason::InvalidRequest, message));
+    }
+    login::absolute(Path::new(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        assert_eq!(target("azure://account/container/p").unwrap(), "azure://account/container/p");
+        assert!(Path::new(&target("here").unwrap()).is_absolute());
+        assert_eq!(target("s3://bucket").unwrap_err().reason, Reason::InvalidRequest);
+    }
+}

@@ -1,0 +1,271 @@
+//! The configuration: one TOML file < environment (`VAULTFERRY__SECTION__KEY`) < flags.
+//!
+//! Invariants:
+//! - Unknown keys are refused, and every fault is told in one go.
+//! - Secrets are named by variables of the environment; their values are in [`Azure::secret`] only, which redacts itself.
+//! - A fault never repeats a value that could be a secret put in the wrong place.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::location::Location;
+
+mod coordinator;
+mod endpoint;
+mod reader;
+mod surroundings;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use endpoint::Endpoint;
+pub use surroundings::Surroundings;
+pub use values::is_variable_name;
+
+use reader::{Faults, Section};
+
+/// The file that is read when none is named and it exists.
+const DEFAULT_FILE: &str = "/etc/vaultferry/agent.toml";
+/// Below this, the packs that a writer fills and sends at the same time do not fit (4 MiB chunks, 16 MiB packs).
+const LEAST_BYTES_IN_FLIGHT: u64 = 32 << 20;
+const DEFAULT_BYTES_IN_FLIGHT: u64 = 64 << 20;
+const DEFAULT_JOBS: usize = 4;
+/// Each job is a process with its own memory; more than this on one machine is taken for a slip of the finger.
+const MOST_JOBS: usize = 64;
+/// Longer than a store's usual restart or failover, shorter than anybody's patience.
+const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(120);
+/// The names that Azure's own command line uses.
+const DEFAULT_ACCESS_KEY_ENV: &str = "AZURE_STORAGE_KEY";
+const DEFAULT_SAS_ENV: &str = "AZURE_STORAGE_SAS_TOKEN";
+
+/// What the agent uses, after file, environment and defaults.
+#[derive(Debug)]
+pub struct Settings {
+    /// The file that was read; none when defaults and environment are all there is.
+    pub file: Option<PathBuf>,
+    /// Catalog, journal and key files.
+    pub state_dir: PathBuf,
+    /// At least one.
+    pub listen: Vec<Endpoint>,
+    /// The vault's place.
+    pub vault: Vault,
+    /// The PostgreSQL plugin's section.
+    pub postgres: Postgres,
+    /// Bounds of memory, processes and patience.
+    pub limits: Limits,
+}
+
+/// `[vault]`
+#[derive(Debug)]
+pub struct Vault {
+    /// None: a folder under `state_dir`, which `agent run` makes by itself.
+    pub location: Option<Location>,
+    /// A source or target in another region is refused by name.
+    pub region: Option<String>,
+    /// Only for `azure://` locations.
+    pub azure: Option<Azure>,
+}
+
+/// `[vault.azure]`
+#[derive(Debug)]
+pub struct Azure {
+    /// Only for emulators and private clouds.
+    pub endpoint: Option<url::Url>,
+    /// What the secret is.
+    pub credential: CredentialKind,
+    /// The variable that holds the secret.
+    pub variable: String,
+    /// Its value; none when the variable is not set, which is a fault for [`Purpose::Agent`].
+    pub secret: Option<SecretString>,
+}
+
+/// `credential` of `[vault.azure]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// The storage account's key: every right on the account.
+    AccessKey,
+    /// A shared access signature.
+    Sas,
+}
+
+impl CredentialKind {
+    /// As it is written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AccessKey => "access-key",
+            Self::Sas => "sas",
+        }
+    }
+}
+
+/// `[postgres]`; handed to the plugin as JSON.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Postgres {
+    /// Folders with pg_dump and pg_restore; empty means Debian's places.
+    pub client_dirs: Vec<PathBuf>,
+}
+
+/// `[limits]`
+#[derive(Debug)]
+pub struct Limits {
+    /// Bytes of user data in each plugin's memory.
+    pub bytes_in_flight: u64,
+    /// Jobs that run at the same time.
+    pub jobs: usize,
+    /// An operation on the store is given up after so long a time of retries.
+    pub store_deadline: Duration,
+}
+
+/// What the configuration is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To open the vault: the credential's variable has to be set.
+    Agent,
+    /// To find the agent.
+    Client,
+}
+
+/// Reads the file (`flag`, else the default one if it exists) and the environment.
+///
+/// Errors: [`Reason::InvalidConfiguration`] with every fault, one a line.
+pub fn load(flag: Option<&Path>, surroundings: &Surroundings, purpose: Purpose) -> Result<Settings, Problem> {
+    let file = flag.map(Path::to_path_buf).or_else(|| {
+        let default = Path::new(DEFAULT_FILE);
+        default.exists().then(|| default.to_path_buf())
+    });
+    let text = match &file {
+        None => String::new(),
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            let message = format!("cannot read the configuration file {}: {error}", path.display());
+            Problem::new(Reason::InvalidConfiguration, message).with_fix("Name a readable file with --config.")
+        })?,
+    };
+    let mut faults = Faults::default();
+    let settings = parse(file.clone(), &text, surroundings, purpose, &mut faults);
+    match settings {
+        Some(settings) if faults.is_empty() => Ok(settings),
+        _ => Err(faults.into_problem(file.as_deref())),
+    }
+}
+
+/// None when nothing could be read at all; otherwise settings that are only good if there are no faults.
+fn parse(
+    file: Option<PathBuf>,
+    text: &str,
+    surroundings: &Surroundings,
+    purpose: Purpose,
+    faults: &mut Faults,
+) -> Option<Settings> {
+    let mut root = Section::root(text, surroundings, faults)?;
+    let state_dir = root
+        .parsed("state_dir", faults, values::absolute_path)
+        .or_else(|| surroundings.default_state_dir())
+        .unwrap_or_else(|| {
+            faults.add("state_dir", "no default is known without $HOME; name a folder");
+            PathBuf::new()
+        });
+    let listen = listen(&mut root, surroundings, &state_dir, faults);
+    let vault = vault(root.section("vault", faults), surroundings, purpose, faults);
+    let postgres = postgres(root.section("postgres", faults), faults);
+    let limits = limits(root.section("limits", faults), faults);
+    root.refuse("tls", "this version listens on unix sockets only; leave [tls] out", faults);
+    root.refuse("http", "this version serves no HTTP; leave [http] out", faults);
+    root.finish(faults);
+    Some(Settings { file, state_dir, listen, vault, postgres, limits })
+}
+
+fn listen(root: &mut Section, surroundings: &Surroundings, state_dir: &Path, faults: &mut Faults) -> Vec<Endpoint> {
+    let Some(texts) = root.list("listen", faults) else {
+        return vec![surroundings.default_endpoint(state_dir)];
+    };
+    if texts.is_empty() {
+        faults.add("listen", "name at least one listener, or leave the key out");
+    }
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        match text.parse() {
+            Ok(endpoint) if endpoints.contains(&endpoint) => faults.add(&format!("listen[{index}]"), "is there twice"),
+            Ok(endpoint) => endpoints.push(endpoint),
+            Err(fault) => faults.add(&format!("listen[{index}]"), fault),
+        }
+    }
+    endpoints
+}
+
+fn vault(mut section: Section, surroundings: &Surroundings, purpose: Purpose, faults: &mut Faults) -> Vault {
+    let location = section.parsed("location", faults, values::location);
+    let region = section.parsed("region", faults, values::region);
+    let has_azure_section = section.has("azure");
+    let azure_section = section.section("azure", faults);
+    let on_azure = matches!(location, Some(Location::Azure { .. }));
+    if has_azure_section && !on_azure && !section.is_faulty("location", faults) {
+        faults.add("vault.azure", "is only for a location azure://account/name");
+    }
+    let azure = azure(azure_section, surroundings, purpose, on_azure, faults);
+    section.finish(faults);
+    Vault { location, region, azure: azure.filter(|_| on_azure) }
+}
+
+fn azure(
+    mut section: Section,
+    surroundings: &Surroundings,
+    purpose: Purpose,
+    needed: bool,
+    faults: &mut Faults,
+) -> Option<Azure> {
+    let endpoint = section.parsed("endpoint", faults, values::http_url);
+    let credential = section.parsed("credential", faults, values::credential_kind);
+    let access_key_env = section.parsed("access_key_env", faults, values::variable_name);
+    let sas_env = section.parsed("sas_env", faults, values::variable_name);
+    if needed && credential.is_none() && !section.is_faulty("credential", faults) {
+        faults.add("vault.azure.credential", "is missing: access-key or sas");
+    }
+    let credential_is_good = !section.is_faulty("access_key_env", faults) && !section.is_faulty("sas_env", faults);
+    section.finish(faults);
+    let credential = credential?;
+    let (key, variable) = match credential {
+        CredentialKind::AccessKey => {
+            ("access_key_env", access_key_env.unwrap_or_else(|| DEFAULT_ACCESS_KEY_ENV.into()))
+        }
+        CredentialKind::Sas => ("sas_env", sas_env.unwrap_or_else(|| DEFAULT_SAS_ENV.into())),
+    };
+    let secret = surroundings.variable(&variable).map(|value| SecretString::from(value.to_owned()));
+    if needed && credential_is_good && purpose == Purpose::Agent && secret.is_none() {
+        faults
+            .add(&format!("vault.azure.{key}"), format!("the environment has no variable {variable}, or it is empty"));
+    }
+    Some(Azure { endpoint, credential, variable, secret })
+}
+
+fn postgres(mut section: Section, faults: &mut Faults) -> Postgres {
+    let mut client_dirs = Vec::new();
+    for (index, text) in section.list("client_dirs", faults).unwrap_or_default().iter().enumerate() {
+        match values::absolute_path(text) {
+            Ok(path) => client_dirs.push(path),
+            Err(fault) => faults.add(&format!("postgres.client_dirs[{index}]"), fault),
+        }
+    }
+    section.finish(faults);
+    Postgres { client_dirs }
+}
+
+fn limits(mut section: Section, faults: &mut Faults) -> Limits {
+    let bytes_in_flight = section.parsed("bytes_in_flight", faults, |text| {
+        let bytes = values::size(text)?;
+        if bytes < LEAST_BYTES_IN_FLIGHT { Err("must be at least 32MiB".to_owned()) } else { Ok(bytes) }
+    });
+    let jobs = section.parsed("jobs", faults, |text| match text.parse() {
+        Ok(jobs) if (1..=MOST_JOBS).contains(&jobs) => Ok(jobs),
+        _ => Err(format!("must be a number from 1 to {MOST_JOBS}")),
+    });
+    let store_deadline = section.parsed("store_deadline", faults, values::seconds);
+    section.finish(faults);
+    Limits {
+        bytes_in_flight: bytes_in_flight.unwrap_or(DEFAULT_BYTES_IN_FLIGHT),
+        jobs: jobs.unwrap_or(DEFAULT_JOBS),
+        store_deadline: store_deadline.unwrap_or(DEFAULT_STORE_DEADLINE),
+    }
+}

@@ -1,0 +1,64 @@
+//! The settings in the coordinator's words.
+
+use std::collections::BTreeMap;
+
+use vaultferry_coordinator::plugin::Command;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::location::{Access, Location};
+use vaultferry_vault::store::azure::Credential;
+
+use super::{CredentialKind, Settings};
+
+/// Below `state_dir`, where a vault is when no other place is configured.
+const DEFAULT_VAULT_DIR: &str = "vault";
+
+impl Settings {
+    /// The vault's location: the configured one, or the default folder.
+    pub fn location(&self) -> Location {
+        match &self.vault.location {
+            Some(location) => location.clone(),
+            None => Location::Folder(self.state_dir.join(DEFAULT_VAULT_DIR)),
+        }
+    }
+
+    /// What the coordinator is opened with. Holds the vault's credential.
+    ///
+    /// Errors: the path of this executable cannot be found, or a path has bytes that are not Unicode.
+    pub fn to_coordinator(&self) -> Result<vaultferry_coordinator::Config, Problem> {
+        let program = std::env::current_exe().map_err(|error| {
+            Problem::new(Reason::Internal, format!("cannot find the path of this program: {error}"))
+        })?;
+        let settings_json = serde_json::to_string(&self.postgres).map_err(|error| {
+            let message = format!("postgres.client_dirs cannot be handed to the plugin: {error}");
+            Problem::new(Reason::InvalidConfiguration, message)
+        })?;
+        let postgres = Command { program, args: vec!["plugin".into(), "postgres".into()], settings_json };
+        Ok(vaultferry_coordinator::Config {
+            state_dir: self.state_dir.clone(),
+            listen: self.listen.iter().map(|endpoint| endpoint.path().to_path_buf()).collect(),
+            vault: self.access(),
+            region: self.vault.region.clone(),
+            plugins: BTreeMap::from([("postgres".to_owned(), postgres)]),
+            bytes_in_flight: self.limits.bytes_in_flight,
+            jobs: self.limits.jobs,
+            create_default_vault: self.vault.location.is_none(),
+        })
+    }
+
+    fn access(&self) -> Access {
+        let azure = self.vault.azure.as_ref();
+        let credential = azure.and_then(|azure| {
+            let secret = azure.secret.clone()?;
+            Some(match azure.credential {
+                CredentialKind::AccessKey => Credential::AccountKey(secret),
+                CredentialKind::Sas => Credential::Sas(secret),
+            })
+        });
+        Access {
+            location: self.location(),
+            endpoint: azure.and_then(|azure| azure.endpoint.clone()),
+            credential,
+            store_deadline: self.limits.store_deadline,
+        }
+    }
+}

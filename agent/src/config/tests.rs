@@ -1,0 +1,194 @@
+use secrecy::ExposeSecret as _;
+
+use super::*;
+
+const KEY: (&str, &str) = ("AZURE_STORAGE_KEY", "c2VjcmV0LXZhbHVl");
+
+fn read(text: &str, surroundings: &Surroundings, purpose: Purpose) -> Result<Settings, Problem> {
+    let mut faults = Faults::default();
+    match parse(None, text, surroundings, purpose, &mut faults) {
+        Some(settings) if faults.is_empty() => Ok(settings),
+        _ => Err(faults.into_problem(None)),
+    }
+}
+
+fn user() -> Surroundings {
+    Surroundings::new(&[("HOME", "/home/kim"), ("XDG_RUNTIME_DIR", "/run/user/1000")], false)
+}
+
+/// The faults of `text`, as lines.
+fn faults(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    let problem = read(text, &Surroundings::new(variables, true), Purpose::Agent).expect_err(text);
+    assert_eq!(problem.reason, Reason::InvalidConfiguration);
+    problem.message.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn defaults_of_root_and_of_a_user() {
+    let root = read("", &Surroundings::new(&[], true), Purpose::Agent).unwrap();
+    assert_eq!(root.state_dir, Path::new("/var/lib/vaultferry"));
+    assert_eq!(root.listen[0].to_string(), "unix:///run/vaultferry/control.sock");
+    assert_eq!(root.location().to_string(), "/var/lib/vaultferry/vault");
+    assert_eq!((root.limits.bytes_in_flight, root.limits.jobs), (64 << 20, 4));
+    assert_eq!(root.limits.store_deadline, Duration::from_secs(120));
+
+    let user = read("", &user(), Purpose::Agent).unwrap();
+    assert_eq!(user.state_dir, Path::new("/home/kim/.local/state/vaultferry"));
+    assert_eq!(user.listen[0].to_string(), "unix:///run/user/1000/vaultferry/control.sock");
+    let homeless = Surroundings::new(&[("XDG_STATE_HOME", "/s")], false);
+    assert_eq!(read("", &homeless, Purpose::Agent).unwrap().listen[0].to_string(), "unix:///s/vaultferry/control.sock");
+    assert!(read("", &Surroundings::default(), Purpose::Client).unwrap_err().message.contains("state_dir"));
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+        state_dir = "/srv/state"
+        listen = ["unix:///run/a.sock", "unix:///run/b.sock"]
+        [vault]
+        location = "azure://account/name"
+        region = "koreacentral"
+        [vault.azure]
+        endpoint = "http://127.0.0.1:10000/account"
+        credential = "access-key"
+        access_key_env = "AZURE_STORAGE_KEY"
+        [postgres]
+        client_dirs = ["/usr/lib/postgresql/15/bin"]
+        [limits]
+        bytes_in_flight = "128MiB"
+        jobs = 8
+        store_deadline = "PT2M30S"
+    "#;
+    let settings = read(text, &Surroundings::new(&[KEY], true), Purpose::Agent).unwrap();
+    assert_eq!(settings.state_dir, Path::new("/srv/state"));
+    assert_eq!(settings.listen[1].path(), Path::new("/run/b.sock"));
+    assert_eq!(settings.vault.region.as_deref(), Some("koreacentral"));
+    assert_eq!(settings.postgres.client_dirs, [Path::new("/usr/lib/postgresql/15/bin")]);
+    assert_eq!((settings.limits.bytes_in_flight, settings.limits.jobs), (128 << 20, 8));
+    assert_eq!(settings.limits.store_deadline, Duration::from_secs(150));
+    let azure = settings.vault.azure.as_ref().unwrap();
+    assert_eq!(azure.credential, CredentialKind::AccessKey);
+    assert_eq!(azure.secret.as_ref().unwrap().expose_secret(), KEY.1);
+    assert!(!format!("{settings:?}").contains(KEY.1), "secrets redact themselves");
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let text = "listen = [\"unix:///run/a.sock\"]\n[limits]\njobs = 2";
+    let variables = [
+        ("VAULTFERRY__LIMITS__JOBS", "16"),
+        ("VAULTFERRY__VAULT__LOCATION", "/srv/vault"),
+        ("VAULTFERRY__LISTEN", "unix:///run/b.sock, unix:///run/c.sock"),
+        ("VAULTFERRY__POSTGRES__CLIENT_DIRS", "/a,/b"),
+        // Not keys of the configuration.
+        ("VAULTFERRY_LOG", "debug"),
+        ("VAULTFERRY_ENDPOINT", "unix:///x"),
+        ("VAULTFERRY_CONFIG", "/x"),
+    ];
+    let settings = read(text, &Surroundings::new(&variables, true), Purpose::Agent).unwrap();
+    assert_eq!(settings.limits.jobs, 16);
+    assert_eq!(settings.location().to_string(), "/srv/vault");
+    assert_eq!(settings.listen.len(), 2);
+    assert_eq!(settings.postgres.client_dirs, [Path::new("/a"), Path::new("/b")]);
+    assert_eq!(faults("", &[("VAULTFERRY__LIMITS__JOB", "1")]).len(), 1, "unknown keys of the environment too");
+}
+
+#[test]
+fn all_faults_are_told_in_one_go() {
+    let text = r#"
+        state_dirr = "/x"
+        listen = ["https://0.0.0.0:7443", "unix://relative", 7]
+        [vault]
+        location = "relative/folder"
+        colour = "blue"
+        [limits]
+        bytes_in_flight = "1MiB"
+        jobs = 65
+        store_deadline = "soon"
+        [tls]
+        cert = "/x"
+        [http]
+        listen = "127.0.0.1:7480"
+    "#;
+    let found = faults(text, &[]);
+    let keys: Vec<&str> = found.iter().map(|fault| fault.split(':').next().unwrap()).collect();
+    let expected = [
+        "listen",
+        "vault.location",
+        "vault.colour",
+        "limits.bytes_in_flight",
+        "limits.jobs",
+        "limits.store_deadline",
+        "tls",
+        "http",
+        "state_dirr",
+    ];
+    assert_eq!(keys, expected, "{found:#?}");
+    assert!(found[2].contains("location, region, azure"), "{}", found[2]);
+    let found = faults("listen = [\"https://0.0.0.0:7443\", \"unix://relative\", \"unix:///a\", \"unix:///a\"]", &[]);
+    assert_eq!(found.len(), 3);
+    assert!(found[0].starts_with("listen[0]: this version has only unix sockets"), "{}", found[0]);
+}
+
+#[test]
+fn the_credential_has_to_be_there_for_the_agent_only() {
+    let text = "[vault]\nlocation = \"azure://account/name\"\n[vault.azure]\ncredential = \"sas\"";
+    let found = faults(text, &[KEY]);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("AZURE_STORAGE_SAS_TOKEN"), "{}", found[0]);
+    let settings = read(text, &user(), Purpose::Client).unwrap();
+    assert!(settings.vault.azure.unwrap().secret.is_none());
+}
+
+#[test]
+fn azure_keys_belong_to_azure_locations() {
+    assert_eq!(faults("[vault]\nlocation = \"azure://account/name\"", &[]).len(), 1);
+    assert_eq!(faults("[vault]\nlocation = \"/srv\"\n[vault.azure]\ncredential = \"sas\"", &[]).len(), 1);
+    let text = "[vault]\nlocation = \"azure://account/name\"\n[vault.azure]\ncredential = \"managed-identity\"";
+    let found = faults(text, &[]);
+    assert!(found.len() == 1 && found[0].contains("not supported yet"), "{found:?}");
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_repeated() {
+    let secret = "abc/def+ghi==";
+    let azure = "[vault]\nlocation = \"azure://account/name\"\n[vault.azure]\ncredential = \"access-key\"\n";
+    for text in [
+        format!("{azure}access_key_env = \"{secret}\""),
+        format!("{azure}access_key_env = \"{secret}"),
+        format!("{azure}endpoint = \"https://h/?sig={secret}\""),
+        format!("[vault]\nlocation = \"azure://account/name?sig={secret}\""),
+    ] {
+        let problem = read(&text, &Surroundings::new(&[], true), Purpose::Agent).expect_err(&text);
+        assert!(!format!("{problem:?}").contains("def+ghi"), "{problem}");
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_told_with_its_line() {
+    let found = faults("state_dir = \"/x\"\n[limits\njobs = 1", &[]);
+    assert!(found.len() == 1 && found[0].starts_with("line 2"), "{found:?}");
+}
+
+#[test]
+fn sizes_and_times() {
+    for (text, bytes) in [("64MiB", 64 << 20), ("1 GiB", 1 << 30), ("500MB", 500_000_000), ("42", 42), ("7kib", 7168)] {
+        assert_eq!(values::size(text), Ok(bytes), "{text}");
+    }
+    for text in ["", "MiB", "-1", "1.5GiB", "1 Gigabyte", "99999999999GiB"] {
+        assert!(values::size(text).is_err(), "{text}");
+    }
+    for (text, seconds) in [("120s", 120), ("2m", 120), ("PT2M", 120), ("90", 90), ("24h", 86_400)] {
+        assert_eq!(values::seconds(text), Ok(Duration::from_secs(seconds)), "{text}");
+    }
+    for text in ["0", "-5s", "25h", "", "soon"] {
+        assert!(values::seconds(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_a_fault_of_the_configuration() {
+    let problem = load(Some(Path::new("/nonexistent/agent.toml")), &user(), Purpose::Client).unwrap_err();
+    assert_eq!(problem.reason, Reason::InvalidConfiguration);
+    assert!(problem.message.contains("/nonexistent/agent.toml"));
+}

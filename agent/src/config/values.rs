@@ -1,0 +1,88 @@
+//! Values that are more than text. Each error is the end of a sentence that begins with the key.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vaultferry_vault::location::{InvalidLocation, Location};
+
+use super::CredentialKind;
+
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("must be an absolute path".to_owned()) }
+}
+
+/// A size in bytes: "64MiB", "1 GiB", "500MB", "67108864".
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "must be a size such as \"64MiB\"".to_owned();
+    let digits_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+/// At least one whole second, at most a day: "120s", "2m", "PT2M", "120".
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+        Err(_) => text.parse::<jiff::SignedDuration>().ok().and_then(|duration| duration.try_into().ok()),
+    };
+    let in_bounds = |duration: &Duration| (1..=86_400).contains(&duration.as_secs());
+    parsed.filter(in_bounds).ok_or_else(|| "must be a time from 1s to 24h, such as \"120s\" or \"PT2M\"".to_owned())
+}
+
+/// As the vault's own parser reads it. Its message repeats the text, in which somebody may have pasted a secret; only the detail is told.
+pub(super) fn location(text: &str) -> Result<Location, String> {
+    text.parse().map_err(|error: InvalidLocation| error.detail.to_owned())
+}
+
+pub(super) fn region(text: &str) -> Result<String, String> {
+    let is_name = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    if !text.is_empty() && text.chars().all(is_name) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a region's name, such as \"koreacentral\"".to_owned())
+    }
+}
+
+pub(super) fn http_url(text: &str) -> Result<url::Url, String> {
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.password().is_none() => {
+            Ok(url)
+        }
+        _ => Err("must be http://… or https://…, without a signature or a password".to_owned()),
+    }
+}
+
+pub(super) fn credential_kind(text: &str) -> Result<CredentialKind, String> {
+    match text {
+        "access-key" => Ok(CredentialKind::AccessKey),
+        "sas" => Ok(CredentialKind::Sas),
+        "managed-identity" => Err("managed-identity is not supported yet; use access-key or sas".to_owned()),
+        _ => Err("must be access-key or sas".to_owned()),
+    }
+}
+
+pub(super) fn variable_name(text: &str) -> Result<String, String> {
+    if is_variable_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of a variable of the environment, not the secret itself".to_owned())
+    }
+}
+
+/// Letters, digits and underscores: what keys and signatures are never made of alone.
+pub fn is_variable_name(text: &str) -> bool {
+    let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    !text.is_empty() && !text.starts_with(|first: char| first.is_ascii_digit()) && text.chars().all(is_name)
+}

@@ -1,0 +1,309 @@
+//! `BackupInstanceService`: discover-less configuration of protection: check, name, make, list.
+
+use std::path::PathBuf;
+
+use secrecy::ExposeSecret as _;
+use tonic::{Request, Response, Status};
+use vaultferry_proto::control::v1 as wire;
+use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanceService;
+use vaultferry_proto::plugin::v1 as plugin_wire;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::admin;
+use vaultferry_vault::records::{self, InstanceRecord};
+
+use super::{Api, convert};
+use crate::catalog::{Credential, Error, Instance, Job, Policy, Status as JobStatus, Work};
+use crate::job::{self, env_of, source};
+use crate::plugin::{Plugin, Start};
+use crate::policy;
+
+/// Sources in one request.
+const MAX_SOURCES: usize = 1000;
+/// Longest URI of a source or server.
+const MAX_URI: usize = 4096;
+
+/// A source that passed its readiness check.
+struct Ready {
+    uri: String,
+    source_type: &'static str,
+    identity: String,
+    suggested_name: String,
+}
+
+impl Api {
+    async fn create_instances(&self, request: wire::CreateBackupInstancesRequest) -> Result<Vec<Instance>, Problem> {
+        let policy = self.find_policy(&request.policy).await?;
+        let credential = credential(request.credential)?;
+        check_request(&request.source_uris, &request.name)?;
+        self.check_region(&request.region, "source")?;
+        let mut ready = Vec::new();
+        for uri in request.source_uris {
+            ready.push(self.check_source(uri, &policy, &credential).await?);
+        }
+        let instances = self.name_instances(ready, &request.name, &request.region, &policy, &credential).await?;
+        self.keep_policy(&policy).await?;
+        for instance in &instances {
+            admin::create_instance(&self.shared.vault, &self.shared.vault_key, &record(instance), &self.stopping)
+                .await?;
+        }
+        self.catalog.insert_instances(instances.clone()).await.map_err(|error| match error {
+            Error::Taken(what) => Problem::new(Reason::NameTaken, format!("{what} was taken at this very moment")),
+            other => other.into(),
+        })?;
+        for instance in &instances {
+            self.catalog.insert_job(configured(instance)).await?;
+        }
+        self.changed.notify_one();
+        Ok(instances)
+    }
+
+    /// P36: is everything there that a backup of this source needs? Asked of the plugin; nothing is changed at the source.
+    async fn check_source(&self, uri: String, policy: &Policy, credential: &Credential) -> Result<Ready, Problem> {
+        let source_type = source_type(&uri)?;
+        let document = policy::parse(&policy.document)?;
+        if document.source_type != source_type {
+            let message =
+                format!("the policy {} is for {}, the source for {source_type}", policy.name, document.source_type);
+            return Err(Problem::new(Reason::PolicySourceTypeMismatch, message));
+        }
+        let command = job::command(&self.shared, source_type)?;
+        let start = Start {
+            command,
+            source_type,
+            purpose: "validate",
+            runtime_dir: &self.shared.runtime_dir,
+            pass_env: env_of(credential),
+        };
+        let mut plugin = Plugin::start(start).await?;
+        let request = plugin_wire::ValidateRequest {
+            source: Some(source(&uri, credential)),
+            settings_json: command.settings_json.clone(),
+        };
+        let answer = match plugin.client().validate(request).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(plugin.problem(&status).await),
+        };
+        plugin.stop().await;
+        let answer = answer?;
+        for warning in &answer.warnings {
+            tracing::info!(source = answer.source_identity, reason = warning.reason, "{}", warning.message);
+        }
+        if let Some(other) = self.catalog.instance_of_source(&answer.source_identity).await? {
+            let message = format!("{} is protected already, as {}", answer.source_identity, other.name);
+            return Err(Problem::new(Reason::SourceAlreadyProtected, message));
+        }
+        Ok(Ready { uri, source_type, identity: answer.source_identity, suggested_name: answer.suggested_name })
+    }
+
+    /// A name that was asked for must be free; one that is made from the source is made unique.
+    async fn name_instances(
+        &self,
+        ready: Vec<Ready>,
+        name: &str,
+        region: &str,
+        policy: &Policy,
+        credential: &Credential,
+    ) -> Result<Vec<Instance>, Problem> {
+        let mut instances: Vec<Instance> = Vec::new();
+        for source in ready {
+            if instances.iter().any(|other| other.source_identity == source.identity) {
+                return Err(Problem::new(
+                    Reason::SourceAlreadyProtected,
+                    format!("{} is given twice", source.identity),
+                ));
+            }
+            let wanted = if name.is_empty() { &source.suggested_name } else { name };
+            let mut free = wanted.to_owned();
+            let mut number = 1;
+            while instances.iter().any(|other| other.name == free) || self.catalog.instance(&free).await?.is_some() {
+                if !name.is_empty() {
+                    return Err(Problem::new(Reason::NameTaken, format!("an instance is called {name:?} already")));
+                }
+                number += 1;
+                free = format!("{wanted}-{number}");
+            }
+            instances.push(Instance {
+                id: admin::new_id()?,
+                name: free,
+                create_time: jiff::Timestamp::now(),
+                source_type: source.source_type.to_owned(),
+                source_uri: source.uri,
+                source_identity: source.identity,
+                region: region.to_owned(),
+                policy: policy.name.clone(),
+                credential: credential.clone(),
+            });
+        }
+        Ok(instances)
+    }
+
+    /// P17, P18: vault and source (or target) are in one region, as far as both are told.
+    pub(super) fn check_region(&self, region: &str, what: &str) -> Result<(), Problem> {
+        if region.is_empty() || self.vault.region.is_empty() || region.eq_ignore_ascii_case(&self.vault.region) {
+            return Ok(());
+        }
+        let message = format!("the {what} is in {region}, the vault in {}", self.vault.region);
+        Err(Problem::new(Reason::RegionMismatch, message))
+    }
+
+    async fn to_wire_instance(&self, instance: Instance) -> Result<wire::BackupInstance, Problem> {
+        use wire::backup_instance::{LastBackupStatus, ProtectionState};
+        let point_count = self.catalog.point_count(&instance.id).await?;
+        let last = self.catalog.last_backup(&instance.id).await?;
+        let policy = self.catalog.policy(&instance.policy).await?;
+        let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
+        let next = document.as_ref().and_then(crate::scheduler::next_backup);
+        let (protection_state, protection_state_text) = match point_count {
+            0 => (ProtectionState::ProtectionPending, "Protected - (pending initial backup)"),
+            _ => (ProtectionState::Protected, "Protected"),
+        };
+        let (last_backup_status, last_backup_status_text) = match last.as_ref().map(|job| &job.status) {
+            Some(JobStatus::Completed { .. }) => (LastBackupStatus::Completed, "Completed"),
+            Some(_) => (LastBackupStatus::Failed, "Failed"),
+            None => (LastBackupStatus::InitialBackupPending, "Warning (initial backup pending)"),
+        };
+        Ok(wire::BackupInstance {
+            id: instance.id,
+            name: instance.name,
+            create_time: Some(convert::time(instance.create_time)),
+            source_uri: instance.source_uri,
+            source_type: instance.source_type,
+            policy: instance.policy,
+            region: instance.region,
+            protection_state: protection_state.into(),
+            last_backup_status: last_backup_status.into(),
+            protection_state_text: protection_state_text.to_owned(),
+            last_backup_status_text: last_backup_status_text.to_owned(),
+            last_backup_time: last.map(|job| convert::time(job.create_time)),
+            next_backup_time: next.map(convert::time),
+            point_count,
+        })
+    }
+
+    async fn export(&self, name: &str) -> Result<wire::ExportRepositoryKeyResponse, Problem> {
+        let instance = self.find_instance(name).await?;
+        let store = self.shared.vault.open_instance(&instance.id)?;
+        let password = admin::password_of(&store, &self.shared.vault_key, &instance.id, &self.stopping).await?;
+        tracing::info!(instance = instance.name, "the repository's password was exported");
+        Ok(wire::ExportRepositoryKeyResponse {
+            restic_repository: self.shared.vault.restic_repository(&instance.id),
+            restic_password: password.expose_secret().to_owned(),
+        })
+    }
+}
+
+fn check_request(uris: &[String], name: &str) -> Result<(), Problem> {
+    let invalid = |message: String| Err(Problem::new(Reason::InvalidRequest, message));
+    if uris.is_empty() || uris.len() > MAX_SOURCES {
+        return invalid(format!("name 1 to {MAX_SOURCES} sources, not {}", uris.len()));
+    }
+    if !name.is_empty() && uris.len() > 1 {
+        return invalid("a name goes with one source only; several get names of their own".to_owned());
+    }
+    if name.len() > 128 || name.chars().any(char::is_control) {
+        return invalid("an instance's name has at most 128 bytes, and no control characters".to_owned());
+    }
+    uris.iter().try_for_each(|uri| check_uri(uri))
+}
+
+/// What holds for every URI from outside; its own plugin reads it closely.
+pub(super) fn check_uri(uri: &str) -> Result<(), Problem> {
+    if uri.len() > MAX_URI || uri.chars().any(char::is_control) {
+        return Err(Problem::new(Reason::InvalidSource, "the URI is too long, or has control characters"));
+    }
+    source_type(uri).map(|_| ())
+}
+
+fn source_type(uri: &str) -> Result<&'static str, Problem> {
+    match uri.split_once("://").map(|(scheme, _)| scheme) {
+        Some("postgres" | "postgresql") => Ok("postgres"),
+        // The URI itself is not repeated: a password may stand in it.
+        _ => Err(Problem::new(Reason::InvalidSource, "the URI does not begin with postgres://")),
+    }
+}
+
+/// Where to find a password, as the caller told it.
+pub(super) fn credential(reference: Option<wire::CredentialReference>) -> Result<Credential, Problem> {
+    use wire::credential_reference::From;
+    match reference.and_then(|reference| reference.from) {
+        None => Ok(Credential::None),
+        Some(From::Passfile(path)) if std::path::Path::new(&path).is_absolute() => {
+            Ok(Credential::Passfile(PathBuf::from(path)))
+        }
+        Some(From::Passfile(_)) => {
+            Err(Problem::new(Reason::InvalidRequest, "the password file's path must be absolute"))
+        }
+        Some(From::PasswordEnv(name)) => {
+            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            // A plugin is given this variable: nobody may make it change how programs start.
+            if name.is_empty() || name.len() > 128 || !plain || name.starts_with("LD_") || name == "PATH" {
+                return Err(Problem::new(
+                    Reason::InvalidRequest,
+                    "password_env is not the name of a variable for a password",
+                ));
+            }
+            Ok(Credential::PasswordEnv(name))
+        }
+    }
+}
+
+fn record(instance: &Instance) -> InstanceRecord {
+    InstanceRecord {
+        version: records::VERSION,
+        id: instance.id.clone(),
+        name: instance.name.clone(),
+        create_time: instance.create_time,
+        source_type: instance.source_type.clone(),
+        source_uri: instance.source_uri.clone(),
+        region: instance.region.clone(),
+        policy: instance.policy.clone(),
+    }
+}
+
+/// P40: configuring protection is an operation whose record can be found among the jobs.
+fn configured(instance: &Instance) -> Job {
+    let mut job = job::new_job(instance, Work::ConfigureProtection, None, false);
+    job.status = JobStatus::Completed { end_time: job.create_time, point_id: None, bytes_read: 0, bytes_stored: 0 };
+    job
+}
+
+#[tonic::async_trait]
+impl BackupInstanceService for Api {
+    async fn create_backup_instances(
+        &self,
+        request: Request<wire::CreateBackupInstancesRequest>,
+    ) -> Result<Response<wire::CreateBackupInstancesResponse>, Status> {
+        let mut instances = Vec::new();
+        for instance in self.create_instances(request.into_inner()).await? {
+            instances.push(self.to_wire_instance(instance).await?);
+        }
+        Ok(Response::new(wire::CreateBackupInstancesResponse { instances }))
+    }
+
+    async fn get_backup_instance(
+        &self,
+        request: Request<wire::GetBackupInstanceRequest>,
+    ) -> Result<Response<wire::GetBackupInstanceResponse>, Status> {
+        let instance = self.find_instance(&request.into_inner().instance).await?;
+        let instance = Some(self.to_wire_instance(instance).await?);
+        Ok(Response::new(wire::GetBackupInstanceResponse { instance }))
+    }
+
+    async fn list_backup_instances(
+        &self,
+        _: Request<wire::ListBackupInstancesRequest>,
+    ) -> Result<Response<wire::ListBackupInstancesResponse>, Status> {
+        let mut instances = Vec::new();
+        for instance in self.catalog.instances().await.map_err(Problem::from)? {
+            instances.push(self.to_wire_instance(instance).await?);
+        }
+        Ok(Response::new(wire::ListBackupInstancesResponse { instances }))
+    }
+
+    async fn export_repository_key(
+        &self,
+        request: Request<wire::ExportRepositoryKeyRequest>,
+    ) -> Result<Response<wire::ExportRepositoryKeyResponse>, Status> {
+        Ok(Response::new(self.export(&request.into_inner().instance).await?))
+    }
+}

@@ -1,0 +1,115 @@
+//! `BackupService` and `RestoreService`: what starts jobs.
+
+use std::path::Path;
+
+use tonic::{Request, Response, Status};
+use vaultferry_proto::control::v1::backup_service_server::BackupService;
+use vaultferry_proto::control::v1::restore_service_server::RestoreService;
+use vaultferry_proto::control::v1::{
+    Job as WireJob, StartBackupRequest, StartBackupResponse, StartRestoreDatabaseRequest, StartRestoreDatabaseResponse,
+    StartRestoreFilesRequest, StartRestoreFilesResponse,
+};
+use vaultferry_proto::{Problem, Reason};
+
+use super::{Api, convert, instance};
+use crate::catalog::{Instance, Work};
+use crate::policy::{self, DEFAULT_RULE};
+
+/// Longest path or URI of a target.
+const MAX_TARGET: usize = 4096;
+
+impl Api {
+    async fn start(&self, instance: &Instance, work: Work, request_id: &str) -> Result<WireJob, Problem> {
+        if self.stopping.is_cancelled() {
+            return Err(Problem::new(Reason::AgentUnreachable, "the agent is stopping and takes no new jobs"));
+        }
+        let job = self.jobs.start(instance, work, request_id_of(request_id)?, false).await?;
+        let progress = self.jobs.progress(&job.id);
+        Ok(convert::job(job, progress))
+    }
+
+    async fn backup(&self, request: StartBackupRequest) -> Result<WireJob, Problem> {
+        let instance = self.find_instance(&request.instance).await?;
+        let rule = if request.rule.is_empty() { DEFAULT_RULE.to_owned() } else { request.rule };
+        let policy = self.find_policy(&instance.policy).await?;
+        policy::parse(&policy.document)?.rule(&rule)?;
+        self.start(&instance, Work::Backup { rule }, &request.request_id).await
+    }
+
+    async fn restore_database(&self, request: StartRestoreDatabaseRequest) -> Result<WireJob, Problem> {
+        let instance = self.find_instance(&request.instance).await?;
+        if instance.source_type != "postgres" {
+            let message = format!("{} is not a database", instance.name);
+            return Err(Problem::new(Reason::InvalidRequest, message));
+        }
+        instance::check_uri(&request.target_uri)?;
+        self.check_region(&request.target_region, "target")?;
+        // PostgreSQL's own limit for a name is 63 bytes; what is longer would be cut off silently.
+        if request.database.is_empty() || request.database.len() > 63 || request.database.contains('\0') {
+            let message = "the new database needs a name of 1 to 63 bytes";
+            return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Name it with --database."));
+        }
+        let point = self.find_point(&instance, &request.point).await?;
+        let work = Work::RestoreDatabase {
+            point_id: point.id,
+            target_uri: request.target_uri,
+            database: request.database,
+            no_owner: request.no_owner,
+            credential: instance::credential(request.credential)?,
+        };
+        self.start(&instance, work, &request.request_id).await
+    }
+
+    async fn restore_files(&self, request: StartRestoreFilesRequest) -> Result<WireJob, Problem> {
+        let instance = self.find_instance(&request.instance).await?;
+        let to = request.to;
+        if to.len() > MAX_TARGET || !(to.starts_with("azure://") || Path::new(&to).is_absolute()) {
+            let message = format!("{to:?} is neither an absolute folder nor azure://account/container");
+            return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Correct --to."));
+        }
+        let point = self.find_point(&instance, &request.point).await?;
+        let work = Work::RestoreFiles { point_id: point.id, to, credential_env: request.credential_env };
+        self.start(&instance, work, &request.request_id).await
+    }
+}
+
+/// A caller's own id for a request, kept apart from ours.
+fn request_id_of(text: &str) -> Result<Option<String>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match uuid::Uuid::parse_str(text) {
+        Ok(id) => Ok(Some(format!("request:{}", id.simple()))),
+        Err(_) => Err(Problem::new(Reason::InvalidRequest, "request_id is not a UUID")),
+    }
+}
+
+#[tonic::async_trait]
+impl BackupService for Api {
+    async fn start_backup(
+        &self,
+        request: Request<StartBackupRequest>,
+    ) -> Result<Response<StartBackupResponse>, Status> {
+        let job = self.backup(request.into_inner()).await?;
+        Ok(Response::new(StartBackupResponse { job: Some(job) }))
+    }
+}
+
+#[tonic::async_trait]
+impl RestoreService for Api {
+    async fn start_restore_database(
+        &self,
+        request: Request<StartRestoreDatabaseRequest>,
+    ) -> Result<Response<StartRestoreDatabaseResponse>, Status> {
+        let job = self.restore_database(request.into_inner()).await?;
+        Ok(Response::new(StartRestoreDatabaseResponse { job: Some(job) }))
+    }
+
+    async fn start_restore_files(
+        &self,
+        request: Request<StartRestoreFilesRequest>,
+    ) -> Result<Response<StartRestoreFilesResponse>, Status> {
+        let job = self.restore_files(request.into_inner()).await?;
+        Ok(Response::new(StartRestoreFilesResponse { job: Some(job) }))
+    }
+}

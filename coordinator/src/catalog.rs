@@ -1,0 +1,380 @@
+//! The catalog: what the coordinator must not forget. A trait in domain words; SQLite is the implementation for one machine.
+//!
+//! Invariants:
+//! - Every method is one transaction: it happened whole or not at all, and is durable when it has answered.
+//! - A job that has ended never changes again.
+//! - At most one backup job per instance is running.
+//! - A staged record exists from "everything is uploaded" until the job has ended: it is what a restart commits from.
+//! - The vault is the truth about points; the catalog's list of them can be made again from it.
+//! - No credential is stored, only where to find one.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::records::PointStream;
+use vaultferry_vault::{Id, commit};
+
+pub mod sqlite;
+
+/// A version of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// 32 hexadecimal digits; the same for all versions.
+    pub id: String,
+    /// Unique.
+    pub name: String,
+    /// 1 for the first.
+    pub version: u32,
+    /// When this version was made.
+    pub create_time: jiff::Timestamp,
+    /// TOML, valid.
+    pub document: String,
+}
+
+/// Where a password is to be found.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Credential {
+    /// No password is needed (peer, trust, certificate).
+    #[default]
+    None,
+    /// A libpq password file.
+    Passfile(PathBuf),
+    /// A variable of the agent's environment.
+    PasswordEnv(String),
+}
+
+/// A data source under protection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// Unique.
+    pub name: String,
+    /// When it was protected.
+    pub create_time: jiff::Timestamp,
+    /// `postgres`, …
+    pub source_type: String,
+    /// Without credentials.
+    pub source_uri: String,
+    /// Two spellings of one source have one identity. Unique.
+    pub source_identity: String,
+    /// Empty: not told.
+    pub region: String,
+    /// The linked policy's name.
+    pub policy: String,
+    /// How to log in at the source.
+    pub credential: Credential,
+}
+
+/// A committed backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// The snapshot's name.
+    pub id: Id,
+    /// Whose point it is.
+    pub instance_id: String,
+    /// The job that made it.
+    pub job_id: String,
+    /// When the source was read.
+    pub time: jiff::Timestamp,
+    /// The retention rule that it carries.
+    pub rule: String,
+    /// The policy that was linked then.
+    pub policy: String,
+    /// Its version.
+    pub policy_version: u32,
+    /// What is in it.
+    pub streams: Vec<PointStream>,
+    /// Bytes read from the source.
+    pub source_bytes: u64,
+    /// Bytes that the backup added to the vault.
+    pub stored_bytes: u64,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "kebab-case")]
+pub enum Work {
+    /// A new point.
+    Backup {
+        /// The rule that the point will carry.
+        rule: String,
+    },
+    /// A point into a new database.
+    RestoreDatabase {
+        /// What is restored.
+        point_id: Id,
+        /// The server; without credentials.
+        target_uri: String,
+        /// The new database.
+        database: String,
+        /// Neither owners nor privileges.
+        no_owner: bool,
+        /// How to log in there.
+        credential: Credential,
+    },
+    /// A point's streams into files.
+    RestoreFiles {
+        /// What is restored.
+        point_id: Id,
+        /// A folder, or a container's URI.
+        to: String,
+        /// A variable of the agent's environment; empty: none.
+        credential_env: String,
+    },
+    /// Protection was configured.
+    ConfigureProtection,
+}
+
+/// How a job stands. What belongs to a state is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "kebab-case")]
+pub enum Status {
+    /// It runs, or waits for its turn.
+    InProgress,
+    /// Somebody asked it to stop.
+    Cancelling,
+    /// It ended well (with warnings, when there are any).
+    Completed {
+        /// When.
+        end_time: jiff::Timestamp,
+        /// The point that a backup made.
+        point_id: Option<Id>,
+        /// Bytes read or restored.
+        bytes_read: u64,
+        /// Bytes added to the vault.
+        bytes_stored: u64,
+    },
+    /// It did not do what it was for, and left nothing half-done visible.
+    Failed {
+        /// When.
+        end_time: jiff::Timestamp,
+        /// Why.
+        problem: StoredProblem,
+    },
+    /// It was stopped on request.
+    Cancelled {
+        /// When.
+        end_time: jiff::Timestamp,
+    },
+}
+
+impl Status {
+    /// True when the job will not change any more.
+    pub fn has_ended(&self) -> bool {
+        !matches!(self, Self::InProgress | Self::Cancelling)
+    }
+
+    /// A failure, now.
+    pub fn failed(problem: &Problem) -> Self {
+        Self::Failed { end_time: jiff::Timestamp::now(), problem: problem.into() }
+    }
+}
+
+/// A [`Problem`] as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredProblem {
+    /// Its name.
+    pub reason: String,
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub fix: String,
+}
+
+impl From<&Problem> for StoredProblem {
+    fn from(problem: &Problem) -> Self {
+        let Problem { reason, message, fix } = problem.clone();
+        Self { reason: reason.to_string(), message, fix }
+    }
+}
+
+/// One run of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// When it was asked for.
+    pub create_time: jiff::Timestamp,
+    /// On what.
+    pub instance_id: String,
+    /// Its name then.
+    pub instance_name: String,
+    /// What it does.
+    pub work: Work,
+    /// How it stands.
+    pub status: Status,
+    /// True when a schedule started it.
+    pub scheduled: bool,
+    /// The caller's own id for the request, or the schedule's slot; unique. None: any number of times.
+    pub request_id: Option<String>,
+    /// What did not stop it.
+    pub warnings: Vec<StoredProblem>,
+}
+
+/// What came of asking for a job.
+#[derive(Debug)]
+pub enum Inserted {
+    /// It is new.
+    New,
+    /// The same request was made before; this is its job.
+    Known(Box<Job>),
+    /// A backup of the instance is running: its job's id.
+    Busy(String),
+}
+
+/// A plugin process of a job, to be reaped after a crash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PluginProcess {
+    /// The job.
+    pub job_id: String,
+    /// The process, leader of its own group.
+    pub pid: u32,
+    /// Its start time as the system tells it, so that another process with the same number is left alone.
+    pub start_time: u64,
+}
+
+/// A message to the backup service that waits for its acknowledgement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxEntry {
+    /// The committed job.
+    pub job_id: String,
+    /// The point.
+    pub point: Point,
+}
+
+/// Figures of the dashboard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Instances with a point.
+    pub protected: u64,
+    /// Instances without one yet.
+    pub pending: u64,
+    /// Points of all instances.
+    pub points: u64,
+    /// Jobs since the time asked for, completed.
+    pub completed: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Running, whenever they began.
+    pub in_progress: u64,
+    /// Bytes that all backups added.
+    pub stored_bytes: u64,
+    /// The oldest point.
+    pub oldest: Option<jiff::Timestamp>,
+    /// The newest point.
+    pub newest: Option<jiff::Timestamp>,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, Default)]
+pub struct JobFilter {
+    /// Created at or after.
+    pub from: Option<jiff::Timestamp>,
+    /// Created before.
+    pub to: Option<jiff::Timestamp>,
+    /// At most.
+    pub limit: u32,
+}
+
+/// Why the catalog did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A name or an identity is taken.
+    #[error("{0} is taken")]
+    Taken(String),
+    /// The database itself.
+    #[error("the catalog {path}: {detail}")]
+    Database {
+        /// The file.
+        path: String,
+        /// Its own words.
+        detail: String,
+    },
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let reason = match &error {
+            Error::Taken(_) => Reason::NameTaken,
+            Error::Database { .. } => Reason::Internal,
+        };
+        Problem::new(reason, error.to_string())
+    }
+}
+
+/// See the module. Every future may be dropped; the transaction then happens, or not.
+#[async_trait]
+pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
+    /// Adds a policy's version. [`Error::Taken`] when that version is there.
+    async fn insert_policy(&self, policy: Policy) -> Result<(), Error>;
+    /// The newest version, by name or id.
+    async fn policy(&self, name: &str) -> Result<Option<Policy>, Error>;
+    /// The newest version of each, by name.
+    async fn policies(&self) -> Result<Vec<Policy>, Error>;
+
+    /// Adds instances, all or none. [`Error::Taken`] names the name or source that is taken.
+    async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
+    /// By name or id.
+    async fn instance(&self, name: &str) -> Result<Option<Instance>, Error>;
+    /// The instance that protects a source, if there is one.
+    async fn instance_of_source(&self, identity: &str) -> Result<Option<Instance>, Error>;
+    /// All, by name.
+    async fn instances(&self) -> Result<Vec<Instance>, Error>;
+
+    /// Adds a job, unless its request is known or a backup of the instance is running.
+    async fn insert_job(&self, job: Job) -> Result<Inserted, Error>;
+    /// By id, or by a beginning of it that only one job has.
+    async fn job(&self, id: &str) -> Result<Option<Job>, Error>;
+    /// Newest first.
+    async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error>;
+    /// The newest backup job of an instance that has ended as completed or failed.
+    async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error>;
+    /// Jobs that have not ended.
+    async fn unfinished_jobs(&self) -> Result<Vec<Job>, Error>;
+    /// Moves a job that has not ended to another state, adds warnings to it, and forgets its staged record when the state is an ended one.
+    /// False when it had ended before.
+    async fn set_status(&self, job_id: &str, status: Status, warnings: Vec<StoredProblem>) -> Result<bool, Error>;
+
+    /// Remembers the job's plugin process.
+    async fn set_plugin_process(&self, process: PluginProcess) -> Result<(), Error>;
+    /// Forgets it: the process is gone.
+    async fn clear_plugin_process(&self, job_id: &str) -> Result<(), Error>;
+    /// Those that are remembered.
+    async fn plugin_processes(&self) -> Result<Vec<PluginProcess>, Error>;
+
+    /// Journals what is to be committed.
+    async fn stage(&self, job_id: &str, record: commit::Record) -> Result<(), Error>;
+    /// What is to be committed for this job.
+    async fn staged(&self, job_id: &str) -> Result<Option<commit::Record>, Error>;
+    /// The commit happened: adds the point and the message to the service, and ends the job. May be repeated.
+    async fn complete_backup(&self, job_id: &str, point: Point, warnings: Vec<StoredProblem>) -> Result<(), Error>;
+
+    /// An instance's points, newest first, older than `before` (time and id of the last one seen).
+    async fn points(
+        &self,
+        instance_id: &str,
+        before: Option<(jiff::Timestamp, Id)>,
+        limit: u32,
+    ) -> Result<Vec<Point>, Error>;
+    /// Points whose id begins with this, two at most.
+    async fn points_by_prefix(&self, instance_id: &str, prefix: &str) -> Result<Vec<Point>, Error>;
+    /// How many points an instance has.
+    async fn point_count(&self, instance_id: &str) -> Result<u64, Error>;
+
+    /// Messages that were not acknowledged, oldest first.
+    async fn outbox(&self) -> Result<Vec<OutboxEntry>, Error>;
+    /// The service has it.
+    async fn acknowledge(&self, job_id: &str) -> Result<(), Error>;
+
+    /// The last slot of the schedule that was dealt with.
+    async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;
+    /// This slot is dealt with.
+    async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error>;
+
+    /// The dashboard's figures; jobs are counted from `since`.
+    async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;
+}

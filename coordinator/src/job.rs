@@ -1,0 +1,297 @@
+//! Jobs: long operations with a journal, so that a kill at any instant leaves them in a state from which a restart goes on.
+//!
+//! ```text
+//! backup:   insert ─ plugin reads and uploads ─ journal the staged record ─ verify ─ prepare ─ publish ─ complete + outbox ─ confirm
+//! killed:     └── no staged record: Failed (Interrupted) ──┘└──── staged record: verify and commit again ────┘└─ confirm again
+//! restore:  insert ─ plugin restores ─ complete          killed: the plugin's leftovers are removed, Failed (Interrupted)
+//! ```
+//! Invariants:
+//! - Every job ends; none is InProgress without somebody working on it.
+//! - A backup is Completed if and only if its point is published.
+//! - Whoever waits for a job sees every change ([`Jobs::watch`]).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::keys::WrapKey;
+use vaultferry_vault::location::Access;
+
+use crate::catalog::{Catalog, Inserted, Instance, Job, Status, StoredProblem, Work};
+use crate::link::Link;
+use crate::plugin;
+
+mod backup;
+mod pause;
+mod recover;
+mod restore;
+mod session;
+
+pub(crate) use session::{command, env_of, source};
+
+/// How far a running job is. Not stored.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// See `Progress.phase` in job.proto.
+    pub phase: String,
+    /// Read from the source, or restored.
+    pub bytes_read: u64,
+    /// Added to the vault.
+    pub bytes_stored: u64,
+    /// 0: not known.
+    pub bytes_total: u64,
+    /// Over the last seconds.
+    pub bytes_per_second: u64,
+}
+
+/// What all jobs share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The journal.
+    pub catalog: Arc<dyn Catalog>,
+    /// The vault.
+    pub vault: Access,
+    /// Unwraps the repositories' passwords.
+    pub vault_key: WrapKey,
+    /// Plugins by source type.
+    pub plugins: std::collections::BTreeMap<String, plugin::Command>,
+    /// Where plugins' sockets are.
+    pub runtime_dir: std::path::PathBuf,
+    /// For the pause hook of tests.
+    pub state_dir: std::path::PathBuf,
+    /// User data in memory of one plugin at most.
+    pub bytes_in_flight: u64,
+    /// To the backup service.
+    pub link: Link,
+}
+
+#[derive(Debug)]
+struct Running {
+    /// Somebody wants the job to stop.
+    cancel: CancellationToken,
+    progress: watch::Sender<Progress>,
+}
+
+/// Starts, watches and ends jobs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    shared: Arc<Shared>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    slots: Semaphore,
+    running: Mutex<HashMap<String, Running>>,
+    tasks: TaskTracker,
+    /// The agent stops: what can be interrupted is.
+    stop: CancellationToken,
+    /// A job ended: a schedule may have waited for it.
+    ended: Notify,
+}
+
+impl Jobs {
+    /// `slots`: jobs that run at once; others wait.
+    pub fn new(shared: Arc<Shared>, slots: usize) -> Self {
+        let inner = Inner {
+            slots: Semaphore::new(slots),
+            running: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            ended: Notify::new(),
+        };
+        Self { shared, inner: Arc::new(inner) }
+    }
+
+    /// Journals a job and begins to work on it. A request that is known gives its first job.
+    pub async fn start(
+        &self,
+        instance: &Instance,
+        work: Work,
+        request_id: Option<String>,
+        scheduled: bool,
+    ) -> Result<Job, Problem> {
+        let job = new_job(instance, work, request_id, scheduled);
+        match self.shared.catalog.insert_job(job.clone()).await? {
+            Inserted::New => {}
+            Inserted::Known(known) => return Ok(*known),
+            Inserted::Busy(other) => {
+                let message = format!("job {other} is backing {} up already", instance.name);
+                return Err(Problem::new(Reason::InstanceBusy, message));
+            }
+        }
+        self.spawn(job.clone(), false);
+        Ok(job)
+    }
+
+    /// Works on a journaled job in a task of its own, until it has ended. `resume`: its staged record is committed.
+    fn spawn(&self, job: Job, resume: bool) {
+        let (progress, _) = watch::channel(Progress { phase: "starting".to_owned(), ..Progress::default() });
+        let cancel = self.inner.stop.child_token();
+        let running = Running { cancel: cancel.clone(), progress };
+        self.lock().insert(job.id.clone(), running);
+        let jobs = self.clone();
+        self.inner.tasks.spawn(async move {
+            tracing::info!(job = job.id, instance = job.instance_name, work = ?job.work, "job begins");
+            let result = jobs.work(&job, resume, &cancel).await;
+            jobs.end(&job, result, &cancel).await;
+        });
+    }
+
+    async fn work(&self, job: &Job, resume: bool, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+        if resume {
+            return backup::commit_staged(self, job).await;
+        }
+        let permit = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Err(Problem::new(Reason::Cancelled, "cancelled before it began")),
+            permit = self.inner.slots.acquire() => permit,
+        };
+        let _permit = permit.map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
+        match &job.work {
+            Work::Backup { rule } => backup::run(self, job, rule, cancel).await,
+            Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
+            Work::ConfigureProtection => Ok(Outcome::default()),
+        }
+    }
+
+    /// Writes the job's end. Tries until the catalog takes it: a job without an end would hang for ever.
+    async fn end(&self, job: &Job, result: Result<Outcome, Problem>, cancel: &CancellationToken) {
+        let (status, warnings) = match result {
+            // A backup has ended in the transaction that added its point.
+            Ok(outcome) if outcome.recorded => (None, Vec::new()),
+            Ok(outcome) => (Some(outcome.completed()), outcome.warnings),
+            Err(problem) => (Some(self.unsuccessful(problem, cancel)), Vec::new()),
+        };
+        match &status {
+            None | Some(Status::Completed { .. }) => tracing::info!(job = job.id, "job completed"),
+            Some(Status::Failed { problem, .. }) => {
+                tracing::error!(
+                    job = job.id,
+                    instance = job.instance_name,
+                    reason = problem.reason,
+                    "job failed: {}",
+                    problem.message
+                );
+            }
+            Some(_) => tracing::info!(job = job.id, "job cancelled"),
+        }
+        if let Some(status) = status {
+            while let Err(error) = self.shared.catalog.set_status(&job.id, status.clone(), warnings.clone()).await {
+                tracing::error!(job = job.id, "the job's end cannot be written, trying again: {error}");
+                tokio::select! {
+                    // The restart finds the job unfinished and ends it.
+                    () = self.inner.stop.cancelled() => break,
+                    () = tokio::time::sleep(Duration::from_secs(5)) => {}
+                }
+            }
+        }
+        // Watchers see their channel close, and ask the catalog.
+        self.lock().remove(&job.id);
+        self.inner.ended.notify_waiters();
+    }
+
+    fn unsuccessful(&self, problem: Problem, cancel: &CancellationToken) -> Status {
+        if self.inner.stop.is_cancelled() && problem.reason == Reason::Cancelled {
+            let message = "the agent was stopped while the job ran; nothing half-done is left";
+            return Status::failed(&Problem::new(Reason::Interrupted, message));
+        }
+        if cancel.is_cancelled() {
+            return Status::Cancelled { end_time: jiff::Timestamp::now() };
+        }
+        Status::failed(&problem)
+    }
+
+    /// Asks a job to stop. Best effort; a job that has ended is left as it is.
+    pub async fn cancel(&self, job: &Job) -> Result<(), Problem> {
+        if job.status.has_ended() {
+            return Ok(());
+        }
+        self.shared.catalog.set_status(&job.id, Status::Cancelling, Vec::new()).await?;
+        if let Some(running) = self.lock().get(&job.id) {
+            running.cancel.cancel();
+            running.progress.send_modify(|_| {});
+        }
+        Ok(())
+    }
+
+    /// How far a running job is. `None`: it does not run.
+    pub fn progress(&self, job_id: &str) -> Option<Progress> {
+        self.lock().get(job_id).map(|running| running.progress.borrow().clone())
+    }
+
+    /// Told at every change of a running job; closed when it has ended. `None`: it does not run.
+    pub fn watch(&self, job_id: &str) -> Option<watch::Receiver<Progress>> {
+        self.lock().get(job_id).map(|running| running.progress.subscribe())
+    }
+
+    /// Waits until some job has ended.
+    pub async fn wait_for_an_end(&self) {
+        self.inner.ended.notified().await;
+    }
+
+    fn update(&self, job_id: &str, change: impl FnOnce(&mut Progress)) {
+        if let Some(running) = self.lock().get(job_id) {
+            running.progress.send_modify(change);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Running>> {
+        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for running jobs until the deadline, interrupts the rest, and waits for their ends. New jobs must not come any more.
+    pub async fn drain(&self, deadline: Duration) {
+        self.inner.tasks.close();
+        if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_err() {
+            let left: Vec<String> = self.lock().keys().cloned().collect();
+            tracing::info!(jobs = ?left, "interrupting the jobs that did not finish in {deadline:?}");
+            self.inner.stop.cancel();
+            // What a restart can go on with (a commit that the store does not answer) is left to it.
+            if tokio::time::timeout(Duration::from_secs(20), self.inner.tasks.wait()).await.is_err() {
+                tracing::info!("some jobs go on at the next start");
+            }
+        }
+    }
+}
+
+/// What a job that did what it was for has to tell.
+#[derive(Debug, Default)]
+struct Outcome {
+    bytes_read: u64,
+    bytes_stored: u64,
+    warnings: Vec<StoredProblem>,
+    /// The catalog knows the end already.
+    recorded: bool,
+}
+
+impl Outcome {
+    fn completed(&self) -> Status {
+        Status::Completed {
+            end_time: jiff::Timestamp::now(),
+            point_id: None,
+            bytes_read: self.bytes_read,
+            bytes_stored: self.bytes_stored,
+        }
+    }
+}
+
+/// A job that begins now.
+pub fn new_job(instance: &Instance, work: Work, request_id: Option<String>, scheduled: bool) -> Job {
+    Job {
+        // Version 7: ids in the order of their times.
+        id: uuid::Uuid::now_v7().simple().to_string(),
+        create_time: jiff::Timestamp::now(),
+        instance_id: instance.id.clone(),
+        instance_name: instance.name.clone(),
+        work,
+        status: Status::InProgress,
+        scheduled,
+        request_id,
+        warnings: Vec::new(),
+    }
+}

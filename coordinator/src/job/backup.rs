@@ -1,0 +1,212 @@
+//! A backup: the plugin stages, the coordinator verifies and commits.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use vaultferry_proto::plugin::v1 as wire;
+use vaultferry_proto::plugin::v1::backup_event::Event;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::records::{PointCreated, PointStream};
+use vaultferry_vault::{Error, Id, commit};
+
+use super::session::{self, Reporter};
+use super::{Jobs, Outcome, pause};
+use crate::catalog::{Job, Point, StoredProblem};
+use crate::plugin::Plugin;
+use crate::policy;
+
+/// A plugin that names more packs than this (16 PiB of data) is broken.
+const MAX_PACKS: usize = 1 << 30;
+
+pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+    let shared = &jobs.shared;
+    let instance = shared.catalog.instance(&job.instance_id).await?;
+    let instance = instance.ok_or_else(|| Problem::new(Reason::InstanceNotFound, "the instance is gone"))?;
+    let policy = shared.catalog.policy(&instance.policy).await?;
+    let policy = policy
+        .ok_or_else(|| Problem::new(Reason::PolicyNotFound, format!("the policy {} is gone", instance.policy)))?;
+    policy::parse(&policy.document)?.rule(rule)?;
+    let vault = session::vault_access(shared, &instance.id, cancel).await?;
+    let request = wire::BackupRequest {
+        job_id: job.id.clone(),
+        instance_name: instance.name.clone(),
+        source: Some(session::source(&instance.source_uri, &instance.credential)),
+        vault: Some(vault),
+        settings_json: session::command(shared, &instance.source_type)?.settings_json.clone(),
+        compression_level: 0,
+        tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), format!("rule={rule}")],
+    };
+    let pass_env = session::env_of(&instance.credential);
+    let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request).await;
+    let (staged, packs, warnings) =
+        session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
+    let record = record(job, rule, &policy.name, policy.version, staged, packs)?;
+    pause::at(&shared.state_dir, "staged").await;
+    shared.catalog.stage(&job.id, record).await?;
+    pause::at(&shared.state_dir, "journaled").await;
+    if !warnings.is_empty() {
+        // Kept with the job now, so that a restart between here and the end does not lose them.
+        shared.catalog.set_status(&job.id, crate::catalog::Status::InProgress, warnings).await?;
+    }
+    commit_staged(jobs, job).await
+}
+
+type StagedParts = (wire::Staged, Vec<(Id, u64)>, Vec<StoredProblem>);
+
+/// Lets the plugin read and upload, until everything but the snapshot is in the vault.
+async fn stage(
+    jobs: &Jobs,
+    job: &Job,
+    plugin: &mut Plugin,
+    request: wire::BackupRequest,
+) -> Result<StagedParts, Problem> {
+    let broken =
+        |detail: &str| Problem::new(Reason::PluginProtocol, format!("the plugin broke the protocol: {detail}"));
+    let mut reporter = Reporter::new(jobs, &job.id);
+    let (mut packs, mut warnings) = (Vec::new(), Vec::new());
+    let mut events = match plugin.client().backup(request).await {
+        Ok(events) => events.into_inner(),
+        Err(status) => return Err(plugin.problem(&status).await),
+    };
+    loop {
+        let event = session::next_event(plugin, &mut events).await?.event;
+        match event.ok_or_else(|| broken("an empty event"))? {
+            Event::Progress(progress) => reporter.report(progress),
+            Event::Warning(warning) => warnings.push(session::warning(warning)),
+            Event::StagedPacks(more) => {
+                for pack in more.packs {
+                    packs.push((session::id_from(&pack.id)?, pack.size));
+                }
+                if packs.len() > MAX_PACKS {
+                    return Err(broken("too many packs"));
+                }
+            }
+            Event::Staged(staged) if staged.pack_count == packs.len() as u64 => return Ok((staged, packs, warnings)),
+            Event::Staged(_) => return Err(broken("packs are missing from its list")),
+        }
+    }
+}
+
+fn record(
+    job: &Job,
+    rule: &str,
+    policy: &str,
+    policy_version: u32,
+    staged: wire::Staged,
+    packs: Vec<(Id, u64)>,
+) -> Result<commit::Record, Problem> {
+    let broken =
+        |detail: String| Problem::new(Reason::PluginProtocol, format!("the plugin broke the protocol: {detail}"));
+    let snapshot_id: Id = staged.snapshot_id.parse().map_err(|_| broken("a bad snapshot id".to_owned()))?;
+    let time = jiff::Timestamp::from_microsecond(staged.time_us).map_err(|error| broken(error.to_string()))?;
+    let stream =
+        |stream: wire::StagedStream| PointStream { name: stream.name, size: stream.size, sha256: stream.sha256 };
+    Ok(commit::Record {
+        snapshot_id,
+        sealed: staged.sealed_snapshot.into(),
+        prune_epoch: staged.prune_epoch,
+        packs,
+        time,
+        created: PointCreated {
+            job_id: job.id.clone(),
+            rule: rule.to_owned(),
+            policy: policy.to_owned(),
+            policy_version,
+            streams: staged.streams.into_iter().map(stream).collect(),
+            source_bytes: staged.source_bytes,
+            stored_bytes: staged.stored_bytes,
+        },
+    })
+}
+
+/// Commits what is journaled, from wherever an earlier try has stopped. It is not cancelled by a request: the work is done, and
+/// undoing it would cost more than ending it. When the agent stops, the restart goes on from here.
+pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<Outcome, Problem> {
+    let shared = &jobs.shared;
+    let stop = &jobs.inner.stop;
+    let gone = || Problem::new(Reason::Internal, "the journal has no staged record of this job");
+    let record = shared.catalog.staged(&job.id).await?.ok_or_else(gone)?;
+    let (source_bytes, stored_bytes) = (record.created.source_bytes, record.created.stored_bytes);
+    let phase = |phase: &str| {
+        jobs.update(&job.id, |progress| {
+            phase.clone_into(&mut progress.phase);
+            (progress.bytes_read, progress.bytes_stored) = (source_bytes, stored_bytes);
+            progress.bytes_per_second = 0;
+        });
+    };
+    let store = shared.vault.open_instance(&job.instance_id)?;
+    phase("verifying");
+    let committed = match commit::is_committed(&*store, &record.snapshot_id, stop).await {
+        Ok(committed) => committed,
+        Err(error) => return left_to_restart(jobs, job, error),
+    };
+    if !committed {
+        // Until `publish` is asked for, the point is certainly not there, and a failure is a failed job.
+        let prepared = async {
+            commit::verify(&*store, &record, stop).await?;
+            pause::at(&shared.state_dir, "packs-verified").await;
+            commit::prepare(&*store, &record, stop).await
+        };
+        if let Err(error) = prepared.await {
+            return left_to_restart(jobs, job, error);
+        }
+        phase("committing");
+        if let Err(error) = publish(jobs, job, &*store, &record).await {
+            return left_to_restart(jobs, job, error);
+        }
+        pause::at(&shared.state_dir, "committed").await;
+    }
+    let point = point(job, &record);
+    shared.catalog.complete_backup(&job.id, point, Vec::new()).await?;
+    pause::at(&shared.state_dir, "completed").await;
+    shared.link.confirm(&*shared.catalog).await;
+    Ok(Outcome { recorded: true, ..Outcome::default() })
+}
+
+/// An error before the commit fails the job, unless it only means that the agent stops: then the staged record stays for the restart.
+fn left_to_restart(jobs: &Jobs, job: &Job, error: Error) -> Result<Outcome, Problem> {
+    if matches!(error, Error::Cancelled) && jobs.inner.stop.is_cancelled() {
+        tracing::info!(job = job.id, "the commit goes on at the next start");
+        return Ok(Outcome { recorded: true, ..Outcome::default() });
+    }
+    Err(error.into())
+}
+
+/// Asks for the commit until the store has answered: an answer that is lost may have been a yes, and a job must not fail whose point is there.
+async fn publish(
+    jobs: &Jobs,
+    job: &Job,
+    store: &dyn vaultferry_vault::store::Store,
+    record: &commit::Record,
+) -> Result<(), Error> {
+    let mut may_be_there = false;
+    loop {
+        match commit::publish(store, record, &jobs.inner.stop).await {
+            Err(Error::Store(error)) if may_be_there || error.is_retryable() => {
+                may_be_there = true;
+                tracing::warn!(job = job.id, "the vault does not answer to the commit, trying again: {error}");
+            }
+            other => return other,
+        }
+        tokio::select! {
+            () = jobs.inner.stop.cancelled() => return Err(Error::Cancelled),
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+        }
+    }
+}
+
+fn point(job: &Job, record: &commit::Record) -> Point {
+    let created = record.created.clone();
+    Point {
+        id: record.snapshot_id,
+        instance_id: job.instance_id.clone(),
+        job_id: job.id.clone(),
+        time: record.time,
+        rule: created.rule,
+        policy: created.policy,
+        policy_version: created.policy_version,
+        streams: created.streams,
+        source_bytes: created.source_bytes,
+        stored_bytes: created.stored_bytes,
+    }
+}

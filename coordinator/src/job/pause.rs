@@ -1,0 +1,20 @@
+//! Places where a test stops the agent to kill it exactly there. Not in release builds.
+
+use std::path::Path;
+
+/// When `VAULTFERRY_TEST_PAUSE_AT` names this step: writes `paused-<step>` into the state folder and waits for a file `resume` there.
+#[cfg(debug_assertions)]
+pub(super) async fn at(state_dir: &Path, step: &str) {
+    if std::env::var("VAULTFERRY_TEST_PAUSE_AT").as_deref() != Ok(step) {
+        return;
+    }
+    if let Err(error) = std::fs::write(state_dir.join(format!("paused-{step}")), b"") {
+        tracing::error!("the pause at {step} cannot be told: {error}");
+    }
+    while !state_dir.join("resume").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(not(debug_assertions))]
+pub(super) async fn at(_: &Path, _: &str) {}

@@ -1,0 +1,79 @@
+//! What the agent does with the jobs of an earlier life, before it takes new ones. The table is in ARCHITECTURE.md.
+
+use tokio_util::sync::CancellationToken;
+use vaultferry_proto::{Problem, Reason};
+
+use super::{Jobs, restore};
+use crate::catalog::{Inserted, Job, Status, Work};
+
+impl Jobs {
+    /// Ends the plugins of an earlier life, goes on with staged jobs, and ends the others. Returns when every job is being worked on or
+    /// has ended; commits and clean-ups go on in their own tasks.
+    pub async fn recover(&self) -> Result<(), Problem> {
+        let catalog = &self.shared.catalog;
+        for process in catalog.plugin_processes().await? {
+            crate::plugin::reap::reap(&process);
+            catalog.clear_plugin_process(&process.job_id).await?;
+        }
+        for job in catalog.unfinished_jobs().await? {
+            if catalog.staged(&job.id).await?.is_some() {
+                tracing::info!(job = job.id, "going on with the commit of an earlier life");
+                self.spawn(job, true);
+            } else if restore::leaves_something(&job.work) {
+                self.clean_up_later(job);
+            } else {
+                self.end_interrupted(&job, "").await?;
+            }
+        }
+        // A kill between a commit's end and its confirmation leaves a message in the outbox.
+        self.shared.link.confirm(&**catalog).await;
+        Ok(())
+    }
+
+    fn clean_up_later(&self, job: Job) {
+        let jobs = self.clone();
+        self.inner.tasks.spawn(async move {
+            let cancel: CancellationToken = jobs.inner.stop.child_token();
+            let left = match restore::clean_up(&jobs, &job, &cancel).await {
+                Ok(()) => String::new(),
+                Err(problem) if problem.reason == Reason::Cancelled => return,
+                Err(problem) => format!("; what it left could not be removed: {}", problem.message),
+            };
+            if let Err(problem) = jobs.end_interrupted(&job, &left).await {
+                tracing::error!(job = job.id, "an interrupted job cannot be ended: {problem}");
+            }
+        });
+    }
+
+    async fn end_interrupted(&self, job: &Job, left: &str) -> Result<(), Problem> {
+        let status = if job.status == Status::Cancelling {
+            Status::Cancelled { end_time: jiff::Timestamp::now() }
+        } else {
+            let message = format!("the agent or its machine stopped while the job ran{left}");
+            Status::failed(&Problem::new(Reason::Interrupted, message))
+        };
+        tracing::info!(job = job.id, instance = job.instance_name, "a job of an earlier life was interrupted{left}");
+        let interrupted = matches!(status, Status::Failed { .. });
+        self.shared.catalog.set_status(&job.id, status, Vec::new()).await?;
+        if interrupted && job.scheduled {
+            self.run_again(job).await?;
+        }
+        Ok(())
+    }
+
+    /// A scheduled backup that was interrupted runs again, once: its request names the first one.
+    async fn run_again(&self, job: &Job) -> Result<(), Problem> {
+        let Work::Backup { .. } = job.work else { return Ok(()) };
+        let request = format!("again:{}", job.id);
+        let again_already = job.request_id.as_deref().is_some_and(|request| request.starts_with("again:"));
+        let Some(instance) = self.shared.catalog.instance(&job.instance_id).await? else { return Ok(()) };
+        if again_already {
+            return Ok(());
+        }
+        let again = super::new_job(&instance, job.work.clone(), Some(request), true);
+        if let Inserted::New = self.shared.catalog.insert_job(again.clone()).await? {
+            self.spawn(again, false);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! A restore: the plugin does it; the coordinator sees counts. What an interrupted one left is removed by the plugin, too.
+
+use tokio_util::sync::CancellationToken;
+use vaultferry_proto::plugin::v1 as wire;
+use vaultferry_proto::plugin::v1::restore_event::Event;
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::Id;
+
+use super::session::{self, Reporter};
+use super::{Jobs, Outcome, Shared};
+use crate::catalog::{Job, Work};
+use crate::plugin::Plugin;
+
+/// A restore's target, as both calls of the plugin need it.
+enum Target {
+    Database(wire::DatabaseTarget),
+    Files(wire::FilesTarget),
+}
+
+struct Parts {
+    source_type: String,
+    settings_json: String,
+    point_id: Id,
+    target: Target,
+    pass_env: Vec<String>,
+}
+
+async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
+    let instance = shared.catalog.instance(&job.instance_id).await?;
+    let instance = instance.ok_or_else(|| Problem::new(Reason::InstanceNotFound, "the instance is gone"))?;
+    let (point_id, target, pass_env) = match &job.work {
+        Work::RestoreDatabase { point_id, target_uri, database, no_owner, credential } => {
+            let server = Some(session::source(target_uri, credential));
+            let target = wire::DatabaseTarget { server, database: database.clone(), no_owner: *no_owner };
+            (*point_id, Target::Database(target), session::env_of(credential))
+        }
+        Work::RestoreFiles { point_id, to, credential_env } => {
+            let credential = files_credential(credential_env)?;
+            (*point_id, Target::Files(wire::FilesTarget { to: to.clone(), credential }), Vec::new())
+        }
+        Work::Backup { .. } | Work::ConfigureProtection => {
+            return Err(Problem::new(Reason::Internal, "the job is not a restore"));
+        }
+    };
+    let settings_json = session::command(shared, &instance.source_type)?.settings_json.clone();
+    Ok(Parts { source_type: instance.source_type, settings_json, point_id, target, pass_env })
+}
+
+/// The value of the variable: an account key (base64 of 64 bytes), or a SAS (which has a signature in it).
+fn files_credential(credential_env: &str) -> Result<Option<wire::StoreCredential>, Problem> {
+    if credential_env.is_empty() {
+        return Ok(None);
+    }
+    let value = std::env::var(credential_env).map_err(|_| {
+        let message = format!("the agent's environment has no variable {credential_env}");
+        Problem::new(Reason::InvalidRequest, message).with_fix("Set the variable for the agent, and start it again.")
+    })?;
+    let mut credential = wire::StoreCredential::default();
+    if value.contains("sig=") {
+        credential.sas = value.trim_start_matches('?').to_owned();
+    } else {
+        credential.account_key = value;
+    }
+    Ok(Some(credential))
+}
+
+pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+    let shared = &jobs.shared;
+    let parts = parts(shared, job).await?;
+    let vault = session::vault_access(shared, &job.instance_id, cancel).await?;
+    let target = match parts.target {
+        Target::Database(target) => wire::restore_request::Target::Database(target),
+        Target::Files(mut target) => {
+            // An emulator's or private cloud's endpoint holds for the target, too, when it is the same kind of place.
+            if let (Some(credential), Some(vault)) = (&mut target.credential, &vault.credential) {
+                credential.endpoint.clone_from(&vault.endpoint);
+            }
+            wire::restore_request::Target::Files(target)
+        }
+    };
+    let request = wire::RestoreRequest {
+        job_id: job.id.clone(),
+        snapshot_id: parts.point_id.to_string(),
+        vault: Some(vault),
+        settings_json: parts.settings_json,
+        target: Some(target),
+    };
+    let work = async |plugin: &mut Plugin| restore(jobs, job, plugin, request).await;
+    session::with_plugin(jobs, job, &parts.source_type, parts.pass_env, cancel, work).await
+}
+
+async fn restore(
+    jobs: &Jobs,
+    job: &Job,
+    plugin: &mut Plugin,
+    request: wire::RestoreRequest,
+) -> Result<Outcome, Problem> {
+    let mut reporter = Reporter::new(jobs, &job.id);
+    let mut warnings = Vec::new();
+    let mut events = match plugin.client().restore(request).await {
+        Ok(events) => events.into_inner(),
+        Err(status) => return Err(plugin.problem(&status).await),
+    };
+    loop {
+        match session::next_event(plugin, &mut events).await?.event {
+            Some(Event::Progress(progress)) => reporter.report(progress),
+            Some(Event::Warning(warning)) => warnings.push(session::warning(warning)),
+            Some(Event::Done(done)) => {
+                return Ok(Outcome { bytes_read: done.bytes_restored, warnings, ..Outcome::default() });
+            }
+            None => return Err(Problem::new(Reason::PluginProtocol, "the plugin sent an empty event")),
+        }
+    }
+}
+
+/// Removes what an interrupted restore has left. A failure says what to remove by hand.
+pub(super) async fn clean_up(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<(), Problem> {
+    let parts = parts(&jobs.shared, job).await?;
+    let target = match parts.target {
+        Target::Database(target) => wire::clean_up_request::Target::Database(target),
+        Target::Files(target) => wire::clean_up_request::Target::Files(target),
+    };
+    let request =
+        wire::CleanUpRequest { job_id: job.id.clone(), settings_json: parts.settings_json, target: Some(target) };
+    let work = async |plugin: &mut Plugin| match plugin.client().clean_up(request).await {
+        Ok(_) => Ok(()),
+        Err(status) => Err(plugin.problem(&status).await),
+    };
+    session::with_plugin(jobs, job, &parts.source_type, parts.pass_env, cancel, work).await
+}
+
+/// True when a crash of this job may have left something at its target.
+pub(super) fn leaves_something(work: &Work) -> bool {
+    matches!(work, Work::RestoreDatabase { .. } | Work::RestoreFiles { .. })
+}
+
+impl Work {
+    /// Where a restore writes, for people. Never a credential.
+    pub fn target(&self) -> Option<String> {
+        match self {
+            Self::RestoreDatabase { target_uri, database, .. } => Some(format!("{database} on {target_uri}")),
+            Self::RestoreFiles { to, .. } => Some(to.clone()),
+            Self::Backup { .. } | Self::ConfigureProtection => None,
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The host of plugins: starts a plugin's process, speaks to it, watches it, and makes sure that it is gone.
+//!
+//! Invariants:
+//! - One process for one piece of work. It leads its own process group, and the group is killed when the host is done with it.
+//! - The process gets a clean environment: what it needs to run, and the variables that its own job names. Never a secret in its arguments.
+//! - Its standard input is the control pipe: when this process dies, the pipe closes, and the plugin stops itself.
+//! - A plugin that is silent for [`SILENCE`] is taken for dead.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdin};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::{Channel, Endpoint, Uri};
+use vaultferry_proto::plugin::v1 as wire;
+use vaultferry_proto::plugin::v1::workload_plugin_client::WorkloadPluginClient;
+use vaultferry_proto::{Problem, Reason};
+
+use crate::catalog::PluginProcess;
+
+pub mod reap;
+
+/// First words of the handshake line: the protocol's name and version.
+const HANDSHAKE: &str = "vaultferry-plugin|1|unix://";
+/// A process that has not said its line by then will not.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest time between two events of a running plugin. It promises one every 5 s.
+pub const SILENCE: Duration = Duration::from_secs(60);
+/// How long a plugin may take to stop its children after it was told to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of a plugin's standard error is kept for a failure's message.
+const LAST_LINES: usize = 5;
+/// Every message but the list of packs is small; that list comes in pieces of 4096 x 44 bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// How a plugin is started.
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// The executable.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// The section of the configuration that is named like the plugin, as JSON.
+    pub settings_json: String,
+}
+
+/// What a plugin process needs to be started.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// Which program.
+    pub command: &'a Command,
+    /// `postgres`, …; the plugin must say the same.
+    pub source_type: &'a str,
+    /// For logs: the job, or what else the plugin is for.
+    pub purpose: &'a str,
+    /// Where the plugin's private folder is made.
+    pub runtime_dir: &'a Path,
+    /// Variables of this process's environment that the plugin may see.
+    pub pass_env: Vec<String>,
+}
+
+/// A running plugin. Dropping it kills its process group.
+#[derive(Debug)]
+pub struct Plugin {
+    child: Child,
+    pid: u32,
+    control: Option<ChildStdin>,
+    last_lines: Arc<Mutex<Vec<String>>>,
+    log: AbortOnDropHandle<()>,
+    /// Removed with the plugin.
+    _dir: tempdir::Dir,
+    client: WorkloadPluginClient<Channel>,
+}
+
+impl Plugin {
+    /// Starts the process, reads its handshake, connects, and asks what it is.
+    pub async fn start(start: Start<'_>) -> Result<Self, Problem> {
+        let cannot = |detail: String| {
+            Problem::new(
+                Reason::PluginNotFound,
+                format!("the plugin for {} cannot be started: {detail}", start.source_type),
+            )
+        };
+        let dir = tempdir::Dir::create(start.runtime_dir).map_err(|error| cannot(format!("its folder: {error}")))?;
+        let mut command = tokio::process::Command::new(&start.command.program);
+        command.args(&start.command.args).env_clear().env("VAULTFERRY_PLUGIN_DIR", dir.path());
+        let wanted = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "VAULTFERRY_LOG", "SYSTEMROOT"];
+        for name in wanted.iter().copied().chain(start.pass_env.iter().map(String::as_str)) {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child =
+            command.spawn().map_err(|error| cannot(format!("{}: {error}", start.command.program.display())))?;
+        let pid = child.id().ok_or_else(|| cannot("it ended at once".to_owned()))?;
+        let control = child.stdin.take();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let last_lines = Arc::new(Mutex::new(Vec::new()));
+        let log =
+            tokio::spawn(copy_log(stderr, start.source_type.to_owned(), start.purpose.to_owned(), last_lines.clone()));
+        let mut starting = Starting { child: Some(child), pid };
+        let handshake = async {
+            let mut line = String::new();
+            let stdout = stdout.ok_or_else(|| "it has no standard output".to_owned())?;
+            BufReader::new(stdout).read_line(&mut line).await.map_err(|error| error.to_string())?;
+            let path = line.trim_end().strip_prefix(HANDSHAKE).map(PathBuf::from);
+            path.ok_or_else(|| format!("its first line was {:?}", line.trim_end()))
+        };
+        let shaken = tokio::time::timeout(START_TIMEOUT, handshake).await;
+        let path = match shaken {
+            Ok(Ok(path)) => path,
+            Ok(Err(detail)) => return Err(cannot(format!("{detail}{}", words(&last_lines)))),
+            Err(_) => return Err(cannot(format!("it said nothing for {START_TIMEOUT:?}{}", words(&last_lines)))),
+        };
+        if !path.starts_with(dir.path()) {
+            return Err(cannot(format!("it listens at {}, outside of its folder", path.display())));
+        }
+        let client = connect(path).await.map_err(|error| cannot(error.to_string()))?;
+        let child = starting.child.take().expect("taken nowhere else");
+        let mut plugin = Self { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir, client };
+        plugin.check(start.source_type).await?;
+        Ok(plugin)
+    }
+
+    async fn check(&mut self, source_type: &str) -> Result<(), Problem> {
+        let info = match self.client.get_info(wire::GetInfoRequest {}).await {
+            Ok(info) => info.into_inner(),
+            Err(status) => return Err(self.problem(&status).await),
+        };
+        if info.source_type != source_type {
+            let message = format!("the plugin for {source_type} says that it is for {:?}", info.source_type);
+            return Err(Problem::new(Reason::PluginProtocol, message));
+        }
+        Ok(())
+    }
+
+    /// The plugin's interface.
+    pub fn client(&self) -> WorkloadPluginClient<Channel> {
+        self.client.clone()
+    }
+
+    /// What is to be remembered of the process for the time after a crash of this one.
+    pub fn process(&self, job_id: &str) -> PluginProcess {
+        PluginProcess { job_id: job_id.to_owned(), pid: self.pid, start_time: reap::start_time(self.pid).unwrap_or(0) }
+    }
+
+    /// The problem behind a failed call: the plugin's own, or that its process is gone, with its last words.
+    pub async fn problem(&mut self, status: &tonic::Status) -> Problem {
+        let problem = Problem::from_status(status, Reason::PluginCrashed);
+        if problem.reason != Reason::PluginCrashed {
+            return problem;
+        }
+        // The connection broke. Its process has died, or will be found alive; only a moment tells.
+        let exit = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
+        let how = match exit {
+            Ok(Ok(status)) => format!("the plugin's process ended ({status})"),
+            Ok(Err(error)) => format!("the plugin's process cannot be asked: {error}"),
+            Err(_) => format!("the connection to the plugin broke: {}", status.message()),
+        };
+        Problem::new(Reason::PluginCrashed, format!("{how}{}", words(&self.last_lines)))
+    }
+
+    /// Tells the plugin to end, waits for it, kills what is left of its group.
+    pub async fn stop(mut self) {
+        drop(self.control.take());
+        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
+            tracing::warn!(pid = self.pid, "a plugin did not stop within {STOP_TIMEOUT:?}; killing it");
+        }
+        // Dropping kills the group; the log's last lines are read before.
+        let _ = tokio::time::timeout(Duration::from_secs(1), &mut self.log).await;
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        reap::kill_group(self.pid);
+    }
+}
+
+/// Kills a plugin that has not got as far as being one.
+struct Starting {
+    child: Option<Child>,
+    pid: u32,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            reap::kill_group(self.pid);
+        }
+    }
+}
+
+async fn connect(path: PathBuf) -> Result<WorkloadPluginClient<Channel>, tonic::transport::Error> {
+    // The address is never looked up; the connector below knows the socket.
+    let endpoint = Endpoint::from_static("http://plugin.invalid");
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { stream_to(&path).await.map(TokioIo::new) }
+    });
+    let channel = endpoint.connect_with_connector(connector).await?;
+    Ok(WorkloadPluginClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+}
+
+#[cfg(unix)]
+async fn stream_to(path: &Path) -> std::io::Result<tokio::net::UnixStream> {
+    tokio::net::UnixStream::connect(path).await
+}
+
+#[cfg(not(unix))]
+async fn stream_to(_: &Path) -> std::io::Result<tokio::net::TcpStream> {
+    Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "plugins are not supported on this system yet"))
+}
+
+/// The plugin's standard error becomes our log, line by line.
+async fn copy_log(
+    stderr: Option<tokio::process::ChildStderr>,
+    source_type: String,
+    purpose: String,
+    last_lines: Arc<Mutex<Vec<String>>>,
+) {
+    let Some(stderr) = stderr else { return };
+    let mut lines = BufReader::new(stderr).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        let line = String::from_utf8_lossy(&line).trim_end().chars().take(2000).collect::<String>();
+        tracing::info!(target: "plugin", source_type, purpose, "{line}");
+        let mut last = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == LAST_LINES {
+            last.remove(0);
+        }
+        last.push(line);
+    }
+}
+
+fn words(last_lines: &Mutex<Vec<String>>) -> String {
+    let last = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_empty() { String::new() } else { format!("; its last words: {}", last.join(" / ")) }
+}
+
+/// The plugin's private folder.
+mod tempdir {
+    use std::path::{Path, PathBuf};
+
+    /// Removed with all that is in it when dropped.
+    #[derive(Debug)]
+    pub(super) struct Dir(PathBuf);
+
+    impl Dir {
+        /// Mode 0700. The name is short: a socket's path has 107 bytes at most.
+        pub(super) fn create(parent: &Path) -> std::io::Result<Self> {
+            let name = uuid::Uuid::new_v4().simple().to_string();
+            let path = parent.join(format!("p-{}", &name[..12]));
+            let mut builder = std::fs::DirBuilder::new();
+            #[cfg(unix)]
+            std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+            builder.create(&path)?;
+            Ok(Self(path))
+        }
+
+        pub(super) fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}

@@ -107,13 +107,13 @@ reasons! {
     /// The vault's key file does not open this vault.
     VaultKeyWrong => FailedPrecondition, "Put the key file of this vault at the path in the message.";
     /// A pack, an index, a snapshot or another record of the repository is damaged or missing.
-    RepositoryDamaged => DataLoss, "Restore an older point, and keep the vault as it is. The next backup stores again what it can read at the source.";
+    RepositoryDamaged => DataLoss, "Restore another point, and keep the vault as it is. Missing files are stored again by the next backup, as far as the source still has them.";
     /// A file that a staged backup needs is missing or has another size; it was not committed.
     StagedIncomplete => DataLoss, "Start the backup again.";
     /// Pruning marked data that a running backup reused; it was not committed.
     PrunedMeanwhile => Aborted, "Start the backup again.";
     /// A job may commit one snapshot only, and this job has committed another one.
-    JobAlreadyCommitted => FailedPrecondition, "The point exists; vaultferry point list INSTANCE shows it.";
+    JobAlreadyCommitted => FailedPrecondition, "Start a new backup; vaultferry point list INSTANCE shows what is there.";
     // PostgreSQL
     /// The server does not answer, or its name is not known: no network line of sight (P76).
     UserErrorMissingNetworkSecurityPermissions => FailedPrecondition, "Look at host name and port, that the server runs and listens there, and that firewalls let this machine in.";

@@ -30,7 +30,7 @@ use reader::{Faults, Section};
 /// The file that is read when none is named and it exists.
 const DEFAULT_FILE: &str = "/etc/vaultferry/agent.toml";
 /// Below this, the packs that a writer fills and sends at the same time do not fit (4 MiB chunks, 16 MiB packs).
-const LEAST_BYTES_IN_FLIGHT: u64 = 32 << 20;
+const LEAST_BYTES_IN_FLIGHT: u64 = 48 << 20;
 const DEFAULT_BYTES_IN_FLIGHT: u64 = 64 << 20;
 const DEFAULT_JOBS: usize = 4;
 /// Each job is a process with its own memory; more than this on one machine is taken for a slip of the finger.
@@ -255,7 +255,7 @@ fn postgres(mut section: Section, faults: &mut Faults) -> Postgres {
 fn limits(mut section: Section, faults: &mut Faults) -> Limits {
     let bytes_in_flight = section.parsed("bytes_in_flight", faults, |text| {
         let bytes = values::size(text)?;
-        if bytes < LEAST_BYTES_IN_FLIGHT { Err("must be at least 32MiB".to_owned()) } else { Ok(bytes) }
+        if bytes < LEAST_BYTES_IN_FLIGHT { Err("must be at least 48MiB".to_owned()) } else { Ok(bytes) }
     });
     let jobs = section.parsed("jobs", faults, |text| match text.parse() {
         Ok(jobs) if (1..=MOST_JOBS).contains(&jobs) => Ok(jobs),

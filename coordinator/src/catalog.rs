@@ -129,6 +129,18 @@ pub enum Work {
     ConfigureProtection,
 }
 
+impl Work {
+    /// The operation's name in the catalog and in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Backup { .. } => "backup",
+            Self::RestoreDatabase { .. } => "restore-database",
+            Self::RestoreFiles { .. } => "restore-files",
+            Self::ConfigureProtection => "configure-protection",
+        }
+    }
+}
+
 /// How a job stands. What belongs to a state is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "kebab-case")]

@@ -136,7 +136,7 @@ impl Jobs {
         self.lock().insert(job.id.clone(), running);
         let jobs = self.clone();
         self.inner.tasks.spawn(async move {
-            tracing::info!(job = job.id, instance = job.instance_name, work = ?job.work, "job begins");
+            tracing::info!(job = job.id, instance = job.instance_name, operation = job.work.name(), "job begins");
             let result = jobs.work(&job, resume, &cancel).await;
             jobs.end(&job, result, &cancel).await;
         });

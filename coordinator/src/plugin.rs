@@ -31,8 +31,8 @@ const HANDSHAKE: &str = "vaultferry-plugin|1|unix://";
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest time between two events of a running plugin. It promises one every 5 s.
 pub const SILENCE: Duration = Duration::from_secs(60);
-/// How long a plugin may take to stop its children after it was told to.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a plugin may take to clean up after it was told to stop; it gives itself 20 s.
+const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 /// How much of a plugin's standard error is kept for a failure's message.
 const LAST_LINES: usize = 5;
 /// Every message but the list of packs is small; that list comes in pieces of 4096 x 44 bytes.

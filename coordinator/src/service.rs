@@ -113,10 +113,11 @@ impl Service {
         if config.create_default_vault {
             let made = init_vault(&config, DEFAULT_REDUNDANCY).await?;
             if !made.existed {
-                // The recovery key is for people; a log is no place for it.
+                // A recovery key is for people, and a log is no place for it: `vault init` prints one for the vault that it makes.
                 tracing::info!(
                     vault = made.location,
-                    "made the default vault; `vaultferry vault init` prints a recovery key for a vault that it makes"
+                    key = %made.key_path.display(),
+                    "made the default vault; keep a copy of its key elsewhere: without it nobody can read the vault"
                 );
             }
         }

@@ -164,6 +164,20 @@ impl Access {
         }
     }
 
+    /// Removes what killed processes left unfinished in a folder vault: of the instance, or of the vault's own records. Only files older
+    /// than `older_than` go: choose an age that no running put reaches. In Azure nothing unfinished is kept. Returns how many went.
+    pub async fn sweep_temporary(&self, instance_id: Option<&str>, older_than: Duration) -> Result<u64, Error> {
+        let Location::Folder(path) = &self.location else { return Ok(0) };
+        let folder = match instance_id {
+            Some(instance_id) => {
+                self.check_instance_id(instance_id)?;
+                instance_dir(path, instance_id)
+            }
+            None => path.clone(),
+        };
+        Folder::new(folder).sweep_temporary(older_than).await
+    }
+
     /// What restic calls the instance's repository (`restic -r …`). Azure's account and credential are not part of it: restic takes them
     /// from its environment.
     pub fn restic_repository(&self, instance_id: &str) -> String {

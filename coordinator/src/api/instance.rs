@@ -211,7 +211,20 @@ pub(super) fn check_uri(uri: &str) -> Result<(), Problem> {
     if uri.len() > MAX_URI || uri.chars().any(char::is_control) {
         return Err(Problem::new(Reason::InvalidSource, "the URI is too long, or has control characters"));
     }
+    if holds_password(uri) {
+        return Err(Problem::new(Reason::InvalidSource, "the URI has a password in it"));
+    }
     source_type(uri).map(|_| ())
+}
+
+/// A URI is stored and shown; a password in it must not get that far, whatever its plugin would say of it.
+fn holds_password(uri: &str) -> bool {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    let (authority, query) =
+        (rest.split(['/', '?']).next().unwrap_or_default(), rest.split_once('?').map_or("", |(_, query)| query));
+    let user_info = authority.rsplit_once('@').map(|(user_info, _)| user_info);
+    user_info.is_some_and(|user_info| user_info.contains(':'))
+        || query.split('&').any(|pair| pair.to_ascii_lowercase().starts_with("password="))
 }
 
 fn source_type(uri: &str) -> Result<&'static str, Problem> {
@@ -305,5 +318,38 @@ impl BackupInstanceService for Api {
         request: Request<wire::ExportRepositoryKeyRequest>,
     ) -> Result<Response<wire::ExportRepositoryKeyResponse>, Status> {
         Ok(Response::new(self.export(&request.into_inner().instance).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_in_uris_are_refused_and_not_repeated() {
+        for bad in [
+            "postgres://u:secret@h/db",
+            "postgres://u:@h",
+            "postgresql://u@h/db?sslmode=require&Password=secret",
+            "postgres://u:a/b@h",
+        ] {
+            let problem = check_uri(bad).expect_err(bad);
+            assert_eq!(problem.reason, Reason::InvalidSource);
+            assert!(!problem.message.contains("secret"), "{problem}");
+        }
+        for good in ["postgres://u@h:5432/db", "postgres://u@/db?host=/a:b&port=1", "postgres://h/a@b:c"] {
+            assert_eq!(check_uri(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn only_variables_for_passwords_are_passed_on() {
+        use wire::credential_reference::From;
+        let from = |from| credential(Some(wire::CredentialReference { from: Some(from) }));
+        assert!(from(From::PasswordEnv("SHOP_PASSWORD".to_owned())).is_ok());
+        for bad in ["", "LD_PRELOAD", "PATH", "A=B"] {
+            assert!(from(From::PasswordEnv(bad.to_owned())).is_err(), "{bad}");
+        }
+        assert!(from(From::Passfile("relative".to_owned())).is_err());
     }
 }

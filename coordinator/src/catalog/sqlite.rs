@@ -158,15 +158,6 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn operation(work: &Work) -> &'static str {
-    match work {
-        Work::Backup { .. } => "backup",
-        Work::RestoreDatabase { .. } => "restore-database",
-        Work::RestoreFiles { .. } => "restore-files",
-        Work::ConfigureProtection => "configure-protection",
-    }
-}
-
 fn status_name(status: &Status) -> &'static str {
     match status {
         Status::InProgress => "in-progress",
@@ -311,7 +302,7 @@ impl Catalog for Sqlite {
                     return Ok(Inserted::Busy(busy));
                 }
             }
-            let (time, operation) = (job.create_time.as_microsecond(), operation(&job.work));
+            let (time, operation) = (job.create_time.as_microsecond(), job.work.name());
             let values = params![
                 job.id,
                 time,
@@ -570,3 +561,6 @@ impl Catalog for Sqlite {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests;

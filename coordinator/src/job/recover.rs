@@ -1,10 +1,15 @@
 //! What the agent does with the jobs of an earlier life, before it takes new ones. The table is in ARCHITECTURE.md.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
 use super::{Jobs, restore};
 use crate::catalog::{Inserted, Job, Status, Work};
+
+/// No put takes as long: a pack has 24 MiB at most, and a store's deadline is minutes.
+const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
 
 impl Jobs {
     /// Ends the plugins of an earlier life, goes on with staged jobs, and ends the others. Returns when every job is being worked on or
@@ -15,6 +20,7 @@ impl Jobs {
             crate::plugin::reap::reap(&process);
             catalog.clear_plugin_process(&process.job_id).await?;
         }
+        self.sweep().await?;
         for job in catalog.unfinished_jobs().await? {
             if catalog.staged(&job.id).await?.is_some() {
                 tracing::info!(job = job.id, "going on with the commit of an earlier life");
@@ -27,6 +33,20 @@ impl Jobs {
         }
         // A kill between a commit's end and its confirmation leaves a message in the outbox.
         self.shared.link.confirm(&**catalog).await;
+        Ok(())
+    }
+
+    /// Half-written files of killed processes. The vault may be away; then they wait for another start.
+    async fn sweep(&self) -> Result<(), Problem> {
+        let instances = self.shared.catalog.instances().await?;
+        let folders = instances.iter().map(|instance| Some(instance.id.as_str())).chain([None]);
+        for folder in folders {
+            match self.shared.vault.sweep_temporary(folder, UNFINISHED_AGE).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "removed unfinished files of an earlier life from the vault"),
+                Err(error) => tracing::warn!("unfinished files in the vault cannot be removed: {error}"),
+            }
+        }
         Ok(())
     }
 

@@ -145,7 +145,8 @@ impl<R: AsyncRead + Unpin> AsyncRead for Archive<R> {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::ExitStatus;

@@ -21,10 +21,9 @@ mod tests {
         let mut characters = inner.chars();
         let mut result = String::new();
         while let Some(character) = characters.next() {
-            if character == quote || (escapes && character == '\\') {
-                if characters.next()? != character {
-                    return None;
-                }
+            let doubled = character == quote || (escapes && character == '\\');
+            if doubled && characters.next()? != character {
+                return None;
             }
             result.push(character);
         }

@@ -14,12 +14,14 @@ const RECOMMENDED_BYTES_MAX: u64 = 400_000_000_000;
 /// How many tables without permission are named.
 const NAMED_MAX: usize = 5;
 
-/// What pg_dump reads and this user may not: it locks tables and reads sequences, and needs their schemas for it.
+/// What pg_dump reads and this user may not: it locks tables and reads sequences, needs their schemas for it, and gives up when
+/// row-level security would hide rows.
 const UNREADABLE: &str = "
 select format('%I.%I', nspname, relname) from pg_class join pg_namespace on pg_namespace.oid = relnamespace
 where pg_class.oid >= 16384 and relkind in ('r', 'p', 'S') and relpersistence <> 't'
   and not exists (select from pg_depend where classid = 'pg_class'::regclass and objid = pg_class.oid and deptype = 'e')
-  and not (has_schema_privilege(pg_namespace.oid, 'usage') and has_table_privilege(pg_class.oid, 'select'))
+  and not (has_schema_privilege(pg_namespace.oid, 'usage') and has_table_privilege(pg_class.oid, 'select')
+           and not row_security_active(pg_class.oid))
 order by 1 limit 1000";
 
 /// Logs in, looks for a client, and asks whether everything may be read.
@@ -51,8 +53,9 @@ async fn refuse_unreadable(session: &Session, cancel: &CancellationToken) -> Res
     if rows.len() > NAMED_MAX {
         names.push(format!("and {} more", rows.len() - NAMED_MAX));
     }
-    let message = format!("the user may not read {}", names.join(", "));
-    let fix = "Grant USAGE on the schemas and SELECT on all tables and sequences, or (since version 14) the role pg_read_all_data.";
+    let message = format!("the user may not read all of {}", names.join(", "));
+    let fix = "Grant USAGE on the schemas and SELECT on all tables and sequences, or (since version 14) the role pg_read_all_data; \
+               where row-level security is on, the user also needs BYPASSRLS.";
     Err(Problem::new(Reason::UserErrorMissingDBPermissions, message).with_fix(fix))
 }
 

@@ -326,5 +326,6 @@ fn starter() -> io::Result<mpsc::Sender<Start>> {
     Ok(sender)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;

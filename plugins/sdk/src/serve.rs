@@ -167,5 +167,6 @@ fn say_where(endpoint: &str) -> Result<(), Error> {
         .map_err(Error::Host)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;

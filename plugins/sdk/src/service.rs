@@ -175,5 +175,6 @@ fn restore_event(event: Event<u64>) -> Result<proto::RestoreEvent, Problem> {
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;

@@ -33,8 +33,13 @@ pub fn classify(error: &Error, server: &str, otherwise: Reason) -> Problem {
         return Problem::new(Reason::TlsFailed, format!("{server}: {}", chain(error)));
     }
     if is_kind(error, "invalid configuration") || is_kind(error, "authentication error") {
-        // "password missing", or an authentication method that is not known here.
-        return Problem::new(Reason::UserErrorDBUserAuthFailed, format!("{server}: {}", chain(error)));
+        let detail = match chain(error) {
+            text if text.ends_with("password missing") => {
+                "the server asks for a password, and none was named".to_owned()
+            }
+            text => text,
+        };
+        return Problem::new(Reason::UserErrorDBUserAuthFailed, format!("{server}: {detail}"));
     }
     if is_kind(error, "error connecting to server") || is_kind(error, "timeout waiting for server") {
         let message = format!("{server} cannot be reached: {}", chain(error));
@@ -62,7 +67,7 @@ fn state_reason(state: &str, otherwise: Reason) -> Reason {
 
 /// The reason that pg_dump's or pg_restore's last words give away, or `otherwise`. The words are English: the children get LC_MESSAGES=C.
 pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
-    let says = |text: &&str| words.contains(text);
+    let says = |text: &&str| words.contains(*text);
     let closed = [
         "server closed the connection",
         "terminating connection",
@@ -74,7 +79,7 @@ pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
         "SSL SYSCALL error",
         "the database system is shutting down",
     ];
-    if closed.iter().any(|text| says(text)) {
+    if closed.iter().any(says) {
         return Reason::UserErrorServerConnectionClosed;
     }
     let forbidden = [
@@ -83,8 +88,9 @@ pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
         "must be member of role",
         "must be able to SET ROLE",
         "must be superuser",
+        "would be affected by row-level security",
     ];
-    if forbidden.iter().any(|text| says(text)) {
+    if forbidden.iter().any(says) {
         return Reason::UserErrorMissingDBPermissions;
     }
     if says(&"server version mismatch") {
@@ -143,6 +149,7 @@ mod tests {
         let clear_text_password: &[&[u8]] = &[b"R\0\0\0\x08\0\0\0\x03"];
         let problem = problem_with(clear_text_password, "sslmode=disable").await;
         assert_eq!(problem.reason, Reason::UserErrorDBUserAuthFailed);
+        assert!(problem.message.ends_with("asks for a password, and none was named"), "{problem}");
         assert_eq!(problem_with(&[b""], "sslmode=disable").await.reason, Reason::UserErrorServerConnectionClosed);
     }
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use vaultferry_coordinator::vault::Location;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::location::Location;
 
 mod coordinator;
 mod endpoint;
@@ -29,8 +29,7 @@ use reader::{Faults, Section};
 
 /// The file that is read when none is named and it exists.
 const DEFAULT_FILE: &str = "/etc/vaultferry/agent.toml";
-/// Below this, the packs that a writer fills and sends at the same time do not fit (4 MiB chunks, 16 MiB packs).
-const LEAST_BYTES_IN_FLIGHT: u64 = 48 << 20;
+const LEAST_BYTES_IN_FLIGHT: u64 = vaultferry_coordinator::vault::MIN_BYTES_IN_FLIGHT;
 const DEFAULT_BYTES_IN_FLIGHT: u64 = 64 << 20;
 const DEFAULT_JOBS: usize = 4;
 /// Each job is a process with its own memory; more than this on one machine is taken for a slip of the finger.

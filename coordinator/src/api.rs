@@ -4,7 +4,7 @@
 //! - A local socket is for its owner (mode 0600): who can open it may do everything.
 //! - Every failure is a [`Problem`] with a reason and a fix.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -117,13 +117,14 @@ impl Api {
 #[cfg(unix)]
 mod sockets {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
 
     use futures::future::try_join_all;
     use tokio::net::UnixListener;
     use tokio_stream::wrappers::UnixListenerStream;
     use tonic::transport::server::Router;
 
-    use super::{CancellationToken, Path, PathBuf, Problem, Reason};
+    use super::{CancellationToken, PathBuf, Problem, Reason};
 
     /// Serves on every socket; removes them at the end.
     pub(super) async fn serve(router: Router, listen: &[PathBuf], shutdown: CancellationToken) -> Result<(), Problem> {

@@ -142,7 +142,7 @@ impl Jobs {
         });
     }
 
-    async fn work(&self, job: &Job, resume: bool, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+    async fn work(&self, job: &Job, resume: bool, cancel: &CancellationToken) -> Result<End, Problem> {
         if resume {
             return backup::commit_staged(self, job).await;
         }
@@ -155,21 +155,20 @@ impl Jobs {
         match &job.work {
             Work::Backup { rule } => backup::run(self, job, rule, cancel).await,
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
-            Work::ConfigureProtection => Ok(Outcome::default()),
+            Work::ConfigureProtection => Ok(End::Done(Outcome::default())),
         }
     }
 
     /// Writes the job's end. Tries until the catalog takes it: a job without an end would hang for ever.
-    async fn end(&self, job: &Job, result: Result<Outcome, Problem>, cancel: &CancellationToken) {
+    async fn end(&self, job: &Job, result: Result<End, Problem>, cancel: &CancellationToken) {
         let (status, warnings) = match result {
-            // A backup has ended in the transaction that added its point.
-            Ok(outcome) if outcome.recorded => (None, Vec::new()),
-            Ok(outcome) => (Some(outcome.completed()), outcome.warnings),
-            Err(problem) => (Some(self.unsuccessful(problem, cancel)), Vec::new()),
+            Ok(End::Done(ref outcome)) => (Some(outcome.completed()), outcome.warnings.clone()),
+            Ok(End::Recorded | End::LeftToRestart) => (None, Vec::new()),
+            Err(ref problem) => (Some(self.unsuccessful(problem.clone(), cancel)), Vec::new()),
         };
-        match &status {
-            None | Some(Status::Completed { .. }) => tracing::info!(job = job.id, "job completed"),
-            Some(Status::Failed { problem, .. }) => {
+        match (&result, &status) {
+            (Ok(End::LeftToRestart), _) => tracing::info!(job = job.id, "the job goes on at the next start"),
+            (_, Some(Status::Failed { problem, .. })) => {
                 tracing::error!(
                     job = job.id,
                     instance = job.instance_name,
@@ -178,7 +177,8 @@ impl Jobs {
                     problem.message
                 );
             }
-            Some(_) => tracing::info!(job = job.id, "job cancelled"),
+            (_, Some(Status::Cancelled { .. })) => tracing::info!(job = job.id, "job cancelled"),
+            _ => tracing::info!(job = job.id, "job completed"),
         }
         if let Some(status) = status {
             while let Err(error) = self.shared.catalog.set_status(&job.id, status.clone(), warnings.clone()).await {
@@ -259,14 +259,23 @@ impl Jobs {
     }
 }
 
+/// How the work on a job came to its end, when it did not fail.
+#[derive(Debug)]
+enum End {
+    /// It did what it was for.
+    Done(Outcome),
+    /// The same, and the catalog knows: a backup ends in the transaction that adds its point.
+    Recorded,
+    /// The agent stops, and the restart goes on with the job.
+    LeftToRestart,
+}
+
 /// What a job that did what it was for has to tell.
 #[derive(Debug, Default)]
 struct Outcome {
     bytes_read: u64,
     bytes_stored: u64,
     warnings: Vec<StoredProblem>,
-    /// The catalog knows the end already.
-    recorded: bool,
 }
 
 impl Outcome {

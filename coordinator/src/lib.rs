@@ -15,3 +15,10 @@ mod scheduler;
 mod service;
 
 pub use service::{Config, InitOutcome, Service, init_vault};
+
+/// What the configuration of a vault is made of, so that whoever configures a coordinator need not know the vault's own crate.
+pub mod vault {
+    pub use vaultferry_vault::MIN_BYTES_IN_FLIGHT;
+    pub use vaultferry_vault::location::{Access, InvalidLocation, Location};
+    pub use vaultferry_vault::store::azure::Credential;
+}

@@ -89,6 +89,7 @@ impl Plugin {
         let dir = tempdir::Dir::create(start.runtime_dir).map_err(|error| cannot(format!("its folder: {error}")))?;
         let mut command = tokio::process::Command::new(&start.command.program);
         command.args(&start.command.args).env_clear().env("VAULTFERRY_PLUGIN_DIR", dir.path());
+        command.env("VAULTFERRY_LOG_FORMAT", "json");
         let wanted = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "VAULTFERRY_LOG", "SYSTEMROOT"];
         for name in wanted.iter().copied().chain(start.pass_env.iter().map(String::as_str)) {
             if let Some(value) = std::env::var_os(name) {
@@ -230,14 +231,36 @@ async fn copy_log(
     let Some(stderr) = stderr else { return };
     let mut lines = BufReader::new(stderr).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
-        let line = String::from_utf8_lossy(&line).trim_end().chars().take(2000).collect::<String>();
-        tracing::info!(target: "plugin", source_type, purpose, "{line}");
+        let (level, text) = read_log(&String::from_utf8_lossy(&line));
+        match level {
+            tracing::Level::ERROR => tracing::error!(target: "plugin", source_type, purpose, "{text}"),
+            tracing::Level::WARN => tracing::warn!(target: "plugin", source_type, purpose, "{text}"),
+            tracing::Level::INFO => tracing::info!(target: "plugin", source_type, purpose, "{text}"),
+            _ => tracing::debug!(target: "plugin", source_type, purpose, "{text}"),
+        }
         let mut last = last_lines.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == LAST_LINES {
             last.remove(0);
         }
-        last.push(line);
+        last.push(text);
     }
+}
+
+/// A line's level and text: of our own plugins JSON, of others (and of a panic) whatever they write.
+fn read_log(line: &str) -> (tracing::Level, String) {
+    let short = |text: &str| text.trim_end().chars().take(2000).collect::<String>();
+    let Ok(serde_json::Value::Object(event)) = serde_json::from_str(line) else {
+        return (tracing::Level::INFO, short(line));
+    };
+    let text_of = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let level = event.get("level").and_then(|level| level.as_str()?.parse().ok()).unwrap_or(tracing::Level::INFO);
+    let mut text = event.get("message").map(text_of).unwrap_or_default();
+    for (name, value) in &event {
+        if !matches!(name.as_str(), "timestamp" | "level" | "target" | "message") {
+            text.push_str(&format!(" {name}={}", text_of(value)));
+        }
+    }
+    (level, short(&text))
 }
 
 fn words(last_lines: &Mutex<Vec<String>>) -> String {
@@ -258,6 +281,7 @@ mod tempdir {
         pub(super) fn create(parent: &Path) -> std::io::Result<Self> {
             let name = uuid::Uuid::new_v4().simple().to_string();
             let path = parent.join(format!("p-{}", &name[..12]));
+            #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has modes"))]
             let mut builder = std::fs::DirBuilder::new();
             #[cfg(unix)]
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -274,5 +298,17 @@ mod tempdir {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugins_log_lines_keep_their_level_and_fields() {
+        let line = r#"{"timestamp":"t","level":"WARN","message":"slow","bytes":7,"target":"x"}"#;
+        assert_eq!(read_log(line), (tracing::Level::WARN, "slow bytes=7".to_owned()));
+        assert_eq!(read_log("thread panicked\r"), (tracing::Level::INFO, "thread panicked".to_owned()));
     }
 }

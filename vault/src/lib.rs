@@ -22,3 +22,6 @@ pub mod writer;
 
 pub use error::Error;
 pub use id::{Id, InvalidId};
+
+/// User data in memory, in bytes, below which writing does not work well: one largest chunk, one pack in the making, one on its way.
+pub const MIN_BYTES_IN_FLIGHT: u64 = 48 << 20;

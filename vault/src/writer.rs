@@ -24,6 +24,7 @@ use tokio::io::AsyncRead;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::MIN_BYTES_IN_FLIGHT;
 use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::id::Id;
@@ -44,8 +45,6 @@ use encode::Encoded;
 
 /// Packs are closed at this size: restic's default.
 const PACK_SIZE: usize = 16 << 20;
-/// Below this nothing works well: one largest chunk, one pack in the making and one on its way.
-pub const MIN_BYTES_IN_FLIGHT: u64 = 48 << 20;
 
 /// How a backup is written.
 #[derive(Debug, Clone, Copy)]

@@ -13,7 +13,7 @@ use vaultferry_vault::meter::Meter;
 use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::records::{self, PointCreated, PruneMark};
 use vaultferry_vault::repository::{FileKind, PACKS, Repository};
-use vaultferry_vault::store::{self, Store as _, memory::Memory};
+use vaultferry_vault::store::{self, memory::Memory};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta, Staged};
 use vaultferry_vault::{Error, Id};
 

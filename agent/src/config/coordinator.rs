@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use vaultferry_coordinator::plugin::Command;
+use vaultferry_coordinator::vault::{Access, Credential, Location};
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::location::{Access, Location};
-use vaultferry_vault::store::azure::Credential;
 
 use super::{CredentialKind, Settings};
 

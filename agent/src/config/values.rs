@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vaultferry_vault::location::{InvalidLocation, Location};
+use vaultferry_coordinator::vault::{InvalidLocation, Location};
 
 use super::CredentialKind;
 

@@ -10,7 +10,7 @@ use vaultferry_vault::records::{PointCreated, PointStream};
 use vaultferry_vault::{Error, Id, commit};
 
 use super::session::{self, Reporter};
-use super::{Jobs, Outcome, pause};
+use super::{End, Jobs, pause};
 use crate::catalog::{Job, Point, StoredProblem};
 use crate::plugin::Plugin;
 use crate::policy;
@@ -18,7 +18,7 @@ use crate::policy;
 /// A plugin that names more packs than this (16 PiB of data) is broken.
 const MAX_PACKS: usize = 1 << 30;
 
-pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &CancellationToken) -> Result<End, Problem> {
     let shared = &jobs.shared;
     let instance = shared.catalog.instance(&job.instance_id).await?;
     let instance = instance.ok_or_else(|| Problem::new(Reason::InstanceNotFound, "the instance is gone"))?;
@@ -121,7 +121,7 @@ fn record(
 
 /// Commits what is journaled, from wherever an earlier try has stopped. It is not cancelled by a request: the work is done, and
 /// undoing it would cost more than ending it. When the agent stops, the restart goes on from here.
-pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<Outcome, Problem> {
+pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<End, Problem> {
     let shared = &jobs.shared;
     let stop = &jobs.inner.stop;
     let gone = || Problem::new(Reason::Internal, "the journal has no staged record of this job");
@@ -138,7 +138,7 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<Outcome, Pro
     phase("verifying");
     let committed = match commit::is_committed(&*store, &record.snapshot_id, stop).await {
         Ok(committed) => committed,
-        Err(error) => return left_to_restart(jobs, job, error),
+        Err(error) => return left_to_restart(jobs, error),
     };
     if !committed {
         // Until `publish` is asked for, the point is certainly not there, and a failure is a failed job.
@@ -148,11 +148,11 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<Outcome, Pro
             commit::prepare(&*store, &record, stop).await
         };
         if let Err(error) = prepared.await {
-            return left_to_restart(jobs, job, error);
+            return left_to_restart(jobs, error);
         }
         phase("committing");
         if let Err(error) = publish(jobs, job, &*store, &record).await {
-            return left_to_restart(jobs, job, error);
+            return left_to_restart(jobs, error);
         }
         pause::at(&shared.state_dir, "committed").await;
     }
@@ -160,14 +160,13 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<Outcome, Pro
     shared.catalog.complete_backup(&job.id, point, Vec::new()).await?;
     pause::at(&shared.state_dir, "completed").await;
     shared.link.confirm(&*shared.catalog).await;
-    Ok(Outcome { recorded: true, ..Outcome::default() })
+    Ok(End::Recorded)
 }
 
 /// An error before the commit fails the job, unless it only means that the agent stops: then the staged record stays for the restart.
-fn left_to_restart(jobs: &Jobs, job: &Job, error: Error) -> Result<Outcome, Problem> {
+fn left_to_restart(jobs: &Jobs, error: Error) -> Result<End, Problem> {
     if matches!(error, Error::Cancelled) && jobs.inner.stop.is_cancelled() {
-        tracing::info!(job = job.id, "the commit goes on at the next start");
-        return Ok(Outcome { recorded: true, ..Outcome::default() });
+        return Ok(End::LeftToRestart);
     }
     Err(error.into())
 }

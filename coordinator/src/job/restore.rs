@@ -5,9 +5,10 @@ use vaultferry_proto::plugin::v1 as wire;
 use vaultferry_proto::plugin::v1::restore_event::Event;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
+use vaultferry_vault::location::{Access, Location};
 
 use super::session::{self, Reporter};
-use super::{Jobs, Outcome, Shared};
+use super::{End, Jobs, Outcome, Shared};
 use crate::catalog::{Job, Work};
 use crate::plugin::Plugin;
 
@@ -64,16 +65,34 @@ fn files_credential(credential_env: &str) -> Result<Option<wire::StoreCredential
     Ok(Some(credential))
 }
 
-pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<End, Problem> {
+    match with_plugin(jobs, job, cancel).await {
+        Ok(outcome) => Ok(End::Done(outcome)),
+        // A plugin that ends by itself removes what it made; one that died could not.
+        Err(problem) if died(problem.reason) => Err(match clean_up(jobs, job, &jobs.inner.stop).await {
+            Ok(()) => problem,
+            Err(left) => {
+                let message = format!("{}; what it left could not be removed: {}", problem.message, left.message);
+                Problem { message, ..problem }
+            }
+        }),
+        Err(problem) => Err(problem),
+    }
+}
+
+fn died(reason: Reason) -> bool {
+    matches!(reason, Reason::PluginCrashed | Reason::PluginTimeout | Reason::PluginProtocol)
+}
+
+async fn with_plugin(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Problem> {
     let shared = &jobs.shared;
     let parts = parts(shared, job).await?;
     let vault = session::vault_access(shared, &job.instance_id, cancel).await?;
     let target = match parts.target {
         Target::Database(target) => wire::restore_request::Target::Database(target),
         Target::Files(mut target) => {
-            // An emulator's or private cloud's endpoint holds for the target, too, when it is the same kind of place.
-            if let (Some(credential), Some(vault)) = (&mut target.credential, &vault.credential) {
-                credential.endpoint.clone_from(&vault.endpoint);
+            if let Some(credential) = &mut target.credential {
+                credential.endpoint = endpoint_for(&shared.vault, &target.to);
             }
             wire::restore_request::Target::Files(target)
         }
@@ -110,6 +129,20 @@ async fn restore(
             }
             None => return Err(Problem::new(Reason::PluginProtocol, "the plugin sent an empty event")),
         }
+    }
+}
+
+/// An emulator's or a private cloud's endpoint holds for the target, too. Where it ends with the vault's account (emulators), the target's
+/// account takes that place. Empty: Azure's public cloud.
+fn endpoint_for(vault: &Access, to: &str) -> String {
+    let (Some(endpoint), Location::Azure { account, .. }) = (&vault.endpoint, &vault.location) else {
+        return String::new();
+    };
+    let endpoint = endpoint.as_str().trim_end_matches('/');
+    let target = to.strip_prefix("azure://").and_then(|rest| rest.split('/').next());
+    match (endpoint.strip_suffix(account.as_str()), target) {
+        (Some(base), Some(target)) if base.ends_with('/') && !base.ends_with("//") => format!("{base}{target}"),
+        _ => endpoint.to_owned(),
     }
 }
 

@@ -148,8 +148,8 @@ impl<'a> Reporter<'a> {
         }
         let (first, bytes) = self.samples[0];
         let elapsed_ms = u64::try_from(now.duration_since(first).as_millis()).unwrap_or(u64::MAX);
-        let rate =
-            if elapsed_ms == 0 { 0 } else { event.bytes_read.saturating_sub(bytes).saturating_mul(1000) / elapsed_ms };
+        let moved = event.bytes_read.saturating_sub(bytes).saturating_mul(1000);
+        let rate = moved.checked_div(elapsed_ms).unwrap_or(0);
         self.jobs.update(self.job_id, |progress| {
             progress.phase = event.phase;
             progress.bytes_read = event.bytes_read;

@@ -229,7 +229,7 @@ impl Child {
 
     /// Ends the child with its group, and waits until it is gone. What was not taken of its pipes is closed first.
     ///
-    /// On Linux it is asked first, and killed after [`GRACE`]: pg_dump then cancels its query at the server, which would wait on for
+    /// On Linux it is asked first, and killed after 2 s: pg_dump then cancels its query at the server, which would wait on for
     /// a lock otherwise.
     pub async fn stop(mut self) {
         drop((self.stdin.take(), self.stdout.take()));

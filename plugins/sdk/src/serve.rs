@@ -160,6 +160,7 @@ async fn listen<W: Workload>(service: Service<W>, dir: PathBuf, shutdown: Cancel
 }
 
 /// The handshake: the one line on standard output.
+#[cfg_attr(not(unix), expect(dead_code, reason = "nothing listens there yet"))]
 fn say_where(endpoint: &str) -> Result<(), Error> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "vaultferry-plugin|{PROTOCOL_VERSION}|{endpoint}")

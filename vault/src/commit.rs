@@ -20,9 +20,8 @@ use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::id::Id;
 use crate::records::{self, ListedPack, PackList, PointCreated, PointEvent, PointEventKind, PruneMark};
-use crate::repository::FileKind;
+use crate::repository::{FileKind, list_packs};
 use crate::store::{Put, Store};
-use crate::writer::list_packs;
 
 /// What the coordinator journals before it commits. The same record gives the same point, however often it is committed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -74,7 +74,7 @@ impl PointReader {
     /// Reads the index, the snapshot and its tree.
     pub async fn open(repository: Arc<Repository>, snapshot_id: Id, cancel: &CancellationToken) -> Result<Self, Error> {
         let snapshot = repository.snapshot(&snapshot_id, cancel).await?;
-        let index = repository.load_index(|_, _| true, cancel).await?;
+        let index = repository.load_index(cancel).await?;
         let place = index.find(&snapshot.tree)?;
         let range = Range {
             pack: index.pack(place.pack).id,

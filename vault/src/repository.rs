@@ -5,6 +5,7 @@
 //! - What is written is durable in this order: packs, the index files that name them, the snapshot that needs them.
 //! - Nothing here takes restic's locks, so `restic prune|forget` must never run on a live repository.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -209,13 +210,11 @@ impl Repository {
         with_cancel(cancel, self.get_json(FileKind::Snapshot, id)).await
     }
 
-    /// Loads every index file. `accept` is asked for each pack, with the size that its blobs foretell; a pack that it refuses is left out.
-    pub async fn load_index(
-        &self,
-        mut accept: impl FnMut(&Id, u64) -> bool,
-        cancel: &CancellationToken,
-    ) -> Result<Index, Error> {
+    /// Loads every index file, and lists the packs first: a pack that is missing, or has another size than its blobs foretell, is left
+    /// out and remembered as damage. So what was stored again after a loss is found, whichever index is read first.
+    pub async fn load_index(&self, cancel: &CancellationToken) -> Result<Index, Error> {
         let mut index = Index::default();
+        let packs = with_cancel(cancel, list_packs(&*self.store)).await?;
         let load = async {
             let files = store::list(&*self.store, FileKind::Index.prefix())
                 .map(|entry| async move {
@@ -235,7 +234,7 @@ impl Repository {
             while let Some(file) = files.next().await {
                 match file? {
                     Some((id, Ok(file))) => {
-                        if let Err(detail) = index.add_file(&file, &mut accept) {
+                        if let Err(detail) = index.add_file(&file, &packs) {
                             index.note_damaged(format!("index {id} is damaged: {detail}"));
                         }
                     }
@@ -249,11 +248,24 @@ impl Repository {
         for what in index.damaged() {
             tracing::warn!(
                 store = self.store.location(),
-                "{what}; what it named is read from other indexes or stored again"
+                "{what}; what it held is found elsewhere, or stored again by the next backup"
             );
         }
         Ok(index)
     }
+}
+
+/// Every pack in the store, with its size. Memory: 40 bytes each.
+pub(crate) async fn list_packs(store: &dyn store::Store) -> Result<HashMap<Id, u64>, store::Error> {
+    let mut packs = HashMap::new();
+    let mut entries = store::list(store, PACKS);
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        if let Ok(id) = entry.key.name().parse() {
+            packs.insert(id, entry.size);
+        }
+    }
+    Ok(packs)
 }
 
 async fn find_key(

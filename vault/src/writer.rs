@@ -34,8 +34,7 @@ use crate::repository::index::{Index, IndexFile, IndexPack};
 use crate::repository::pack::{BlobKind, Builder, Finished, SealedBlob};
 use crate::repository::snapshot::Snapshot;
 use crate::repository::tree::{self, Node, Tree};
-use crate::repository::{PACKS, Repository, pack_key};
-use crate::store;
+use crate::repository::{Repository, pack_key};
 
 pub mod chunker;
 mod encode;
@@ -142,7 +141,7 @@ pub struct Backup {
 }
 
 impl Backup {
-    /// Reads the prune epoch, the list of packs and the index, in this order.
+    /// Reads the prune epoch, then the list of packs and the index.
     pub async fn begin(
         repository: Arc<Repository>,
         options: Options,
@@ -152,8 +151,7 @@ impl Backup {
         let store = repository.store().clone();
         // The epoch first: a prune that begins after this is seen at the commit.
         let prune_epoch = with_cancel(cancel, records::current_epoch(&*store)).await?;
-        let packs = with_cancel(cancel, list_packs(&*store)).await?;
-        let index = repository.load_index(|id, size| packs.get(id) == Some(&size), cancel).await?;
+        let index = repository.load_index(cancel).await?;
         Ok(Self {
             repository,
             options,
@@ -210,6 +208,11 @@ impl Backup {
             let room = encoding.is_empty() || (in_flight + chunker::MAX <= budget && encoding.len() < width);
             tokio::select! {
                 biased;
+                // A stored pack gets into an index file soon, not when the next pack is full: a slow source may be killed before.
+                Some(done) = self.uploads.join_next(), if !self.uploads.is_empty() => {
+                    self.note_stored(&done.map_err(Error::internal)??)?;
+                    self.index_stored(false).await?;
+                }
                 Some(done) = encoding.next(), if !encoding.is_empty() => {
                     let encoded = done.map_err(Error::internal)??;
                     in_flight -= encoded.raw_length;
@@ -290,14 +293,7 @@ impl Backup {
             meter.add_stored(len);
             Ok(pack)
         });
-        while self.uploads.len() > 1 && self.take_finished()? {}
         self.index_stored(false).await
-    }
-
-    fn take_finished(&mut self) -> Result<bool, Error> {
-        let Some(done) = self.uploads.try_join_next() else { return Ok(false) };
-        self.note_stored(&done.map_err(Error::internal)??)?;
-        Ok(true)
     }
 
     async fn finish_upload(&mut self) -> Result<bool, Error> {
@@ -387,17 +383,4 @@ impl Backup {
         }
         Ok(packs.into_iter().collect())
     }
-}
-
-/// Every pack in the store, with its size. Memory: 40 bytes each.
-pub(crate) async fn list_packs(store: &dyn store::Store) -> Result<std::collections::HashMap<Id, u64>, store::Error> {
-    let mut packs = std::collections::HashMap::new();
-    let mut entries = store::list(store, PACKS);
-    while let Some(entry) = entries.next().await {
-        let entry = entry?;
-        if let Ok(id) = entry.key.name().parse() {
-            packs.insert(id, entry.size);
-        }
-    }
-    Ok(packs)
 }

@@ -136,15 +136,18 @@ impl Index {
         Ok(number)
     }
 
-    pub(crate) fn add_file(
-        &mut self,
-        file: &IndexFile,
-        mut accept: impl FnMut(&Id, u64) -> bool,
-    ) -> Result<(), String> {
+    /// Adds what the file names of the packs that are there, with the right size; the others are remembered as damage.
+    pub(crate) fn add_file(&mut self, file: &IndexFile, there: &HashMap<Id, u64>) -> Result<(), String> {
         for pack in &file.packs {
             let blobs = pack.packed_blobs()?;
-            if accept(&pack.id, pack::file_size(blobs.iter())) {
-                self.add_pack(pack.id, &blobs).map_err(|error| error.to_string())?;
+            match (there.get(&pack.id), pack::file_size(blobs.iter())) {
+                (Some(actual), size) if *actual == size => {
+                    self.add_pack(pack.id, &blobs).map_err(|error| error.to_string())?;
+                }
+                (Some(actual), size) => {
+                    self.damaged.push(format!("pack {} has {actual} bytes instead of {size}", pack.id));
+                }
+                (None, _) => self.damaged.push(format!("pack {} is missing", pack.id)),
             }
         }
         Ok(())
@@ -154,7 +157,7 @@ impl Index {
         self.damaged.push(what);
     }
 
-    /// Index files that could not be used.
+    /// Index files that could not be used, and packs that are missing or have another size.
     pub fn damaged(&self) -> &[String] {
         &self.damaged
     }
@@ -168,7 +171,7 @@ impl Index {
     pub fn find(&self, id: &Id) -> Result<Place, Error> {
         self.get(id).copied().ok_or_else(|| {
             let detail = match self.damaged.first() {
-                Some(first) => format!("no readable index names it ({first})"),
+                Some(first) => format!("it is lost; {first}"),
                 None => "no index names it".to_owned(),
             };
             Error::damaged(format!("blob {id}"), detail)

@@ -1,4 +1,4 @@
-//! Cuts a stream into content-defined chunks.
+//! Cuts a stream into content-defined chunks, after a short first one ([`HEAD`]).
 //!
 //! FastCDC (version 2020 of the `fastcdc` crate, normalisation level 1), seeded by the repository's polynomial. The borders are part
 //! of the stored format's economy, not of its readability: other borders would only store everything once more. They are pinned by the
@@ -9,7 +9,10 @@ use std::borrow::Cow;
 use fastcdc::v2020::{Normalization, cut_gear, get_gear_with_seed, select_masks};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Smallest chunk but the last one: 512 KiB, restic's own minimum.
+/// The first chunk of a stream that is longer than this: 4 KiB. Formats tell the time of their making in their first bytes (pg_dump's
+/// archive does), which would otherwise make the whole first chunk a new one in every backup.
+pub const HEAD: usize = 4 << 10;
+/// Smallest chunk but the first and the last one: 512 KiB, restic's own minimum.
 pub const MIN: usize = 512 << 10;
 /// What the borders aim at: 1 MiB, as in restic. Smaller ones would find more duplicates and cost more index.
 pub const AVERAGE: usize = 1 << 20;
@@ -27,6 +30,7 @@ pub struct Chunker<R> {
     input: R,
     buffer: Vec<u8>,
     start: usize,
+    begun: bool,
     ended: bool,
     gear: (Cow<'static, [u64]>, Cow<'static, [u64]>),
     masks: (u64, u64),
@@ -39,6 +43,7 @@ impl<R: AsyncRead + Unpin> Chunker<R> {
             input,
             buffer: Vec::new(),
             start: 0,
+            begun: false,
             ended: false,
             gear: get_gear_with_seed(seed),
             masks: select_masks(AVERAGE, Normalization::Level1),
@@ -66,6 +71,8 @@ impl<R: AsyncRead + Unpin> Chunker<R> {
         let (small, large) = self.masks;
         let (gear, gear_shifted) = &self.gear;
         let (_, length) = cut_gear(rest, MIN, AVERAGE, MAX, small, large, small << 1, large << 1, gear, gear_shifted);
+        let length = if self.begun { length } else { length.min(HEAD) };
+        self.begun = true;
         let chunk = rest[..length].to_vec();
         self.start += length;
         Ok(Some(chunk))
@@ -155,8 +162,10 @@ mod tests {
     fn chunks_keep_their_limits() {
         for lengths in [lengths(&sample(30 << 20), vec![READ], 1), lengths(&vec![0; 30 << 20], vec![READ], 1)] {
             assert!(lengths.iter().all(|length| *length <= MAX));
-            assert!(lengths[..lengths.len() - 1].iter().all(|length| *length >= MIN));
+            assert_eq!(lengths[0], HEAD);
+            assert!(lengths[1..lengths.len() - 1].iter().all(|length| *length >= MIN));
         }
         assert!(lengths(b"", vec![1], 1).is_empty());
+        assert_eq!(lengths(&[0; HEAD], vec![1], 1), [HEAD]);
     }
 }

@@ -222,9 +222,8 @@ fn completed_all_killed() {
     killed_at("completed", Victim::All);
 }
 
-/// A restore that is killed leaves no half database: the restart removes it.
-#[test]
-fn restoring_agent_killed() {
+/// A restore that is killed leaves no half database: the agent, or its restart, has it removed.
+fn killed_while_restoring(victim: Victim) {
     let mut world = World::new(STEP_MB);
     world.agent.backup("shop");
     let port = world.proxy.port();
@@ -240,14 +239,43 @@ fn restoring_agent_killed() {
     assert!(half.len() == 2 && !half.contains(&"half".to_owned()), "{half:?}");
     let before = world.agent.tree();
     assert!(before.iter().any(|seen| seen.name == "pg_restore"), "{before:?}");
-    world.agent.kill9();
-    process::wait_gone(&before, PATIENCE);
+    let reason = match victim {
+        Victim::Plugin => {
+            world.agent.plugins().iter().for_each(Seen::kill9);
+            "PluginCrashed"
+        }
+        Victim::Agent | Victim::All | Victim::PgDump => {
+            if victim == Victim::All {
+                world.agent.kill9_all()
+            } else {
+                world.agent.kill9()
+            }
+            process::wait_gone(&before, PATIENCE);
+            world.proxy.set(Fault::None);
+            world.agent.start();
+            "Interrupted"
+        }
+    };
     world.proxy.set(Fault::None);
-    world.agent.start();
     let ended = world.agent.wait_job_end(job.id());
-    assert_eq!((ended.status(), ended.reason()), ("Failed", "Interrupted"), "{:#}", ended.0);
+    assert_eq!((ended.status(), ended.reason()), ("Failed", reason), "{:#}", ended.0);
     assert_eq!(world.server.databases(), ["shop"]);
     world.agent.restore("shop", "latest", &world.server, "half");
+}
+
+#[test]
+fn restoring_agent_killed() {
+    killed_while_restoring(Victim::Agent);
+}
+
+#[test]
+fn restoring_plugin_killed() {
+    killed_while_restoring(Victim::Plugin);
+}
+
+#[test]
+fn restoring_all_killed() {
+    killed_while_restoring(Victim::All);
 }
 
 /// Kills everything at random moments of one backup after the other. The seed is told when it fails.

@@ -138,7 +138,7 @@ reasons! {
     /// pg_restore failed; its own words are in the message, and the unfinished database was removed.
     RestoreFailed => FailedPrecondition, "Mend what pg_restore says, then start the restore again.";
     /// Owners or grantees of the backed-up objects do not exist on the target server (P19: roles are not restored).
-    RolesMissing => FailedPrecondition, "Create the roles on the target server, or restore without owners and privileges: --no-owner.";
+    RolesMissing => FailedPrecondition, "Create the roles on the target server, or restore without owners and privileges: --no-owner (row-level security policies for a role need that role all the same).";
     /// A warning: the database is larger than what a logical backup is recommended for (P16, D20).
     SizeAboveRecommended => FailedPrecondition, "Measure how long backup and restore take; a physical backup of the server restores faster.";
     // Restore targets

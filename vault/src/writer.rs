@@ -325,6 +325,18 @@ impl Backup {
         Ok(())
     }
 
+    /// Gives the backup up, so that the next one finds what was uploaded: waits for the packs on their way and writes their index file.
+    /// Best effort: what fails here costs a later upload and nothing else.
+    pub async fn abandon(mut self, cancel: &CancellationToken) {
+        let finish = async {
+            while self.finish_upload().await? {}
+            self.index_stored(true).await
+        };
+        if let Err(error) = with_cancel(cancel, finish).await {
+            tracing::info!("what a failed backup has uploaded may have to be uploaded again: {error}");
+        }
+    }
+
     /// Uploads what is left, the tree and the last index, and seals the snapshot. Nothing is visible after it.
     pub async fn stage(mut self, meta: SnapshotMeta, cancel: &CancellationToken) -> Result<Staged, Error> {
         if self.poisoned {

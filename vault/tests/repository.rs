@@ -307,3 +307,19 @@ async fn restic_reads_what_we_write() {
     let snapshots: serde_json::Value = serde_json::from_slice(&restic(&["snapshots", "--json"])).expect("JSON");
     assert_eq!(snapshots.as_array().map(Vec::len), Some(2));
 }
+
+#[tokio::test]
+async fn what_an_abandoned_backup_has_uploaded_is_reused() {
+    let store: store::Shared = Arc::new(Memory::new("memory"));
+    let repository = repository(&store).await;
+    let bytes = random(9, 20 << 20);
+    let cancel = CancellationToken::new();
+    let meter = Arc::new(Meter::default());
+    let mut backup =
+        Backup::begin(repository.clone(), Options::default(), meter.clone(), &cancel).await.expect("begin");
+    backup.write_stream("s", &bytes[..19 << 20], &cancel).await.expect("write");
+    backup.abandon(&cancel).await;
+    assert!(meter.stored() > 16 << 20);
+    let again = stage(&repository, &[("s", &bytes)]).await;
+    assert!(meter.stored() + again.stored_bytes < 21 << 20, "{} then {}", meter.stored(), again.stored_bytes);
+}

@@ -212,7 +212,7 @@ pub(super) fn check_uri(uri: &str) -> Result<(), Problem> {
         return Err(Problem::new(Reason::InvalidSource, "the URI is too long, or has control characters"));
     }
     if holds_password(uri) {
-        return Err(Problem::new(Reason::InvalidSource, "the URI has a password in it"));
+        return Err(Problem::new(Reason::InvalidSource, "the URI has a password in it, or a port that is no number"));
     }
     source_type(uri).map(|_| ())
 }
@@ -222,9 +222,15 @@ fn holds_password(uri: &str) -> bool {
     let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
     let (authority, query) =
         (rest.split(['/', '?']).next().unwrap_or_default(), rest.split_once('?').map_or("", |(_, query)| query));
-    let user_info = authority.rsplit_once('@').map(|(user_info, _)| user_info);
-    user_info.is_some_and(|user_info| user_info.contains(':'))
-        || query.split('&').any(|pair| pair.to_ascii_lowercase().starts_with("password="))
+    let (user_info, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    // An unescaped slash in a password cuts it in two; what is left of it stands where a port should.
+    let port = host.rsplit_once(']').map_or(host, |(_, after)| after).split_once(':').map_or("", |(_, port)| port);
+    user_info.contains(':')
+        || !port.bytes().all(|byte| byte.is_ascii_digit())
+        || query
+            .to_ascii_lowercase()
+            .split('&')
+            .any(|pair| pair.split('=').next().is_some_and(|name| name.ends_with("password")))
 }
 
 fn source_type(uri: &str) -> Result<&'static str, Problem> {
@@ -332,12 +338,19 @@ mod tests {
             "postgres://u:@h",
             "postgresql://u@h/db?sslmode=require&Password=secret",
             "postgres://u:a/b@h",
+            "postgres://u@h/db?sslpassword=secret",
         ] {
             let problem = check_uri(bad).expect_err(bad);
             assert_eq!(problem.reason, Reason::InvalidSource);
             assert!(!problem.message.contains("secret"), "{problem}");
         }
-        for good in ["postgres://u@h:5432/db", "postgres://u@/db?host=/a:b&port=1", "postgres://h/a@b:c"] {
+        for good in [
+            "postgres://u@h:5432/db",
+            "postgres://u@/db?host=/a:b&port=1",
+            "postgres://h/a@b:c",
+            "postgres://u@[::1]:5432/db",
+            "postgres://u@[::1]/db",
+        ] {
             assert_eq!(check_uri(good), Ok(()), "{good}");
         }
     }

@@ -45,7 +45,10 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     let mut backup = Backup::begin(repository, options, reporter.meter().clone(), cancel).await?;
     reporter.phase("dumping");
     let time = jiff::Timestamp::now();
-    dump(&server, &program, &mut backup, cancel).await?;
+    if let Err(problem) = dump(&server, &program, &mut backup, cancel).await {
+        backup.abandon(cancel).await;
+        return Err(problem);
+    }
     reporter.phase("finishing");
     let json = facts.to_json()?;
     backup.write_stream(FACTS_STREAM, json.as_slice(), cancel).await.map_err(|error| match error {

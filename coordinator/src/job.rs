@@ -33,6 +33,9 @@ mod session;
 
 pub(crate) use session::{command, env_of, source};
 
+/// How long interrupted jobs may take to end: a plugin gives itself 20 s to remove what it made, and its host 25 s.
+const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How far a running job is. Not stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
@@ -161,6 +164,11 @@ impl Jobs {
 
     /// Writes the job's end. Tries until the catalog takes it: a job without an end would hang for ever.
     async fn end(&self, job: &Job, result: Result<End, Problem>, cancel: &CancellationToken) {
+        let result = match result {
+            // Nobody is there to start it again: the next life finds it unfinished, and does.
+            Err(problem) if job.scheduled && self.is_stopped_by(&problem) => Ok(End::LeftToRestart),
+            other => other,
+        };
         let (status, warnings) = match result {
             Ok(End::Done(ref outcome)) => (Some(outcome.completed()), outcome.warnings.clone()),
             Ok(End::Recorded | End::LeftToRestart) => (None, Vec::new()),
@@ -195,8 +203,12 @@ impl Jobs {
         self.inner.ended.notify_waiters();
     }
 
+    fn is_stopped_by(&self, problem: &Problem) -> bool {
+        self.inner.stop.is_cancelled() && problem.reason == Reason::Cancelled
+    }
+
     fn unsuccessful(&self, problem: Problem, cancel: &CancellationToken) -> Status {
-        if self.inner.stop.is_cancelled() && problem.reason == Reason::Cancelled {
+        if self.is_stopped_by(&problem) {
             let message = "the agent was stopped while the job ran; nothing half-done is left";
             return Status::failed(&Problem::new(Reason::Interrupted, message));
         }
@@ -252,7 +264,7 @@ impl Jobs {
             tracing::info!(jobs = ?left, "interrupting the jobs that did not finish in {deadline:?}");
             self.inner.stop.cancel();
             // What a restart can go on with (a commit that the store does not answer) is left to it.
-            if tokio::time::timeout(Duration::from_secs(20), self.inner.tasks.wait()).await.is_err() {
+            if tokio::time::timeout(INTERRUPT_TIMEOUT, self.inner.tasks.wait()).await.is_err() {
                 tracing::info!("some jobs go on at the next start");
             }
         }

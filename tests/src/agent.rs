@@ -161,7 +161,7 @@ impl Agent {
         self.environment.retain(|(known, _)| known != name);
     }
 
-    /// Everything below the agent now, itself first. They are remembered for [`Agent::leftovers`].
+    /// Everything below the agent now, itself first. They are remembered for [`Agent::wait_until_nothing_is_left`].
     pub fn tree(&self) -> Vec<Seen> {
         let tree = self.child.as_ref().map(|child| process::tree(child.id() as i32)).unwrap_or_default();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A format, its writer and its reader live here and nowhere else.
-//! - Files are created, never changed. Nothing is visible before [`commit::commit`] created its snapshot file.
+//! - Files are created, never changed. Nothing is visible before [`commit::publish`] created its snapshot file.
 //! - No byte of user data is written to a local disk, except into a folder vault itself or a restore's target.
 
 pub mod admin;

@@ -25,7 +25,7 @@ const READ: usize = 1 << 20;
 /// Bytes of the buffer. Twice the largest chunk, so that what is left over is moved to the front once per 8 MiB, not at every chunk.
 const CAPACITY: usize = 2 * MAX;
 
-/// Reads an input and cuts it. Memory: [`CAPACITY`], reserved at the first read.
+/// Reads an input and cuts it. Memory: 16 MiB, reserved at the first read.
 pub struct Chunker<R> {
     input: R,
     buffer: Vec<u8>,

@@ -57,17 +57,10 @@ impl FromStr for Location {
 
     fn from_str(text: &str) -> Result<Self, InvalidLocation> {
         let invalid = |detail| InvalidLocation { text: shown(text), detail };
-        let Some(rest) = text.strip_prefix("azure://") else {
-            let path = Path::new(text);
-            if !path.is_absolute() {
-                return Err(invalid("it is neither an absolute path nor azure://account/name"));
-            }
-            return Ok(Self::Folder(path.components().collect()));
+        let (account, name) = match parse(text, "it is neither an absolute path nor azure://account/name")? {
+            Parsed::Folder(path) => return Ok(Self::Folder(path)),
+            Parsed::Azure { account, rest } => (account, rest),
         };
-        let (account, name) = rest.trim_end_matches('/').split_once('/').unwrap_or((rest, ""));
-        if !is_account(account) {
-            return Err(invalid("a storage account's name is 3 to 24 lower-case letters and digits"));
-        }
         if !is_vault_name(name) {
             return Err(invalid("the name after the account is 3 to 30 lower-case letters, digits and single hyphens"));
         }
@@ -84,12 +77,39 @@ impl fmt::Display for Location {
     }
 }
 
+/// What a location or a target is, before its container is looked at.
+pub(crate) enum Parsed<'a> {
+    /// An absolute path.
+    Folder(PathBuf),
+    /// `rest` is what stands after the account, without slashes around it.
+    Azure { account: &'a str, rest: &'a str },
+}
+
+/// Tells folders and Azure apart; `neither` is the fault of a text that is none of them.
+pub(crate) fn parse<'a>(text: &'a str, neither: &'static str) -> Result<Parsed<'a>, InvalidLocation> {
+    let invalid = |detail| InvalidLocation { text: shown(text), detail };
+    let Some(rest) = text.strip_prefix("azure://") else {
+        let path = Path::new(text);
+        return if path.is_absolute() {
+            Ok(Parsed::Folder(path.components().collect()))
+        } else {
+            Err(invalid(neither))
+        };
+    };
+    let rest = rest.trim_end_matches('/');
+    let (account, rest) = rest.split_once('/').unwrap_or((rest, ""));
+    if !is_account(account) {
+        return Err(invalid("a storage account's name is 3 to 24 lower-case letters and digits"));
+    }
+    Ok(Parsed::Azure { account, rest })
+}
+
 /// What is shown of a text that was refused: somebody may have pasted a whole URL with its signature.
 pub(crate) fn shown(text: &str) -> String {
     text.split('?').next().unwrap_or_default().to_owned()
 }
 
-pub(crate) fn is_account(account: &str) -> bool {
+fn is_account(account: &str) -> bool {
     (3..=24).contains(&account.len()) && account.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 

@@ -13,7 +13,7 @@
 //! ```
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use url::Url;
 use vaultferry_proto::{Problem, Reason};
 
-use crate::location::{InvalidLocation, is_account, is_container_name, shown};
+use crate::location::{InvalidLocation, Parsed, is_container_name, parse, shown};
 use crate::store::{self, azure, retry};
 
 mod container;
@@ -51,19 +51,11 @@ impl FromStr for FilesTarget {
 
     fn from_str(text: &str) -> Result<Self, InvalidLocation> {
         let invalid = |detail| InvalidLocation { text: shown(text), detail };
-        let Some(rest) = text.strip_prefix("azure://") else {
-            let path = Path::new(text);
-            if !path.is_absolute() {
-                return Err(invalid("it is neither an absolute path nor azure://account/container"));
-            }
-            return Ok(Self::Folder(path.components().collect()));
+        let (account, rest) = match parse(text, "it is neither an absolute path nor azure://account/container")? {
+            Parsed::Folder(path) => return Ok(Self::Folder(path)),
+            Parsed::Azure { account, rest } => (account, rest),
         };
-        let mut parts = rest.trim_end_matches('/').splitn(3, '/');
-        let (account, container) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let prefix = parts.next().unwrap_or_default();
-        if !is_account(account) {
-            return Err(invalid("a storage account's name is 3 to 24 lower-case letters and digits"));
-        }
+        let (container, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if !is_container_name(container, 63) {
             return Err(invalid("a container's name is 3 to 63 lower-case letters, digits and single hyphens"));
         }

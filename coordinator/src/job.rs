@@ -147,7 +147,7 @@ impl Jobs {
 
     async fn work(&self, job: &Job, resume: bool, cancel: &CancellationToken) -> Result<End, Problem> {
         if resume {
-            return backup::commit_staged(self, job).await;
+            return backup::commit_staged(self, job, true).await;
         }
         let permit = tokio::select! {
             biased;

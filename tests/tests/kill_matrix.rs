@@ -222,6 +222,37 @@ fn completed_all_killed() {
     killed_at("completed", Victim::All);
 }
 
+/// Killed after the commit, and at the restart the instance's part of the vault is away: nobody can say whether the point is there, so the
+/// job must not fail. It waits, and ends when the vault is back.
+#[test]
+fn committed_agent_killed_and_the_vault_away() {
+    let mut world = World::new(STEP_MB);
+    world.agent.set_env("VAULTFERRY_TEST_PAUSE_AT", "committed");
+    world.agent.restart();
+    let job = world.agent.start_backup("shop");
+    world.agent.wait_paused("committed");
+    world.agent.kill9_all();
+    world.agent.clear_pause("committed");
+    world.agent.unset_env("VAULTFERRY_TEST_PAUSE_AT");
+    let instances = world.agent.state_dir().join("vault/instances");
+    let away = world.agent.state_dir().join("vault/away");
+    std::fs::rename(&instances, &away).expect("moved away");
+    // What is told of a vault that is away.
+    for text in ["trying again", "unfinished files"] {
+        world.agent.expect_log(text);
+    }
+    world.agent.start();
+    let log = || world.agent.log();
+    vaultferry_tests::wait_for("a second try", Duration::from_secs(30), || {
+        log().contains("trying again").then_some(())
+    });
+    assert!(!world.agent.job(job.id()).ended(), "nobody can know how it ended");
+    std::fs::rename(&away, &instances).expect("moved back");
+    let ended = world.agent.wait_job_end(job.id()).completed();
+    assert_eq!(world.agent.points("shop")[0]["id"], ended.point_id());
+    assert_eq!(world.agent.export("shop").snapshots(), [ended.point_id()]);
+}
+
 /// A restore that is killed leaves no half database: the agent, or its restart, has it removed.
 fn killed_while_restoring(victim: Victim) {
     let mut world = World::new(STEP_MB);

@@ -115,11 +115,22 @@ pub async fn open(root: &store::Shared, cancel: &CancellationToken) -> Result<Va
     find(root, cancel).await?.ok_or_else(|| Error::NoVault { location: root.location().to_owned() })
 }
 
-/// Creates a version of a policy. The same bytes again are no error; [`Put::Existed`] when the version is another policy.
-pub async fn put_policy(root: &store::Shared, record: &PolicyRecord, cancel: &CancellationToken) -> Result<Put, Error> {
+/// Keeps a version of a policy in the vault. False when the vault holds another document under that name and version, which an older
+/// catalog wrote; nothing is changed then.
+pub async fn put_policy(
+    root: &store::Shared,
+    record: &PolicyRecord,
+    cancel: &CancellationToken,
+) -> Result<bool, Error> {
     let key =
         Key::new(format!("policies/{}/{:010}.json", record.name, record.policy_version)).map_err(Error::internal)?;
-    with_cancel(cancel, records::put(&**root, &key, record)).await
+    let put = async {
+        match records::put(&**root, &key, record).await? {
+            Put::Created => Ok(true),
+            Put::Existed => Ok(records::get::<PolicyRecord>(&**root, &key).await?.document == record.document),
+        }
+    };
+    with_cancel::<_, Error>(cancel, put).await
 }
 
 /// Makes an instance's store, password, repository and record, in this order; the record is what makes it an instance.

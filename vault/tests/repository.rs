@@ -11,11 +11,11 @@ use vaultferry_vault::commit::{self, Record};
 use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::reader::PointReader;
-use vaultferry_vault::records::{self, PointCreated, PruneMark};
+use vaultferry_vault::records::{self, PointCreated, PolicyRecord, PruneMark};
 use vaultferry_vault::repository::{FileKind, PACKS, Repository};
 use vaultferry_vault::store::{self, memory::Memory};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta, Staged};
-use vaultferry_vault::{Error, Id};
+use vaultferry_vault::{Error, Id, admin};
 
 fn password() -> SecretString {
     SecretString::from("5e".repeat(32))
@@ -322,4 +322,20 @@ async fn what_an_abandoned_backup_has_uploaded_is_reused() {
     assert!(meter.stored() > 16 << 20);
     let again = stage(&repository, &[("s", &bytes)]).await;
     assert!(meter.stored() + again.stored_bytes < 21 << 20, "{} then {}", meter.stored(), again.stored_bytes);
+}
+
+#[tokio::test]
+async fn a_policys_version_in_the_vault_is_never_another_document() {
+    let root: store::Shared = Arc::new(Memory::new("memory"));
+    let policy = |document: &str, second| PolicyRecord {
+        version: records::VERSION,
+        name: "nightly".to_owned(),
+        policy_version: 1,
+        create_time: jiff::Timestamp::from_second(second).expect("a time"),
+        document: document.to_owned(),
+    };
+    for (document, second, kept) in [("a", 1, true), ("a", 1, true), ("a", 2, true), ("b", 1, false)] {
+        let answer = admin::put_policy(&root, &policy(document, second), &CancellationToken::new()).await.expect("put");
+        assert_eq!(answer, kept, "{document} {second}");
+    }
 }

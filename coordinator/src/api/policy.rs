@@ -46,9 +46,12 @@ impl Api {
             document: policy.document.clone(),
         };
         let root = self.shared.vault.open_root()?;
-        // Another catalog may have written another policy of that name: an older agent's that is gone. The points refer to ours.
-        admin::put_policy(&root, &record, &self.stopping).await?;
-        Ok(())
+        if admin::put_policy(&root, &record, &self.stopping).await? {
+            return Ok(());
+        }
+        // Points would refer to a document that is not the one that they were made under.
+        let message = format!("the vault holds another policy {} already, of an earlier agent", policy.name);
+        Err(Problem::new(Reason::NameTaken, message).with_fix("Create the policy under another name, and link that."))
     }
 }
 

@@ -15,6 +15,8 @@ use crate::catalog::{Job, Point, StoredProblem};
 use crate::plugin::Plugin;
 use crate::policy;
 
+/// Between two questions to a store or a catalog that does not answer; the store's own retries have passed by then.
+const AGAIN: Duration = Duration::from_secs(5);
 /// A plugin that names more packs than this (16 PiB of data) is broken.
 const MAX_PACKS: usize = 1 << 30;
 
@@ -48,7 +50,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
         // Kept with the job now, so that a restart between here and the end does not lose them.
         shared.catalog.set_status(&job.id, crate::catalog::Status::InProgress, warnings).await?;
     }
-    commit_staged(jobs, job).await
+    commit_staged(jobs, job, false).await
 }
 
 type StagedParts = (wire::Staged, Vec<(Id, u64)>, Vec<StoredProblem>);
@@ -121,11 +123,17 @@ fn record(
 
 /// Commits what is journaled, from wherever an earlier try has stopped. It is not cancelled by a request: the work is done, and
 /// undoing it would cost more than ending it. When the agent stops, the restart goes on from here.
-pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<End, Problem> {
+///
+/// With `resume`, an earlier life may have published the point already. Until the store has said that it has not, and from `publish` on,
+/// no error fails the job: a failed job whose point is there must never be.
+pub(super) async fn commit_staged(jobs: &Jobs, job: &Job, resume: bool) -> Result<End, Problem> {
     let shared = &jobs.shared;
     let stop = &jobs.inner.stop;
-    let gone = || Problem::new(Reason::Internal, "the journal has no staged record of this job");
-    let record = shared.catalog.staged(&job.id).await?.ok_or_else(gone)?;
+    let Some(record) = until_answered(jobs, job, || shared.catalog.staged(&job.id)).await else {
+        return Ok(End::LeftToRestart);
+    };
+    let record =
+        record.ok_or_else(|| Problem::new(Reason::Internal, "the journal has no staged record of this job"))?;
     let (source_bytes, stored_bytes) = (record.created.source_bytes, record.created.stored_bytes);
     let phase = |phase: &str| {
         jobs.update(&job.id, |progress| {
@@ -134,12 +142,18 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<End, Problem
             progress.bytes_per_second = 0;
         });
     };
-    let store = shared.vault.open_instance(&job.instance_id)?;
     phase("verifying");
-    let committed = match commit::is_committed(&*store, &record.snapshot_id, stop).await {
-        Ok(committed) => committed,
-        Err(error) => return left_to_restart(jobs, error),
+    let Some(store) =
+        until_answered(jobs, job, || std::future::ready(shared.vault.open_instance(&job.instance_id))).await
+    else {
+        return Ok(End::LeftToRestart);
     };
+    let ask = || commit::is_committed(&*store, &record.snapshot_id, stop);
+    let committed = match resume {
+        true => until_answered(jobs, job, ask).await,
+        false => Some(false),
+    };
+    let Some(committed) = committed else { return Ok(End::LeftToRestart) };
     if !committed {
         // Until `publish` is asked for, the point is certainly not there, and a failure is a failed job.
         let prepared = async {
@@ -156,11 +170,32 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job) -> Result<End, Problem
         }
         pause::at(&shared.state_dir, "committed").await;
     }
-    let point = point(job, &record);
-    shared.catalog.complete_backup(&job.id, point, Vec::new()).await?;
+    let complete = || shared.catalog.complete_backup(&job.id, point(job, &record), Vec::new());
+    if until_answered(jobs, job, complete).await.is_none() {
+        return Ok(End::LeftToRestart);
+    }
     pause::at(&shared.state_dir, "completed").await;
     shared.link.confirm(&*shared.catalog).await;
     Ok(End::Recorded)
+}
+
+/// Asks until there is an answer. `None`: the agent stops, and the restart asks again.
+async fn until_answered<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(
+    jobs: &Jobs,
+    job: &Job,
+    ask: impl Fn() -> F,
+) -> Option<T> {
+    loop {
+        match ask().await {
+            Ok(answer) => return Some(answer),
+            Err(_) if jobs.inner.stop.is_cancelled() => return None,
+            Err(error) => tracing::warn!(job = job.id, "the commit waits for an answer, trying again: {error}"),
+        }
+        tokio::select! {
+            () = jobs.inner.stop.cancelled() => return None,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
 }
 
 /// An error before the commit fails the job, unless it only means that the agent stops: then the staged record stays for the restart.
@@ -189,7 +224,7 @@ async fn publish(
         }
         tokio::select! {
             () = jobs.inner.stop.cancelled() => return Err(Error::Cancelled),
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            () = tokio::time::sleep(AGAIN) => {}
         }
     }
 }

@@ -109,12 +109,6 @@ impl Uri {
             Host::Socket(dir) => format!("{dir}/.s.PGSQL.{}", self.port),
         }
     }
-
-    /// The same server, user and TLS mode with another database.
-    #[must_use]
-    pub fn with_database(&self, database: &str) -> Self {
-        Self { database: Some(database.to_owned()), ..self.clone() }
-    }
 }
 
 impl fmt::Display for Uri {

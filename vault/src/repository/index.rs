@@ -182,9 +182,4 @@ impl Index {
     pub fn pack(&self, number: u32) -> Pack {
         self.packs[number as usize]
     }
-
-    /// How many blobs are known.
-    pub fn blob_count(&self) -> usize {
-        self.blobs.len()
-    }
 }

@@ -134,11 +134,6 @@ impl Faulty {
         Self { inner, state: Mutex::new(State { plan, counts: HashMap::new() }) }
     }
 
-    /// Another plan from now on; the counts begin anew. `Plan::new()` ends the bad weather.
-    pub fn set_plan(&self, plan: Plan) {
-        *self.state() = State { plan, counts: HashMap::new() };
-    }
-
     /// How many calls of the operation were made, failed or not.
     pub fn calls(&self, operation: Operation) -> u64 {
         self.state().counts.get(&operation).copied().unwrap_or(0)

@@ -114,6 +114,16 @@ reasons! {
     PrunedMeanwhile => Aborted, "Start the backup again.";
     /// A job may commit one snapshot only, and this job has committed another one.
     JobAlreadyCommitted => FailedPrecondition, "Start a new backup; vaultferry point list INSTANCE shows what is there.";
+    /// The point lies in the archive and must be rehydrated before it can be read.
+    PointArchived => FailedPrecondition, "Restore it: a restore rehydrates what it needs and goes on by itself.";
+    /// An immutability date, a legal hold or a point's hold forbids the deletion.
+    DataProtected => FailedPrecondition, "Wait until the date in the message, or release the hold: vaultferry point release INSTANCE POINT.";
+    /// The vault's storage cannot do what was asked (a folder cannot make files immutable, for example).
+    VaultUnsupported => FailedPrecondition, "Use a vault on Azure with version-level immutability, or leave the setting out.";
+    /// Another maintenance job (prune, check, archive) of this instance is running.
+    MaintenanceBusy => Aborted, "Wait until it has ended: vaultferry job list.";
+    /// Another agent works with this vault.
+    VaultOwnedByOther => FailedPrecondition, "Stop the other agent, then take the vault over: vaultferry vault attach --take-over.";
     // PostgreSQL
     /// The server does not answer, or its name is not known: no network line of sight (P76).
     UserErrorMissingNetworkSecurityPermissions => FailedPrecondition, "Look at host name and port, that the server runs and listens there, and that firewalls let this machine in.";

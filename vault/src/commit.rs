@@ -12,6 +12,8 @@
 //! - A job commits one snapshot at most: its id stands in the pack lists.
 //! - Only names, sizes and sealed bytes are handled here; no key is needed.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
@@ -84,11 +86,13 @@ async fn check_epoch(store: &dyn Store, record: &Record) -> Result<(), Error> {
 pub async fn prepare(store: &dyn Store, record: &Record, cancel: &CancellationToken) -> Result<(), Error> {
     let prepare = async {
         append_pack_list(store, record).await?;
-        let event = PointEvent {
-            version: records::VERSION,
-            time: record.time,
-            event: PointEventKind::Created(record.created.clone()),
+        let created = PointCreated {
+            sealed_snapshot: STANDARD.encode(&record.sealed),
+            prune_epoch: record.prune_epoch,
+            ..record.created.clone()
         };
+        let event =
+            PointEvent { version: records::VERSION, time: record.time, event: PointEventKind::Created(created) };
         let key = records::numbered(&records::point_events(&record.snapshot_id), 1);
         match records::put(store, &key, &event).await? {
             Put::Created => Ok(()),

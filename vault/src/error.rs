@@ -94,6 +94,9 @@ impl From<store::Error> for Problem {
             store::Error::AccessDenied { .. } => Reason::VaultAccessDenied,
             store::Error::NotWritable { .. } => Reason::VaultNotWritable,
             store::Error::Full { .. } => Reason::VaultFull,
+            store::Error::Archived { .. } => Reason::PointArchived,
+            store::Error::Protected { .. } => Reason::DataProtected,
+            store::Error::Unsupported { .. } => Reason::VaultUnsupported,
             store::Error::Unavailable { .. } | store::Error::Rejected { .. } => Reason::VaultUnavailable,
         };
         Problem::new(reason, error.to_string())

@@ -5,9 +5,11 @@
 //!   vault.json            VaultRecord              instance/<version>.json        InstanceRecord
 //!   keys/recovery-<id>.json  RecoveryKeyRecord      keys/<n>.json                  PasswordRecord
 //!   policies/<name>/<version>.json  PolicyRecord   points/<snapshot>/<n>.json     PointEvent
-//!                                                  packs/<n>.json                 PackList
+//!   owner/<n>.json        OwnerRecord              packs/<n>.json                 PackList
 //!                                                  prune/<n>.json                 PruneMark
+//!                                                  damaged/<n>.json               DamageRecord
 //!                                                  repo/…                         restic's
+//!                                                  archive/repo/…, archive/packs/<n>.json   the archive store
 //! ```
 //! In a folder vault an instance's store is `instances/<id>/` below the vault's own. Invariants:
 //! - Every record has `version`; a reader refuses a version that it does not know, and ignores fields that it does not know.
@@ -94,6 +96,29 @@ pub struct InstanceRecord {
     pub region: String,
     /// The linked policy's name.
     pub policy: String,
+    /// Where the agent finds the password; never the password itself.
+    #[serde(default, skip_serializing_if = "SourceLogin::is_default")]
+    pub login: SourceLogin,
+}
+
+/// How the agent logs in at a source: where to look, never what it finds there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceLogin {
+    /// The client's own defaults.
+    #[default]
+    Default,
+    /// A libpq password file on the agent's machine.
+    Passfile(String),
+    /// A variable of the agent's environment.
+    PasswordEnv(String),
+}
+
+impl SourceLogin {
+    /// Left out of records.
+    pub fn is_default(&self) -> bool {
+        *self == Self::Default
+    }
 }
 
 /// `keys/<n>.json`: the repository's password, wrapped by the vault key. Context: `instance:<id>`.
@@ -125,6 +150,38 @@ pub struct PointEvent {
 pub enum PointEventKind {
     /// It was committed (if its snapshot file is there).
     Created(PointCreated),
+    /// Its commit was given up for good: the snapshot file was not written and never will be.
+    Abandoned,
+    /// Every byte of it was read back and was right.
+    Proven {
+        /// The job that did it.
+        job_id: String,
+    },
+    /// It must not be deleted until it is released, whatever its rule says.
+    Held {
+        /// Why, in the words of whoever holds it.
+        note: String,
+    },
+    /// The hold is over.
+    Released,
+    /// It is no longer listed, and can be brought back until `purge_time`.
+    SoftDeleted {
+        /// Its data may go from then on.
+        purge_time: jiff::Timestamp,
+        /// Its snapshot file, so that it can be written again (base64).
+        sealed_snapshot: String,
+    },
+    /// It is listed again.
+    Undeleted,
+    /// It is gone for good; its data goes with the next prune.
+    Purged,
+    /// Its copy in the archive store is complete and listed there.
+    Archived {
+        /// The job that copied it.
+        job_id: String,
+    },
+    /// It is no longer in the hot store; the copy in the archive store is the point now.
+    RemovedFromVault,
 }
 
 /// What a point is born with.
@@ -144,6 +201,16 @@ pub struct PointCreated {
     pub source_bytes: u64,
     /// Bytes that this backup added to the vault.
     pub stored_bytes: u64,
+    /// The snapshot file (base64), so that a prune sees what a commit is about to publish. Empty in records of early versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sealed_snapshot: String,
+    /// The prune epoch that the backup saw when it began.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub prune_epoch: u64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// A stream of a point.
@@ -194,6 +261,31 @@ pub struct PruneMark {
     pub create_time: jiff::Timestamp,
     /// Ascending.
     pub marked: Vec<Id>,
+}
+
+/// `damaged/<n>.json`: packs whose bytes were found altered. Their chunks are stored again by the next backup that meets them, and are
+/// read from elsewhere when they can be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageRecord {
+    /// 1.
+    pub version: u32,
+    /// When it was found.
+    pub create_time: jiff::Timestamp,
+    /// Altered packs, ascending.
+    pub packs: Vec<Id>,
+}
+
+/// `owner/<n>.json` in the vault's own store: which agent works with the vault from then on. The highest n counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerRecord {
+    /// 1.
+    pub version: u32,
+    /// When it took the vault over.
+    pub create_time: jiff::Timestamp,
+    /// Of the agent's state folder: 32 hexadecimal digits.
+    pub agent_id: String,
+    /// Its machine, for people.
+    pub hostname: String,
 }
 
 /// A record's bytes: indented JSON and a line feed, for readers with nothing but a pager.
@@ -257,6 +349,12 @@ pub async fn numbers(store: &dyn Store, prefix: &str) -> Result<Vec<u64>, store:
 
 /// Where prune marks lie.
 pub const PRUNE: &str = "prune/";
+/// Where damage records lie.
+pub const DAMAGED: &str = "damaged/";
+/// Where owner records lie, in the vault's own store.
+pub const OWNERS: &str = "owner/";
+/// Where an instance's archive store lies in its store: again `repo/` and `packs/`.
+pub const ARCHIVE: &str = "archive/";
 /// Where pack lists lie.
 pub const PACK_LISTS: &str = "packs/";
 

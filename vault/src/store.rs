@@ -66,13 +66,44 @@ impl fmt::Display for Key {
 #[error("{0:?} is not a valid name for a file of a vault")]
 pub struct InvalidKey(pub String);
 
-/// What a listing tells of a file.
+/// What a store tells of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Where it is.
     pub key: Key,
     /// Its size in bytes.
     pub size: u64,
+    /// Where it lies now. A file that is being rehydrated lies in [`Tier::Archive`] until it can be read.
+    pub tier: Tier,
+    /// On its way out of [`Tier::Archive`].
+    pub rehydrating: bool,
+    /// What keeps it from being deleted.
+    pub protection: Protection,
+}
+
+impl Entry {
+    /// A file that can be read and deleted at once.
+    pub fn new(key: Key, size: u64) -> Self {
+        Self { key, size, tier: Tier::Hot, rehydrating: false, protection: Protection::default() }
+    }
+}
+
+/// What the store itself does against the deletion of a file. A folder protects nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Protection {
+    /// The file cannot be deleted before.
+    pub immutable_until: Option<jiff::Timestamp>,
+    /// The date can be moved further away only, by nobody ever nearer.
+    pub locked: bool,
+    /// The file cannot be deleted until the hold is taken away.
+    pub legal_hold: bool,
+}
+
+impl Protection {
+    /// True when a deletion at `now` would be refused.
+    pub fn forbids_deletion(&self, now: jiff::Timestamp) -> bool {
+        self.legal_hold || self.immutable_until.is_some_and(|until| until > now)
+    }
 }
 
 /// One page of a listing.
@@ -110,10 +141,11 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// For messages: where the store is. Never holds a credential.
     fn location(&self) -> &str;
 
-    /// The file's size in bytes, or `None` when it is not there.
-    async fn head(&self, key: &Key) -> Result<Option<u64>, Error>;
+    /// What is known of the file, or `None` when it is not there.
+    async fn head(&self, key: &Key) -> Result<Option<Entry>, Error>;
 
     /// The whole file, or the range of it. A range that reaches past the end is [`Error::Rejected`]: the caller knows the sizes.
+    /// A file in [`Tier::Archive`] is [`Error::Archived`].
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes, Error>;
 
     /// Creates the file. Never overwrites.
@@ -122,11 +154,23 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// One page of the files whose key begins with `prefix` (empty, or ending with `/`). A prefix where nothing is gives an empty page.
     async fn list_page(&self, prefix: &str, next: Option<&str>) -> Result<Page, Error>;
 
-    /// Deletes the file; one that is not there is no error. Only maintenance has a credential that may.
+    /// Deletes the file; one that is not there is no error. Only maintenance has a credential that may. [`Error::Protected`] when an
+    /// immutability date or a legal hold forbids it.
     async fn delete(&self, key: &Key) -> Result<(), Error>;
 
     /// Moves the file to a tier. A folder has one tier only, and does nothing.
     async fn set_tier(&self, key: &Key, tier: Tier) -> Result<(), Error>;
+
+    /// Copies a file inside the store, without its bytes passing here. Never overwrites. From [`Tier::Archive`] the copy is rehydrated:
+    /// it exists at once, with [`Entry::rehydrating`], and can be read hours later; the original stays where it is.
+    async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error>;
+
+    /// Forbids the deletion before `until`; a date that is set already is moved further away only. `locked` can never be undone.
+    /// [`Error::Unsupported`] where the storage cannot do it (a folder; an account without version-level immutability).
+    async fn protect(&self, key: &Key, until: jiff::Timestamp, locked: bool) -> Result<(), Error>;
+
+    /// Sets or clears a legal hold. [`Error::Unsupported`] as for [`Store::protect`].
+    async fn set_legal_hold(&self, key: &Key, hold: bool) -> Result<(), Error>;
 }
 
 /// Every file under `prefix`, page after page, in ascending order; memory holds one page.
@@ -210,6 +254,32 @@ pub enum Error {
         store: String,
         /// What was seen.
         detail: String,
+    },
+    /// The file lies in [`Tier::Archive`] and must be rehydrated before it can be read.
+    #[error("{key} in {store} is archived and must be rehydrated first")]
+    Archived {
+        /// Where.
+        store: String,
+        /// What.
+        key: String,
+    },
+    /// An immutability date or a legal hold forbids the deletion.
+    #[error("{key} in {store} is protected from deletion: {detail}")]
+    Protected {
+        /// Where.
+        store: String,
+        /// What.
+        key: String,
+        /// By what, and until when.
+        detail: String,
+    },
+    /// The storage cannot do this at all.
+    #[error("{store} cannot {what}")]
+    Unsupported {
+        /// Where.
+        store: String,
+        /// What was asked, as a verb.
+        what: String,
     },
     /// The store understood and refused; asking again will not help.
     #[error("{store} rejected the request: {detail}")]

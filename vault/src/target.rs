@@ -167,6 +167,9 @@ impl Error {
             Store::Unavailable { detail, .. } => Self::Unavailable { target, detail },
             Store::Rejected { detail, .. } => Self::Rejected { target, detail },
             Store::NotFound { .. } => Self::Rejected { target, detail: format!("{name} is not there") },
+            Store::Archived { .. } => Self::Rejected { target, detail: format!("{name} is archived") },
+            Store::Protected { detail, .. } => Self::Rejected { target, detail },
+            Store::Unsupported { what, .. } => Self::Rejected { target, detail: format!("it cannot {what}") },
         }
     }
 }

@@ -51,6 +51,8 @@ fn created() -> PointCreated {
         streams: vec![PointStream { name: "database.dump".to_owned(), size: 5, sha256: Id::of(b"hello").to_string() }],
         source_bytes: 5,
         stored_bytes: 900,
+        sealed_snapshot: String::new(),
+        prune_epoch: 0,
     }
 }
 
@@ -82,6 +84,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         source_uri: "postgres://backup@db/shop".to_owned(),
         region: String::new(),
         policy: "nightly".to_owned(),
+        login: vaultferry_vault::records::SourceLogin::Default,
     };
     let packs = |previous| PackList {
         version: 1,

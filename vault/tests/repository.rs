@@ -59,6 +59,8 @@ fn record(job: &str, staged: &Staged) -> Record {
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,
+            sealed_snapshot: String::new(),
+            prune_epoch: 0,
         },
     }
 }

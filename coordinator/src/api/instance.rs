@@ -9,7 +9,7 @@ use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanc
 use vaultferry_proto::plugin::v1 as plugin_wire;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin;
-use vaultferry_vault::records::{self, InstanceRecord};
+use vaultferry_vault::records::{self, InstanceRecord, SourceLogin};
 
 use super::{Api, convert};
 use crate::catalog::{Credential, Error, Instance, Job, Policy, Status as JobStatus, Work};
@@ -276,6 +276,11 @@ fn record(instance: &Instance) -> InstanceRecord {
         source_uri: instance.source_uri.clone(),
         region: instance.region.clone(),
         policy: instance.policy.clone(),
+        login: match &instance.credential {
+            Credential::None => SourceLogin::Default,
+            Credential::Passfile(path) => SourceLogin::Passfile(path.display().to_string()),
+            Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
+        },
     }
 }
 

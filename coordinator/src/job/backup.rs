@@ -117,6 +117,9 @@ fn record(
             streams: staged.streams.into_iter().map(stream).collect(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,
+            // The commit fills these in, from the staged record itself.
+            sealed_snapshot: String::new(),
+            prune_epoch: 0,
         },
     })
 }

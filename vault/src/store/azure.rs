@@ -127,11 +127,11 @@ impl Store for Azure {
         self.container.location()
     }
 
-    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+    async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
         let client = self.container.blob(key.as_str())?;
         match self.container.call(0, client.get_properties(None)).await {
             Ok(properties) => match properties.content_length() {
-                Ok(Some(size)) => Ok(Some(size)),
+                Ok(Some(size)) => Ok(Some(Entry::new(key.clone(), size))),
                 _ => Err(self.container.unavailable("the answer has no content-length")),
             },
             Err(failure) if failure.is_missing_blob() => Ok(None),
@@ -156,7 +156,7 @@ impl Store for Azure {
         };
         let asked = range.end.saturating_sub(range.start);
         if read.len() as u64 != asked || range.is_empty() {
-            let size = self.head(key).await?.ok_or_else(|| self.not_found(key))?;
+            let size = self.head(key).await?.ok_or_else(|| self.not_found(key))?.size;
             super::check_range(self.location(), key, &range, size)?;
         }
         if read.len() as u64 != asked {
@@ -200,7 +200,7 @@ impl Store for Azure {
         let entries = page.blob_items.into_iter().filter_map(|item| {
             // Blobs that others laid here under names that are no keys are not of the store.
             let key = Key::new(item.name?).ok()?;
-            Some(Entry { key, size: item.properties?.content_length? })
+            Some(Entry::new(key, item.properties?.content_length?))
         });
         Ok(Page { entries: entries.collect(), next: page.next_marker.filter(|marker| !marker.is_empty()) })
     }
@@ -222,5 +222,17 @@ impl Store for Azure {
         let client = self.container.blob(key.as_str())?;
         let result = self.container.call(0, client.set_tier(tier, None)).await;
         result.map(|_| ()).map_err(|failure| self.error(key, failure))
+    }
+
+    async fn copy(&self, _from: &Key, _to: &Key) -> Result<Put, Error> {
+        Err(Error::Unsupported { store: self.location().to_owned(), what: "copy files".to_owned() })
+    }
+
+    async fn protect(&self, _key: &Key, _until: jiff::Timestamp, _locked: bool) -> Result<(), Error> {
+        Err(Error::Unsupported { store: self.location().to_owned(), what: "make files immutable".to_owned() })
+    }
+
+    async fn set_legal_hold(&self, _key: &Key, _hold: bool) -> Result<(), Error> {
+        Err(Error::Unsupported { store: self.location().to_owned(), what: "put files on legal hold".to_owned() })
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::{Error, Key, Page, Put, Shared, Store, Tier};
+use super::{Entry, Error, Key, Page, Put, Shared, Store, Tier};
 
 /// The calls of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +30,10 @@ pub enum Operation {
     Delete,
     /// [`Store::set_tier`]
     SetTier,
+    /// [`Store::copy`]
+    Copy,
+    /// [`Store::protect`] and [`Store::set_legal_hold`]
+    Protect,
 }
 
 /// What goes wrong.
@@ -179,7 +183,7 @@ impl Store for Faulty {
         self.inner.location()
     }
 
-    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+    async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
         self.call(Operation::Head, self.inner.head(key)).await
     }
 
@@ -201,5 +205,17 @@ impl Store for Faulty {
 
     async fn set_tier(&self, key: &Key, tier: Tier) -> Result<(), Error> {
         self.call(Operation::SetTier, self.inner.set_tier(key, tier)).await
+    }
+
+    async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error> {
+        self.call(Operation::Copy, self.inner.copy(from, to)).await
+    }
+
+    async fn protect(&self, key: &Key, until: jiff::Timestamp, locked: bool) -> Result<(), Error> {
+        self.call(Operation::Protect, self.inner.protect(key, until, locked)).await
+    }
+
+    async fn set_legal_hold(&self, key: &Key, hold: bool) -> Result<(), Error> {
+        self.call(Operation::Protect, self.inner.set_legal_hold(key, hold)).await
     }
 }

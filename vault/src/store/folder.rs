@@ -92,6 +92,10 @@ impl Folder {
         self.blocking(move |inner| inner.sweep(older_than).map_err(|error| inner.error(Access::Write, error))).await
     }
 
+    fn unsupported(&self, what: &str) -> Error {
+        Error::Unsupported { store: self.inner.location.clone(), what: what.to_owned() }
+    }
+
     /// Runs `work` where it may block. The work goes on to its end when the future is dropped.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -111,7 +115,7 @@ impl Store for Folder {
         &self.inner.location
     }
 
-    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+    async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
         let key = key.clone();
         self.blocking(move |inner| inner.head(&key)).await
     }
@@ -139,6 +143,19 @@ impl Store for Folder {
     async fn set_tier(&self, _key: &Key, _tier: Tier) -> Result<(), Error> {
         Ok(())
     }
+
+    async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error> {
+        let body = self.get(from, None).await?;
+        self.put_if_absent(to, body).await
+    }
+
+    async fn protect(&self, _key: &Key, _until: jiff::Timestamp, _locked: bool) -> Result<(), Error> {
+        Err(self.unsupported("make files immutable"))
+    }
+
+    async fn set_legal_hold(&self, _key: &Key, _hold: bool) -> Result<(), Error> {
+        Err(self.unsupported("put files on legal hold"))
+    }
 }
 
 impl Inner {
@@ -151,9 +168,9 @@ impl Inner {
         Ok(key.as_str().split('/').fold(self.root.clone(), |path, segment| path.join(segment)))
     }
 
-    fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+    fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
         match std::fs::metadata(self.path(key)?) {
-            Ok(metadata) if metadata.is_file() => Ok(Some(metadata.len())),
+            Ok(metadata) if metadata.is_file() => Ok(Some(Entry::new(key.clone(), metadata.len()))),
             Ok(_) => Ok(None),
             Err(error) if is_absence(&error) => self.check_root(Access::Read).map(|()| None),
             Err(error) => Err(self.error(Access::Read, error)),

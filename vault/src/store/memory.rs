@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Entry, Error, Key, Page, Put, Store, Tier};
+use super::{Entry, Error, Key, Page, Protection, Put, Store, Tier};
 
 /// Small, so that tests with few files see several pages.
 const PAGE_ENTRIES: usize = 10;
@@ -23,6 +23,19 @@ pub struct Memory {
 struct File {
     body: Bytes,
     tier: Tier,
+    rehydrating: bool,
+    protection: Protection,
+}
+
+impl File {
+    fn new(body: Bytes) -> Self {
+        Self { body, tier: Tier::Hot, rehydrating: false, protection: Protection::default() }
+    }
+
+    fn entry(&self, key: &Key) -> Entry {
+        let (size, tier) = (self.body.len() as u64, self.tier);
+        Entry { key: key.clone(), size, tier, rehydrating: self.rehydrating, protection: self.protection }
+    }
 }
 
 impl Memory {
@@ -46,6 +59,13 @@ impl Memory {
         true
     }
 
+    /// Ends the rehydration of every file that waits for it. Time does not do it here, so that tests decide when.
+    pub fn finish_rehydration(&self) {
+        for file in self.files().values_mut().filter(|file| file.rehydrating) {
+            (file.tier, file.rehydrating) = (Tier::Hot, false);
+        }
+    }
+
     fn files(&self) -> MutexGuard<'_, BTreeMap<Key, File>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,15 +81,14 @@ impl Store for Memory {
         &self.location
     }
 
-    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
-        Ok(self.files().get(key).map(|file| file.body.len() as u64))
+    async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
+        Ok(self.files().get(key).map(|file| file.entry(key)))
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
         let file = self.files().get(key).cloned().ok_or_else(|| self.not_found(key))?;
         if file.tier == Tier::Archive {
-            let detail = format!("{key} is archived");
-            return Err(Error::Rejected { store: self.location.clone(), detail });
+            return Err(Error::Archived { store: self.location.clone(), key: key.to_string() });
         }
         let size = file.body.len() as u64;
         let range = range.unwrap_or(0..size);
@@ -82,7 +101,7 @@ impl Store for Memory {
         if files.contains_key(key) {
             return Ok(Put::Existed);
         }
-        files.insert(key.clone(), File { body, tier: Tier::Hot });
+        files.insert(key.clone(), File::new(body));
         Ok(Put::Created)
     }
 
@@ -98,21 +117,63 @@ impl Store for Memory {
             None => Bound::Unbounded,
         };
         let mut found = files.range((after, Bound::Unbounded)).filter(|(key, _)| key.as_str().starts_with(prefix));
-        let entries: Vec<Entry> = found
-            .by_ref()
-            .take(PAGE_ENTRIES)
-            .map(|(key, file)| Entry { key: key.clone(), size: file.body.len() as u64 })
-            .collect();
+        let entries: Vec<Entry> = found.by_ref().take(PAGE_ENTRIES).map(|(key, file)| file.entry(key)).collect();
         let next = found.next().and(entries.last()).map(|entry| entry.key.to_string());
         Ok(Page { entries, next })
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
-        self.files().remove(key);
+        let mut files = self.files();
+        if let Some(file) = files.get(key)
+            && file.protection.forbids_deletion(jiff::Timestamp::now())
+        {
+            let detail = match (file.protection.legal_hold, file.protection.immutable_until) {
+                (false, Some(until)) => format!("it is immutable until {until}"),
+                _ => "it is on legal hold".to_owned(),
+            };
+            return Err(Error::Protected { store: self.location.clone(), key: key.to_string(), detail });
+        }
+        files.remove(key);
         Ok(())
     }
 
     async fn set_tier(&self, key: &Key, tier: Tier) -> Result<(), Error> {
-        self.files().get_mut(key).map(|file| file.tier = tier).ok_or_else(|| self.not_found(key))
+        let mut files = self.files();
+        let file = files.get_mut(key).ok_or_else(|| self.not_found(key))?;
+        // As Azure does it: out of the archive is a wait.
+        if file.tier == Tier::Archive && tier != Tier::Archive {
+            file.rehydrating = true;
+        } else {
+            file.tier = tier;
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error> {
+        let mut files = self.files();
+        let mut file = files.get(from).cloned().ok_or_else(|| self.not_found(from))?;
+        if files.contains_key(to) {
+            return Ok(Put::Existed);
+        }
+        file.rehydrating = file.tier == Tier::Archive;
+        file.protection = Protection::default();
+        files.insert(to.clone(), file);
+        Ok(Put::Created)
+    }
+
+    async fn protect(&self, key: &Key, until: jiff::Timestamp, locked: bool) -> Result<(), Error> {
+        let mut files = self.files();
+        let file = files.get_mut(key).ok_or_else(|| self.not_found(key))?;
+        let protection = &mut file.protection;
+        protection.immutable_until = protection.immutable_until.max(Some(until));
+        protection.locked |= locked;
+        Ok(())
+    }
+
+    async fn set_legal_hold(&self, key: &Key, hold: bool) -> Result<(), Error> {
+        let mut files = self.files();
+        let file = files.get_mut(key).ok_or_else(|| self.not_found(key))?;
+        file.protection.legal_hold = hold;
+        Ok(())
     }
 }

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Error, Key, Page, Put, Shared, Store, Tier};
+use super::{Entry, Error, Key, Page, Put, Shared, Store, Tier};
 
 /// Bound of the first wait. A busy partition of Azure Storage moves within seconds; a lost connection is back at once.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -102,7 +102,7 @@ impl Store for Retrying {
         self.inner.location()
     }
 
-    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+    async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
         self.run("look up a file", || self.inner.head(key)).await
     }
 
@@ -124,6 +124,18 @@ impl Store for Retrying {
 
     async fn set_tier(&self, key: &Key, tier: Tier) -> Result<(), Error> {
         self.run("move a file to a tier", || self.inner.set_tier(key, tier)).await
+    }
+
+    async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error> {
+        self.run("copy a file", || self.inner.copy(from, to)).await
+    }
+
+    async fn protect(&self, key: &Key, until: jiff::Timestamp, locked: bool) -> Result<(), Error> {
+        self.run("make a file immutable", || self.inner.protect(key, until, locked)).await
+    }
+
+    async fn set_legal_hold(&self, key: &Key, hold: bool) -> Result<(), Error> {
+        self.run("set a legal hold", || self.inner.set_legal_hold(key, hold)).await
     }
 }
 

@@ -46,6 +46,8 @@ fn record() -> commit::Record {
             streams: Vec::new(),
             source_bytes: 10,
             stored_bytes: 5,
+            sealed_snapshot: String::new(),
+            prune_epoch: 0,
         },
     }
 }

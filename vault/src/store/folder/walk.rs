@@ -52,7 +52,7 @@ impl Walk<'_> {
                 if self.entries.len() == self.limit {
                     return Ok(false);
                 }
-                self.entries.push(Entry { key, size });
+                self.entries.push(Entry::new(key, size));
             }
         }
         Ok(true)

@@ -189,7 +189,7 @@ impl Backup {
         self.poisoned = false;
         let summary = StreamSummary { name: name.to_owned(), size, sha256: hex::encode(sha256) };
         self.streams.push(summary.clone());
-        self.nodes.push(Node::stream(name, jiff::Timestamp::UNIX_EPOCH, size, content));
+        self.nodes.push(Node::file(name, jiff::Timestamp::UNIX_EPOCH, size, content));
         Ok(summary)
     }
 

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use aws_lc_rs::digest::{self, Context, SHA256};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
 
 /// A SHA-256: of a file's bytes (packs, indexes, snapshots, keys) or of a blob's plaintext (chunks, trees).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,7 +13,11 @@ pub struct Id([u8; 32]);
 impl Id {
     /// The id of these bytes.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        Self::from_digest(&digest::digest(&SHA256, bytes))
+    }
+
+    fn from_digest(digest: &digest::Digest) -> Self {
+        Self(digest.as_ref().try_into().expect("SHA-256 is 32 bytes"))
     }
 
     /// An id from its 32 bytes.
@@ -24,6 +28,24 @@ impl Id {
     /// The 32 bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+}
+
+/// A SHA-256 of bytes that come in pieces.
+#[derive(Clone)]
+pub(crate) struct Hasher(Context);
+
+impl Hasher {
+    pub(crate) fn new() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> Id {
+        Id::from_digest(&self.0.finish())
     }
 }
 

@@ -6,12 +6,17 @@
 //!
 //! Lengths are those of the sealed blobs. Data and tree blobs never share a pack. Source: "Pack Format" in restic's doc/design.rst.
 
+use std::borrow::Borrow;
+
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 use crate::id::Id;
 use crate::repository::crypto::{OVERHEAD, SealKey};
 
 /// What a blob holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum BlobKind {
     /// A chunk of a stream.
     Data,
@@ -54,8 +59,8 @@ impl PackedBlob {
 }
 
 /// The size of the pack that holds exactly these blobs.
-pub fn file_size<'a>(blobs: impl Iterator<Item = &'a PackedBlob>) -> u64 {
-    let payload: u64 = blobs.map(|blob| u64::from(blob.length) + blob.header_entry_len()).sum();
+pub fn file_size<B: Borrow<PackedBlob>>(blobs: impl Iterator<Item = B>) -> u64 {
+    let payload: u64 = blobs.map(|blob| u64::from(blob.borrow().length) + blob.borrow().header_entry_len()).sum();
     payload + OVERHEAD as u64 + 4
 }
 

@@ -5,9 +5,10 @@
 //! - What is written is durable in this order: packs, the index files that name them, the snapshot that needs them.
 //! - Nothing here takes restic's locks, so `restic prune|forget` must never run on a live repository.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::{self, with_cancel};
 use crate::error::Error;
 use crate::id::Id;
+use crate::records::{self, DamageRecord};
 use crate::store::{self, Key};
 
 pub mod crypto;
@@ -37,6 +39,9 @@ pub const VERSION: u32 = 2;
 const COMPRESSED: u8 = 2;
 /// The most that an index or snapshot may grow to when decompressed: 100 times restic's own limit for what it writes.
 const MAX_UNPACKED: usize = 1 << 30;
+
+/// How often the index files are listed anew when one of them went away: a prune merges them, one after the other and seldom.
+const INDEX_TRIES: u32 = 5;
 
 /// Where the parts of a repository lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,23 +191,37 @@ impl Repository {
     }
 
     /// Reads, checks and opens an index or snapshot file.
-    async fn get_json<T: DeserializeOwned>(&self, kind: FileKind, id: &Id) -> Result<T, Error> {
-        let sealed = match self.store.get(&kind.key(id), None).await {
-            Err(store::Error::NotFound { .. }) => return Err(Error::damaged(kind.what(id), "it is missing")),
-            other => other?,
-        };
-        let damaged = |detail: String| Error::damaged(kind.what(id), detail);
-        if Id::of(&sealed) != *id {
-            return Err(damaged("its bytes are not those that its name stands for".to_owned()));
+    async fn get_json<T: DeserializeOwned + Send + 'static>(&self, kind: FileKind, id: &Id) -> Result<T, Error> {
+        match self.store.get(&kind.key(id), None).await {
+            Err(store::Error::NotFound { .. }) => Err(Error::damaged(kind.what(id), "it is missing")),
+            other => self.open_json(kind, id, other?).await,
         }
-        let plain = self.key.open(&sealed).map_err(|error| damaged(error.to_string()))?;
-        let json = match plain.split_first() {
-            Some((&COMPRESSED, compressed)) => {
-                blocking::decompress(compressed, MAX_UNPACKED).map_err(|error| damaged(error.to_string()))?
+    }
+
+    /// Checks and opens the bytes of an index or snapshot file.
+    async fn open_json<T: DeserializeOwned + Send + 'static>(
+        &self,
+        kind: FileKind,
+        id: &Id,
+        sealed: Bytes,
+    ) -> Result<T, Error> {
+        let (id, key) = (*id, self.key.clone());
+        blocking::run(move || {
+            let damaged = |detail: String| Error::damaged(kind.what(&id), detail);
+            if Id::of(&sealed) != id {
+                return Err(damaged("its bytes are not those that its name stands for".to_owned()));
             }
-            _ => plain,
-        };
-        serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))
+            let plain = key.open(&sealed).map_err(|error| damaged(error.to_string()))?;
+            drop(sealed);
+            let json = match plain.split_first() {
+                Some((&COMPRESSED, compressed)) => {
+                    blocking::decompress(compressed, MAX_UNPACKED).map_err(|error| damaged(error.to_string()))?
+                }
+                _ => plain,
+            };
+            serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))
+        })
+        .await
     }
 
     /// The snapshot of that name. Every byte is checked.
@@ -211,40 +230,29 @@ impl Repository {
     }
 
     /// Loads every index file, and lists the packs first: a pack that is missing, or has another size than its blobs foretell, is left
-    /// out and remembered as damage. So what was stored again after a loss is found, whichever index is read first.
+    /// out and remembered as damage. So what was stored again after a loss is found, whichever index is read first. A blob of a pack
+    /// whose bytes were found altered (`damaged/`) is taken from another pack when one has it. For readers.
     pub async fn load_index(&self, cancel: &CancellationToken) -> Result<Index, Error> {
-        let mut index = Index::default();
-        let packs = with_cancel(cancel, list_packs(&*self.store)).await?;
-        let load = async {
-            let files = store::list(&*self.store, FileKind::Index.prefix())
-                .map(|entry| async move {
-                    let entry = entry?;
-                    let Ok(id) = entry.key.name().parse::<Id>() else { return Ok(None) };
-                    match self.get_json::<IndexFile>(FileKind::Index, &id).await {
-                        Ok(file) => Ok(Some((id, Ok(file)))),
-                        Err(Error::Damaged { what, detail }) => {
-                            Ok(Some((id, Err(format!("{what} is damaged: {detail}")))))
-                        }
-                        Err(error) => Err(error),
-                    }
-                })
-                // 8 reads at once hide the store's latency; an index file of ours is at most a few MiB.
-                .buffered(8);
-            let mut files = std::pin::pin!(files);
-            while let Some(file) = files.next().await {
-                match file? {
-                    Some((id, Ok(file))) => {
-                        if let Err(detail) = index.add_file(&file, &packs) {
-                            index.note_damaged(format!("index {id} is damaged: {detail}"));
-                        }
-                    }
-                    Some((_, Err(what))) => index.note_damaged(what),
-                    None => {}
+        with_cancel(cancel, self.load_index_now(false)).await
+    }
+
+    /// Like [`Repository::load_index`], without the packs whose bytes were found altered: what only they hold is stored again. For
+    /// writers.
+    pub async fn load_index_to_write(&self, cancel: &CancellationToken) -> Result<Index, Error> {
+        with_cancel(cancel, self.load_index_now(true)).await
+    }
+
+    async fn load_index_now(&self, to_write: bool) -> Result<Index, Error> {
+        let mut tries = 0;
+        let index = loop {
+            tries += 1;
+            match self.try_load_index(to_write, tries == INDEX_TRIES).await? {
+                Some(index) => break index,
+                None => {
+                    tracing::debug!(store = self.store.location(), "index files were merged meanwhile; reading again")
                 }
             }
-            Ok::<(), Error>(())
         };
-        with_cancel(cancel, load).await?;
         for what in index.damaged() {
             tracing::warn!(
                 store = self.store.location(),
@@ -253,6 +261,71 @@ impl Repository {
         }
         Ok(index)
     }
+
+    /// `None` when an index file went away between being listed and being read: a prune has merged it into another one.
+    async fn try_load_index(&self, to_write: bool, last_try: bool) -> Result<Option<Index>, Error> {
+        let suspect = suspect_packs(&*self.store).await?;
+        let packs = list_packs(&*self.store).await?;
+        let (mut index, mut aside) = (Index::default(), Vec::new());
+        let files = store::list(&*self.store, FileKind::Index.prefix())
+            .map(|entry| async move {
+                let entry = entry?;
+                let Ok(id) = entry.key.name().parse::<Id>() else { return Ok(None) };
+                match self.store.get(&entry.key, None).await {
+                    Ok(sealed) => Ok(Some((id, Some(sealed)))),
+                    Err(store::Error::NotFound { .. }) => Ok(Some((id, None))),
+                    Err(error) => Err(Error::from(error)),
+                }
+            })
+            // 4 reads at once hide the store's latency; an index file of ours is some MiB at most. They are opened one by one.
+            .buffered(4);
+        let mut files = std::pin::pin!(files);
+        while let Some(file) = files.next().await {
+            let Some((id, sealed)) = file? else { continue };
+            let Some(sealed) = sealed else {
+                if !last_try {
+                    return Ok(None);
+                }
+                index.note_damaged(format!("index {id} is missing"));
+                continue;
+            };
+            match self.open_json::<IndexFile>(FileKind::Index, &id, sealed).await {
+                Ok(file) => {
+                    let added = index.add_file(file, &packs, |pack| {
+                        if !suspect.contains(&pack.id) {
+                            return Some(pack);
+                        }
+                        aside.push(pack);
+                        None
+                    });
+                    if let Err(detail) = added {
+                        index.note_damaged(format!("index {id} is damaged: {detail}"));
+                    }
+                }
+                Err(Error::Damaged { what, detail }) => index.note_damaged(format!("{what} is damaged: {detail}")),
+                Err(error) => return Err(error),
+            }
+        }
+        // After all others, so that they are the last choice.
+        for pack in aside {
+            if to_write {
+                index.note_damaged(format!("pack {} was found altered", pack.id));
+            } else if let Ok(blobs) = pack.packed_blobs() {
+                index.add_pack(pack.id, &blobs)?;
+            }
+        }
+        Ok(Some(index))
+    }
+}
+
+/// Packs whose bytes were found altered, according to the damage records.
+async fn suspect_packs(store: &dyn store::Store) -> Result<HashSet<Id>, Error> {
+    let mut packs = HashSet::new();
+    for number in records::numbers(store, records::DAMAGED).await? {
+        let record: DamageRecord = records::get(store, &records::numbered(records::DAMAGED, number)).await?;
+        packs.extend(record.packs);
+    }
+    Ok(packs)
 }
 
 /// Every pack in the store, with its size. Memory: 40 bytes each.

@@ -151,7 +151,7 @@ impl Backup {
         let store = repository.store().clone();
         // The epoch first: a prune that begins after this is seen at the commit.
         let prune_epoch = with_cancel(cancel, records::current_epoch(&*store)).await?;
-        let index = repository.load_index(cancel).await?;
+        let index = repository.load_index_to_write(cancel).await?;
         Ok(Self {
             repository,
             options,

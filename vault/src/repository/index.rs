@@ -1,84 +1,40 @@
-//! Index files, and the index in memory: which blob lies where.
+//! The index in memory: which blob lies where.
 //!
-//! Memory: 48 bytes for each blob, 40 for each pack. Index files are sealed JSON (`{"packs":[{"id", "blobs":[…]}]}`), named by the
-//! SHA-256 of their bytes. Source: "Indexing" in restic's doc/design.rst. A damaged index file is remembered, not fatal: what it told
-//! may stand in another one, and only a blob that is needed and not found is a failure.
+//! ```text
+//! packs:   id, number of its first blob             36 bytes each, numbered from 0
+//! blobs:   id, length, length before compression    40 bytes each, numbered from 0, in the order of packs and in packs
+//! tables:  number of a pack or a blob by its id     4 bytes a slot, at least 73 % full (`table.rs`)
+//! ```
+//! Invariants:
+//! - Memory: at most 48 bytes for each blob, with all that belongs to it. Nothing is ever copied as a whole to make room, so this also
+//!   holds while the index is loaded.
+//! - A blob's offset is the sum of the lengths before it in its pack, which is looked up by number: neither is stored.
+//! - Numbers are dense and never change, so a bit for each blob is enough to mark blobs.
+//! - A blob that lies in several packs has several numbers. Looking it up finds the one that was added first; the others are seen only
+//!   when the packs are walked through.
+//! - A damaged index file is remembered, not fatal: what it told may stand in another one, and only a blob that is needed and not found
+//!   is a failure.
 
 use std::collections::HashMap;
-
-use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::id::Id;
 use crate::repository::pack::{self, BlobKind, PackedBlob};
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct IndexFile {
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) supersedes: Vec<Id>,
-    pub(crate) packs: Vec<IndexPack>,
-}
+mod file;
+mod table;
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct IndexPack {
-    pub(crate) id: Id,
-    pub(crate) blobs: Vec<IndexBlob>,
-}
+pub use file::{IndexFile, IndexPack};
+use table::Table;
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct IndexBlob {
-    id: Id,
-    #[serde(rename = "type")]
-    kind: String,
-    offset: u32,
-    length: u32,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    uncompressed_length: u32,
-}
-
-fn is_zero(value: &u32) -> bool {
-    *value == 0
-}
-
-impl IndexPack {
-    pub(crate) fn new(id: Id, blobs: &[PackedBlob]) -> Self {
-        let blobs = blobs
-            .iter()
-            .map(|blob| IndexBlob {
-                id: blob.id,
-                kind: match blob.kind {
-                    BlobKind::Data => "data".to_owned(),
-                    BlobKind::Tree => "tree".to_owned(),
-                },
-                offset: blob.offset,
-                length: blob.length,
-                uncompressed_length: blob.raw_length.unwrap_or(0),
-            })
-            .collect();
-        Self { id, blobs }
-    }
-
-    fn packed_blobs(&self) -> Result<Vec<PackedBlob>, String> {
-        self.blobs
-            .iter()
-            .map(|blob| {
-                let kind = match blob.kind.as_str() {
-                    "data" => BlobKind::Data,
-                    "tree" => BlobKind::Tree,
-                    other => return Err(format!("it names a blob of the unknown type {other:?}")),
-                };
-                if blob.offset.checked_add(blob.length).is_none() {
-                    return Err("a blob reaches past 4 GiB".to_owned());
-                }
-                let raw_length = (blob.uncompressed_length != 0).then_some(blob.uncompressed_length);
-                Ok(PackedBlob { id: blob.id, kind, offset: blob.offset, length: blob.length, raw_length })
-            })
-            .collect()
-    }
-}
+/// Blobs, or packs, that are given memory at once: 160 KiB of blobs, little for a small repository and far from the many tiny pieces that
+/// an allocator is slow with.
+const BLOCK: usize = 4096;
+/// Marks the length of a tree blob. Blobs are far smaller than 2 GiB.
+const TREE: u32 = 1 << 31;
 
 /// A pack that the index knows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pack {
     /// Its name.
     pub id: Id,
@@ -87,8 +43,10 @@ pub struct Pack {
 }
 
 /// A blob's place.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
+    /// The blob's own number.
+    pub number: u32,
     /// The number of the pack in [`Index::pack`].
     pub pack: u32,
     /// Where the sealed blob begins.
@@ -106,43 +64,77 @@ impl Place {
     }
 }
 
+#[derive(Debug)]
+struct PackEntry {
+    id: Id,
+    first: u32,
+}
+
+#[derive(Debug)]
+struct BlobEntry {
+    id: Id,
+    /// With [`TREE`].
+    length: u32,
+    raw_length: u32,
+}
+
+impl BlobEntry {
+    fn length(&self) -> u32 {
+        self.length & !TREE
+    }
+}
+
 /// Where every blob of a repository is.
 #[derive(Debug, Default)]
 pub struct Index {
-    packs: Vec<Pack>,
-    pack_numbers: HashMap<Id, u32>,
-    blobs: HashMap<Id, Place>,
+    packs: Blocks<PackEntry>,
+    blobs: Blocks<BlobEntry>,
+    pack_numbers: Table,
+    blob_numbers: Table,
     damaged: Vec<String>,
 }
 
 impl Index {
-    /// Adds a pack and its blobs; one that is known already is left as it is.
+    /// Adds a pack and its blobs, which lie side by side in it; one that is known already is left as it is. Returns its number.
     pub fn add_pack(&mut self, id: Id, blobs: &[PackedBlob]) -> Result<u32, Error> {
-        if let Some(number) = self.pack_numbers.get(&id) {
-            return Ok(*number);
+        if let Some(number) = self.pack_number(&id) {
+            return Ok(number);
         }
-        let number = u32::try_from(self.packs.len()).map_err(Error::internal)?;
-        self.packs.push(Pack { id, size: pack::file_size(blobs.iter()) });
-        self.pack_numbers.insert(id, number);
-        for blob in blobs {
-            let (offset, length) = (blob.offset, blob.length);
-            self.blobs.entry(blob.id).or_insert(Place {
-                pack: number,
-                offset,
-                length,
-                raw_length: blob.raw_length.unwrap_or(0),
-            });
+        let too_many = || Error::Internal("the repository has too many blobs for this program".to_owned());
+        if self.blobs.len() + blobs.len() >= table::MAX_NUMBER as usize {
+            return Err(too_many());
         }
-        Ok(number)
+        let pack_number = u32::try_from(self.packs.len()).map_err(|_| too_many())?;
+        let first = u32::try_from(self.blobs.len()).map_err(|_| too_many())?;
+        self.packs.push(PackEntry { id, first });
+        self.pack_numbers.put(&id, pack_number, |number| &self.packs.get(number).id);
+        for (number, blob) in (first..).zip(blobs) {
+            let kind = if blob.kind == BlobKind::Tree { TREE } else { 0 };
+            let (length, raw_length) = (blob.length | kind, blob.raw_length.unwrap_or(0));
+            self.blobs.push(BlobEntry { id: blob.id, length, raw_length });
+            let id_of = |number| &self.blobs.get(number).id;
+            if self.blob_numbers.get(&blob.id, id_of).is_none() {
+                self.blob_numbers.put(&blob.id, number, id_of);
+            }
+        }
+        Ok(pack_number)
     }
 
-    /// Adds what the file names of the packs that are there, with the right size; the others are remembered as damage.
-    pub(crate) fn add_file(&mut self, file: &IndexFile, there: &HashMap<Id, u64>) -> Result<(), String> {
-        for pack in &file.packs {
+    /// Adds what the file names of the packs that are there, with the right size; the others are remembered as damage. Packs that
+    /// `set_aside` takes are not added.
+    pub(crate) fn add_file(
+        &mut self,
+        file: IndexFile,
+        there: &HashMap<Id, u64>,
+        mut set_aside: impl FnMut(IndexPack) -> Option<IndexPack>,
+    ) -> Result<(), String> {
+        for pack in file.packs {
             let blobs = pack.packed_blobs()?;
             match (there.get(&pack.id), pack::file_size(blobs.iter())) {
                 (Some(actual), size) if *actual == size => {
-                    self.add_pack(pack.id, &blobs).map_err(|error| error.to_string())?;
+                    if let Some(pack) = set_aside(pack) {
+                        self.add_pack(pack.id, &blobs).map_err(|error| error.to_string())?;
+                    }
                 }
                 (Some(actual), size) => {
                     self.damaged.push(format!("pack {} has {actual} bytes instead of {size}", pack.id));
@@ -162,24 +154,229 @@ impl Index {
         &self.damaged
     }
 
+    /// How many blobs there are. Numbers of blobs are less than this.
+    pub fn len(&self) -> usize {
+        self.blobs.len()
+    }
+
+    /// True when no blob is known.
+    pub fn is_empty(&self) -> bool {
+        self.blobs.len() == 0
+    }
+
+    /// How many packs there are. Numbers of packs are less than this.
+    pub fn pack_count(&self) -> usize {
+        self.packs.len()
+    }
+
+    /// The blob's number, if it is known.
+    pub fn number(&self, id: &Id) -> Option<u32> {
+        self.blob_numbers.get(id, |number| &self.blobs.get(number).id)
+    }
+
     /// The blob's place, if it is known.
-    pub fn get(&self, id: &Id) -> Option<&Place> {
-        self.blobs.get(id)
+    pub fn get(&self, id: &Id) -> Option<Place> {
+        let number = self.number(id)?;
+        let pack = self.pack_of(number);
+        let blob = self.blobs.get(number);
+        let offset = (self.packs.get(pack).first..number).map(|before| self.blobs.get(before).length()).sum();
+        Some(Place { number, pack, offset, length: blob.length(), raw_length: blob.raw_length })
     }
 
     /// The blob's place; a blob that is needed and not known is damage.
     pub fn find(&self, id: &Id) -> Result<Place, Error> {
-        self.get(id).copied().ok_or_else(|| {
-            let detail = match self.damaged.first() {
-                Some(first) => format!("it is lost; {first}"),
-                None => "no index names it".to_owned(),
-            };
-            Error::damaged(format!("blob {id}"), detail)
-        })
+        self.get(id).ok_or_else(|| self.lost(id))
+    }
+
+    fn lost(&self, id: &Id) -> Error {
+        let detail = match self.damaged.first() {
+            Some(first) => format!("it is lost; {first}"),
+            None => "no index names it".to_owned(),
+        };
+        Error::damaged(format!("blob {id}"), detail)
+    }
+
+    /// The pack's number, if it is known.
+    pub fn pack_number(&self, id: &Id) -> Option<u32> {
+        self.pack_numbers.get(id, |number| &self.packs.get(number).id)
+    }
+
+    /// The number of the pack in which the blob of that number lies.
+    pub fn pack_of(&self, blob: u32) -> u32 {
+        let (mut low, mut high) = (0, self.packs.len() as u32);
+        // The last pack that begins at or before the blob; a pack without blobs begins where the next one does.
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if self.packs.get(middle).first <= blob {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        low
     }
 
     /// The pack of that number.
     pub fn pack(&self, number: u32) -> Pack {
-        self.packs[number as usize]
+        let size = pack::file_size(self.blobs(number).map(|(_, blob)| blob));
+        Pack { id: self.packs.get(number).id, size }
+    }
+
+    /// Every pack with its number, in the order in which they were added.
+    pub fn packs(&self) -> impl Iterator<Item = (u32, Pack)> {
+        (0..self.packs.len() as u32).map(|number| (number, self.pack(number)))
+    }
+
+    /// The blobs of the pack of that number, each with its own number, in the order in which they lie in it. A blob is looked up under
+    /// another number ([`Index::number`]) when an earlier pack has it too.
+    pub fn blobs(&self, pack: u32) -> impl Iterator<Item = (u32, PackedBlob)> {
+        let first = self.packs.get(pack).first;
+        let next = pack + 1;
+        let end = if (next as usize) < self.packs.len() { self.packs.get(next).first } else { self.blobs.len() as u32 };
+        let mut offset = 0;
+        (first..end).map(move |number| {
+            let blob = self.blobs.get(number);
+            let kind = if blob.length & TREE == 0 { BlobKind::Data } else { BlobKind::Tree };
+            let raw_length = (blob.raw_length != 0).then_some(blob.raw_length);
+            let packed = PackedBlob { id: blob.id, kind, offset, length: blob.length(), raw_length };
+            offset += blob.length();
+            (number, packed)
+        })
+    }
+
+    #[cfg(test)]
+    fn allocated(&self) -> usize {
+        self.packs.allocated() + self.blobs.allocated() + self.pack_numbers.allocated() + self.blob_numbers.allocated()
+    }
+}
+
+/// A list that grows without moving what is in it.
+#[derive(Debug)]
+struct Blocks<T> {
+    blocks: Vec<Vec<T>>,
+    len: usize,
+}
+
+impl<T> Default for Blocks<T> {
+    fn default() -> Self {
+        Self { blocks: Vec::new(), len: 0 }
+    }
+}
+
+impl<T> Blocks<T> {
+    fn push(&mut self, value: T) {
+        if self.len.is_multiple_of(BLOCK) {
+            // The first block grows as it is used.
+            self.blocks.push(if self.len == 0 { Vec::new() } else { Vec::with_capacity(BLOCK) });
+        }
+        if let Some(last) = self.blocks.last_mut() {
+            last.push(value);
+            self.len += 1;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn get(&self, number: u32) -> &T {
+        &self.blocks[number as usize / BLOCK][number as usize % BLOCK]
+    }
+
+    #[cfg(test)]
+    fn allocated(&self) -> usize {
+        let blocks: usize = self.blocks.iter().map(|block| block.capacity() * size_of::<T>()).sum();
+        blocks + self.blocks.capacity() * size_of::<Vec<T>>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use super::*;
+
+    fn id(number: u64) -> Id {
+        Id::of(&number.to_le_bytes())
+    }
+
+    /// A pack of `count` blobs whose ids begin at `first`.
+    fn blobs(first: u64, count: u64) -> Vec<PackedBlob> {
+        let mut offset = 0;
+        let blobs = (first..first + count).map(|n| {
+            let length = 1000 + (n % 77) as u32;
+            let raw_length = (n % 3 != 0).then_some(length * 2);
+            let kind = if first.is_multiple_of(5) { BlobKind::Tree } else { BlobKind::Data };
+            let blob = PackedBlob { id: id(n), kind, offset, length, raw_length };
+            offset += length;
+            blob
+        });
+        blobs.collect()
+    }
+
+    #[test]
+    fn every_blob_is_found_where_it_was_put_and_no_other() {
+        let mut random = rand::rngs::StdRng::seed_from_u64(11);
+        let mut index = Index::default();
+        let (mut first, mut packs) = (0, Vec::new());
+        while first < 30_000 {
+            let count = random.random_range(0..60);
+            packs.push((id(u64::MAX - first), blobs(first, count)));
+            first += count;
+        }
+        packs.dedup_by_key(|(id, _)| *id);
+        for (number, (id, blobs)) in packs.iter().enumerate() {
+            assert_eq!(index.add_pack(*id, blobs).expect("added"), number as u32);
+            assert_eq!(index.add_pack(*id, &[]).expect("known"), number as u32);
+        }
+        // Blobs that another pack has too are found where they were first.
+        let again = index.add_pack(id(u64::MAX / 2), &blobs(0, 40)).expect("added");
+        for (number, (id, blobs)) in (0..).zip(&packs) {
+            let pack = index.pack(number);
+            assert_eq!((pack.id, pack.size), (*id, pack::file_size(blobs.iter())));
+            assert_eq!(index.pack_number(id), Some(number));
+            for blob in blobs {
+                let place = index.find(&blob.id).expect("known");
+                let found = (index.pack(place.pack).id, place.offset, place.length, place.raw_length());
+                assert_eq!(found, (*id, blob.offset, blob.length, blob.raw_length));
+            }
+            assert!(index.blobs(number).map(|(_, blob)| blob).eq(blobs.iter().copied()));
+        }
+        assert_eq!(index.blobs(again).count(), 40);
+        assert!(index.blobs(again).all(|(number, blob)| index.number(&blob.id) != Some(number)));
+        assert_eq!(index.packs().count(), packs.len() + 1);
+        assert!((first..first + 10_000).all(|n| index.get(&id(n)).is_none()));
+        assert!(matches!(index.find(&id(first)), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn five_million_blobs_take_at_most_48_bytes_each() {
+        // 40 blobs of 400 KB make a pack, as with chunks of 1 MiB that are compressed to 2 / 5.
+        const COUNT: u64 = 5_000_000;
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+            statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+        };
+        let (before, mut index, mut most) = (resident(), Index::default(), 0_f64);
+        for first in (0..COUNT).step_by(40) {
+            index.add_pack(id(u64::MAX - first), &blobs(first, 40)).expect("added");
+            if first % 100_000 == 0 && first >= 1_000_000 {
+                most = most.max(index.allocated() as f64 / index.len() as f64);
+            }
+        }
+        let grown = resident().saturating_sub(before) as f64 / COUNT as f64;
+        assert!(most <= 48.0, "{most:.2} bytes");
+        assert!(grown <= 50.0, "{grown:.2} bytes resident");
+        assert_eq!(index.find(&id(4_999_999)).expect("known").pack, 124_999);
+    }
+
+    #[test]
+    fn a_pack_whose_blobs_leave_holes_is_refused() {
+        let mut blobs = blobs(1, 3);
+        IndexPack::new(id(0), &blobs).packed_blobs().expect("side by side");
+        blobs.swap(0, 2);
+        IndexPack::new(id(0), &blobs).packed_blobs().expect("in any order");
+        blobs.remove(1);
+        IndexPack::new(id(0), &blobs).packed_blobs().expect_err("a hole");
     }
 }

@@ -86,13 +86,21 @@ impl SealKey {
 
     /// The plaintext of `sealed`; the tag is checked first.
     pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
-        let (nonce, rest) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(OpenError)?;
-        let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(OpenError)?;
+        let mut bytes = sealed.to_vec();
+        let length = self.open_in_place(&mut bytes)?.len();
+        bytes.copy_within(NONCE_LEN..NONCE_LEN + length, 0);
+        bytes.truncate(length);
+        Ok(bytes)
+    }
+
+    /// Opens the bytes where they are, and returns where the plaintext lies in them. After an error the bytes are worth nothing.
+    pub fn open_in_place<'a>(&self, sealed: &'a mut [u8]) -> Result<&'a mut [u8], OpenError> {
+        let (nonce, rest) = sealed.split_first_chunk_mut::<NONCE_LEN>().ok_or(OpenError)?;
+        let (ciphertext, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or(OpenError)?;
         let expected = self.tag(*nonce, ciphertext).map_err(|_| OpenError)?;
         constant_time::verify_slices_are_equal(&expected, tag).map_err(|_| OpenError)?;
-        let mut plaintext = ciphertext.to_vec();
-        apply_keystream(&self.data, *nonce, &mut plaintext).map_err(|_| OpenError)?;
-        Ok(plaintext)
+        apply_keystream(&self.data, *nonce, ciphertext).map_err(|_| OpenError)?;
+        Ok(ciphertext)
     }
 
     /// Poly1305 with r, and AES-128 of the nonce under k.

@@ -2,6 +2,7 @@
 
 use vaultferry_proto::{Problem, Reason};
 
+use crate::id::Id;
 use crate::store;
 
 /// A failure of the data path, the commit, or the vault's own records. Nothing of it holds a secret.
@@ -68,6 +69,28 @@ pub enum Error {
         /// What it committed.
         snapshot_id: String,
     },
+    /// The vault has no recovery point of that id, or it is purged.
+    #[error("there is no recovery point {id}")]
+    PointNotFound {
+        /// Which.
+        id: Id,
+    },
+    /// A hold or an immutability date forbids the deletion of a point.
+    #[error("the recovery point {id} cannot be deleted: {detail}")]
+    PointProtected {
+        /// Which.
+        id: Id,
+        /// By what.
+        detail: String,
+    },
+    /// Another maintenance of the same repository is going on.
+    #[error("another maintenance is at work in {store}: {detail}")]
+    MaintenanceBusy {
+        /// Where.
+        store: String,
+        /// Who, or since when.
+        detail: String,
+    },
     /// Whoever asked for the work no longer wants it.
     #[error("cancelled")]
     Cancelled,
@@ -115,6 +138,9 @@ impl From<Error> for Problem {
             Error::StagedIncomplete { .. } => Reason::StagedIncomplete,
             Error::PrunedMeanwhile { .. } => Reason::PrunedMeanwhile,
             Error::JobAlreadyCommitted { .. } => Reason::JobAlreadyCommitted,
+            Error::PointNotFound { .. } => Reason::PointNotFound,
+            Error::PointProtected { .. } => Reason::DataProtected,
+            Error::MaintenanceBusy { .. } => Reason::MaintenanceBusy,
             Error::Cancelled => Reason::Cancelled,
             Error::Internal(_) => Reason::Internal,
         };

@@ -13,6 +13,7 @@ mod id;
 pub mod keys;
 pub mod location;
 pub mod meter;
+pub mod points;
 pub mod reader;
 pub mod records;
 pub mod repository;

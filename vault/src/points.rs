@@ -1,0 +1,526 @@
+//! A point's life: the log of its events, and the snapshot files that make it listed.
+//!
+//! ```text
+//!             event first              then the files                    a kill between is finished by `finish_interrupted`
+//! created     (commit: its record)     repo/snapshots/<id> is created    no: only its job knows whether it may go on
+//! soft delete SoftDeleted + the bytes  the files are deleted             deletes them
+//! undelete    Undeleted                the files are written again       writes them
+//! purge       Purged                   (none is left)                    -
+//! removal     RemovedFromVault         the hot file is deleted           deletes it, when the archive's is there
+//! ```
+//! Invariants:
+//! - A point is listed if and only if a snapshot file of it is there, in the hot store or in the archive.
+//! - The log is the order of things. An event that depends on the state is written under the number that follows the state that was
+//!   read; when somebody else took that number, the state is read again and the question asked anew. So of an undelete and a purge that
+//!   race exactly one happens, and the other one is told so.
+//! - Whoever changed the files reads the log once more, and goes on until it has not grown. So the one who is last leaves the files as
+//!   the log says, whatever happened between.
+//! - `Purged` and `Abandoned` are final. From soft delete to `Purged` the log holds the snapshot's bytes, and a prune keeps its data.
+//!
+//! Limits: a point's state is read from one small file for each of its events. Cancellation and errors leave the event written or not,
+//! and the files as before, as after, or between; repeating the call or [`finish_interrupted`] ends it.
+
+use std::collections::HashMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio_util::sync::CancellationToken;
+
+use crate::blocking::with_cancel;
+use crate::error::Error;
+use crate::id::Id;
+use crate::records::{self, PointCreated, PointEvent, PointEventKind};
+use crate::repository::FileKind;
+use crate::store::{self, Entry, Key, Put, Store};
+
+/// Where all points' events lie.
+const POINTS: &str = "points/";
+/// Events that are read at once: hides the store's latency; an event is some KiB.
+const READS: usize = 16;
+
+/// What is known of a point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointState {
+    /// The name of its snapshot file.
+    pub id: Id,
+    /// When it was staged.
+    pub time: jiff::Timestamp,
+    /// What it was born with.
+    pub created: PointCreated,
+    /// Its snapshot file is in the hot store.
+    pub in_vault: bool,
+    /// Its snapshot file is in the archive store.
+    pub in_archive: bool,
+    /// It is soft-deleted, and can be brought back until then.
+    pub soft_deleted: Option<jiff::Timestamp>,
+    /// It must not be deleted, and why.
+    pub held: Option<String>,
+    /// When every byte of it was last read back and right.
+    pub proven: Option<jiff::Timestamp>,
+    /// It is gone for good.
+    pub purged: bool,
+    /// Its commit was given up for good.
+    pub abandoned: bool,
+    /// A copy in the archive was completed once, and counts when the point is undeleted.
+    pub archived: bool,
+    /// The archive's copy is the point now; the hot store has no part of it.
+    pub removed_from_vault: bool,
+    /// Until then its snapshot file cannot be deleted. `None` where the store protects nothing.
+    pub immutable_until: Option<jiff::Timestamp>,
+    /// The number of its last event.
+    pub events: u64,
+    /// The bytes of its snapshot file (base64), when the log has them.
+    sealed: String,
+    /// What the log wants the files to be.
+    wanted: Wanted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Only the commit decides.
+    AsItIs,
+    Absent,
+    Present,
+}
+
+impl PointState {
+    /// True when people see it: a snapshot file of it is there.
+    pub fn is_listed(&self) -> bool {
+        self.in_vault || self.in_archive
+    }
+
+    /// The bytes of its snapshot file as the log has them; `None` for a point of an early version that was never deleted.
+    pub fn sealed_snapshot(&self) -> Result<Option<Bytes>, Error> {
+        if self.sealed.is_empty() {
+            return Ok(None);
+        }
+        let damaged = |detail: &str| Error::damaged(format!("the log of point {}", self.id), detail);
+        let bytes = STANDARD.decode(&self.sealed).map_err(|_| damaged("its snapshot is not base64"))?;
+        if Id::of(&bytes) != self.id {
+            return Err(damaged("the bytes of its snapshot are not those that its name stands for"));
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    /// Folds a log, whose first event is `created`.
+    fn from_events(id: Id, events: Vec<PointEvent>, files: &Files) -> Result<Self, Error> {
+        let damaged = |detail: &str| Error::damaged(format!("the log of point {id}"), detail);
+        let count = events.len() as u64;
+        let mut events = events.into_iter();
+        let first = events.next().ok_or_else(|| damaged("it is empty"))?;
+        let PointEventKind::Created(mut created) = first.event else {
+            return Err(damaged("it does not begin with the point's creation"));
+        };
+        let mut state = Self {
+            id,
+            time: first.time,
+            sealed: std::mem::take(&mut created.sealed_snapshot),
+            created,
+            in_vault: files.hot.contains_key(&id),
+            in_archive: files.archive.contains_key(&id),
+            soft_deleted: None,
+            held: None,
+            proven: None,
+            purged: false,
+            abandoned: false,
+            archived: false,
+            removed_from_vault: false,
+            immutable_until: files.immutable_until(&id),
+            events: count,
+            wanted: Wanted::AsItIs,
+        };
+        for event in events {
+            state.apply(event);
+        }
+        Ok(state)
+    }
+
+    fn apply(&mut self, event: PointEvent) {
+        match event.event {
+            // A second creation is not written by anything; the first one counts.
+            PointEventKind::Created(_) => {}
+            PointEventKind::Abandoned => self.abandoned = true,
+            PointEventKind::Proven { .. } => self.proven = Some(event.time),
+            PointEventKind::Held { note } => self.held = Some(note),
+            PointEventKind::Released => self.held = None,
+            PointEventKind::SoftDeleted { purge_time, sealed_snapshot } => {
+                (self.soft_deleted, self.wanted) = (Some(purge_time), Wanted::Absent);
+                self.sealed = sealed_snapshot;
+            }
+            PointEventKind::Undeleted => (self.soft_deleted, self.wanted) = (None, Wanted::Present),
+            PointEventKind::Purged => (self.purged, self.wanted) = (true, Wanted::Absent),
+            PointEventKind::Archived { .. } => self.archived = true,
+            PointEventKind::RemovedFromVault => self.removed_from_vault = true,
+        }
+    }
+
+    /// Refuses what a hold or an immutability date forbids.
+    fn check_deletable(&self, now: jiff::Timestamp) -> Result<(), Error> {
+        if let Some(note) = &self.held {
+            return Err(Error::PointProtected { id: self.id, detail: format!("it is held: {note}") });
+        }
+        match self.immutable_until {
+            Some(until) if until > now => {
+                Err(Error::PointProtected { id: self.id, detail: format!("it is immutable until {until}") })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The snapshot files that are there.
+#[derive(Debug, Default)]
+struct Files {
+    hot: HashMap<Id, Entry>,
+    archive: HashMap<Id, Entry>,
+}
+
+impl Files {
+    async fn list(store: &dyn Store) -> Result<Self, store::Error> {
+        Ok(Self { hot: list_ids(store, Place::Hot).await?, archive: list_ids(store, Place::Archive).await? })
+    }
+
+    async fn of(store: &dyn Store, id: &Id) -> Result<Self, store::Error> {
+        let mut files = Self::default();
+        if let Some(entry) = store.head(&Place::Hot.key(id)).await? {
+            files.hot.insert(*id, entry);
+        }
+        if let Some(entry) = store.head(&Place::Archive.key(id)).await? {
+            files.archive.insert(*id, entry);
+        }
+        Ok(files)
+    }
+
+    fn immutable_until(&self, id: &Id) -> Option<jiff::Timestamp> {
+        let entries = [self.hot.get(id), self.archive.get(id)];
+        entries.into_iter().flatten().filter_map(|entry| entry.protection.immutable_until).max()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Hot,
+    Archive,
+}
+
+impl Place {
+    fn prefix(self) -> String {
+        let below = match self {
+            Self::Hot => "",
+            Self::Archive => records::ARCHIVE,
+        };
+        format!("{below}{}", FileKind::Snapshot.prefix())
+    }
+
+    fn key(self, id: &Id) -> Key {
+        Key::new(format!("{}{id}", self.prefix())).expect("constants and an id make a valid key")
+    }
+}
+
+async fn list_ids(store: &dyn Store, place: Place) -> Result<HashMap<Id, Entry>, store::Error> {
+    let prefix = place.prefix();
+    let mut ids = HashMap::new();
+    let mut entries = store::list(store, &prefix);
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        if let Ok(id) = entry.key.name().parse() {
+            ids.insert(id, entry);
+        }
+    }
+    Ok(ids)
+}
+
+/// Every point that the vault has ever known, listed or not, by id. The snapshot files are listed before the logs are read: a point that
+/// is deleted between has its bytes in its log by then.
+pub async fn read_all(store: &dyn Store, cancel: &CancellationToken) -> Result<Vec<PointState>, Error> {
+    with_cancel(cancel, read_all_now(store)).await
+}
+
+async fn read_all_now(store: &dyn Store) -> Result<Vec<PointState>, Error> {
+    let files = Files::list(store).await?;
+    let mut logs: Vec<(Id, u64)> = Vec::new();
+    let mut entries = store::list(store, POINTS);
+    while let Some(entry) = entries.next().await {
+        let key = entry?.key;
+        let mut parts = key.as_str()[POINTS.len()..].split('/');
+        let id = parts.next().and_then(|id| id.parse::<Id>().ok());
+        let number = parts.next().and_then(|name| name.strip_suffix(".json")).and_then(|n| n.parse::<u64>().ok());
+        let (Some(id), Some(number)) = (id, number) else { continue };
+        match logs.last_mut() {
+            // A log has no gaps; what was written behind the listing is read the next time.
+            Some((last, count)) if *last == id => *count = (*count).max(number),
+            _ => logs.push((id, number)),
+        }
+    }
+    drop(entries);
+    let files = &files;
+    stream::iter(logs)
+        .map(|(id, count)| async move { PointState::from_events(id, read_events(store, &id, count).await?, files) })
+        .buffered(READS)
+        .try_collect()
+        .await
+}
+
+/// The point of that id, listed or not. [`Error::PointNotFound`] when the vault has never known it.
+pub async fn read(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<PointState, Error> {
+    with_cancel(cancel, read_now(store, id)).await
+}
+
+async fn read_now(store: &dyn Store, id: &Id) -> Result<PointState, Error> {
+    let files = Files::of(store, id).await?;
+    let count = records::numbers(store, &records::point_events(id)).await?.last().copied();
+    let count = count.ok_or(Error::PointNotFound { id: *id })?;
+    PointState::from_events(*id, read_events(store, id, count).await?, &files)
+}
+
+async fn read_events(store: &dyn Store, id: &Id, count: u64) -> Result<Vec<PointEvent>, Error> {
+    let mut events = Vec::new();
+    for n in 1..=count {
+        let key = records::numbered(&records::point_events(id), n);
+        let event = match records::get(store, &key).await {
+            Err(Error::Store(store::Error::NotFound { .. })) => {
+                return Err(Error::damaged(format!("the log of point {id}"), format!("event {n} is missing")));
+            }
+            other => other?,
+        };
+        events.push(event);
+    }
+    Ok(events)
+}
+
+/// Adds an event that depends on nothing, such as a proof. The point must be known ([`Error::PointNotFound`]).
+pub async fn append(store: &dyn Store, id: &Id, kind: PointEventKind, cancel: &CancellationToken) -> Result<(), Error> {
+    change(store, id, cancel, |_| Ok(Some(kind.clone()))).await.map(|_| ())
+}
+
+/// Forbids the deletion until [`release`]. A point that is held already gets the new note. Soft-deleted points can be held.
+pub async fn hold(store: &dyn Store, id: &Id, note: &str, cancel: &CancellationToken) -> Result<(), Error> {
+    let decide = |state: &PointState| {
+        known_to_people(state)?;
+        let same = state.held.as_deref() == Some(note);
+        Ok((!same).then(|| PointEventKind::Held { note: note.to_owned() }))
+    };
+    change(store, id, cancel, decide).await.map(|_| ())
+}
+
+/// Ends a hold. A point that is not held is left as it is.
+pub async fn release(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
+    let decide = |state: &PointState| {
+        known_to_people(state)?;
+        Ok(state.held.is_some().then_some(PointEventKind::Released))
+    };
+    change(store, id, cancel, decide).await.map(|_| ())
+}
+
+/// Records that a job has read every byte of the point and found it right.
+pub async fn proven(store: &dyn Store, id: &Id, job_id: &str, cancel: &CancellationToken) -> Result<(), Error> {
+    append(store, id, PointEventKind::Proven { job_id: job_id.to_owned() }, cancel).await
+}
+
+/// Takes a listed point from the list; until `purge_time` it can be brought back. One that is deleted already keeps its time.
+/// [`Error::PointProtected`] when it is held or immutable. Gives the time that counts.
+pub async fn soft_delete(
+    store: &dyn Store,
+    id: &Id,
+    purge_time: jiff::Timestamp,
+    cancel: &CancellationToken,
+) -> Result<jiff::Timestamp, Error> {
+    let delete = async {
+        loop {
+            let state = read_now(store, id).await?;
+            known_to_people(&state)?;
+            if let Some(purge_time) = state.soft_deleted {
+                settle(store, id).await?;
+                return Ok::<_, Error>(purge_time);
+            }
+            if !state.is_listed() && state.wanted == Wanted::Present {
+                // An undelete has not written the file yet.
+                settle(store, id).await?;
+                continue;
+            }
+            state.check_deletable(jiff::Timestamp::now())?;
+            let place = if state.in_vault { Place::Hot } else { Place::Archive };
+            let sealed = match store.get(&place.key(id), None).await {
+                Err(store::Error::NotFound { .. }) => continue,
+                other => other?,
+            };
+            if Id::of(&sealed) != *id {
+                return Err(Error::damaged(
+                    format!("snapshot {id}"),
+                    "its bytes are not those that its name stands for",
+                ));
+            }
+            let event = PointEventKind::SoftDeleted { purge_time, sealed_snapshot: STANDARD.encode(&sealed) };
+            if put_event(store, id, state.events + 1, event).await? == Put::Created {
+                settle(store, id).await?;
+                return Ok(purge_time);
+            }
+        }
+    };
+    with_cancel(cancel, delete).await
+}
+
+/// Lists a soft-deleted point again, with the same snapshot bytes. One that is listed is left as it is. [`Error::PointNotFound`] when it is
+/// purged: of this and a purge that race, the first in the log wins.
+pub async fn undelete(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
+    let decide = |state: &PointState| {
+        known_to_people(state)?;
+        Ok(state.soft_deleted.is_some().then_some(PointEventKind::Undeleted))
+    };
+    change(store, id, cancel, decide).await?;
+    with_cancel(cancel, settle(store, id)).await
+}
+
+/// Purges the soft-deleted points whose time has come by `now`, but not those that are held or immutable. Their data goes with later
+/// prunes. Gives their ids.
+pub async fn purge_due(store: &dyn Store, now: jiff::Timestamp, cancel: &CancellationToken) -> Result<Vec<Id>, Error> {
+    let due = |state: &PointState| is_due(state, now);
+    let mut purged = Vec::new();
+    for state in read_all(store, cancel).await?.iter().filter(|state| due(state)) {
+        let decide = |state: &PointState| Ok(due(state).then_some(PointEventKind::Purged));
+        if change(store, &state.id, cancel, decide).await? {
+            purged.push(state.id);
+        }
+    }
+    Ok(purged)
+}
+
+/// True when [`purge_due`] would purge it.
+pub(crate) fn is_due(state: &PointState, now: jiff::Timestamp) -> bool {
+    let time_has_come = state.soft_deleted.is_some_and(|purge_time| purge_time <= now);
+    time_has_come && !state.purged && state.check_deletable(now).is_ok()
+}
+
+/// Takes an archived point's part out of the hot store: the copy in the archive is the point from then on. [`Error::PointNotFound`] when
+/// it has no copy there; [`Error::PointProtected`] when the hot snapshot file is immutable. A hold does not matter: nothing is lost.
+pub async fn remove_from_vault(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
+    let decide = |state: &PointState| {
+        known_to_people(state)?;
+        if !state.archived || !state.in_archive {
+            return Err(Error::PointNotFound { id: state.id });
+        }
+        match state.immutable_until {
+            Some(until) if state.in_vault && until > jiff::Timestamp::now() => {
+                Err(Error::PointProtected { id: state.id, detail: format!("it is immutable until {until}") })
+            }
+            _ => Ok((!state.removed_from_vault).then_some(PointEventKind::RemovedFromVault)),
+        }
+    };
+    change(store, id, cancel, decide).await?;
+    with_cancel(cancel, settle(store, id)).await
+}
+
+/// Records that a commit is given up for good: nobody has asked for its publication, or ever will. Does nothing when the commit left no
+/// record. The caller must know that; a prune takes the point's data from then on.
+pub async fn abandon(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
+    let decide = |state: &PointState| Ok((!state.abandoned).then_some(PointEventKind::Abandoned));
+    match change(store, id, cancel, decide).await {
+        Ok(_) | Err(Error::PointNotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Brings every soft delete, undelete and removal that was interrupted to its end. Gives how many points it had to mend.
+pub async fn finish_interrupted(store: &dyn Store, cancel: &CancellationToken) -> Result<u64, Error> {
+    let mut mended = 0;
+    for state in read_all(store, cancel).await? {
+        if !state.misplaced().is_empty() {
+            with_cancel(cancel, settle(store, &state.id)).await?;
+            mended += 1;
+        }
+    }
+    Ok(mended)
+}
+
+/// What was never published is not for people to act on; what is purged is gone.
+fn known_to_people(state: &PointState) -> Result<(), Error> {
+    let was_published = state.is_listed() || state.wanted != Wanted::AsItIs;
+    if state.purged || !was_published {
+        return Err(Error::PointNotFound { id: state.id });
+    }
+    Ok(())
+}
+
+/// Reads the state, lets `decide` say which event follows it, and writes that under the next number; from the beginning when another event
+/// took the number. False when there was nothing to write.
+async fn change(
+    store: &dyn Store,
+    id: &Id,
+    cancel: &CancellationToken,
+    decide: impl Fn(&PointState) -> Result<Option<PointEventKind>, Error>,
+) -> Result<bool, Error> {
+    let change = async {
+        loop {
+            let state = read_now(store, id).await?;
+            let Some(kind) = decide(&state)? else { return Ok::<_, Error>(false) };
+            if put_event(store, id, state.events + 1, kind).await? == Put::Created {
+                return Ok(true);
+            }
+        }
+    };
+    with_cancel(cancel, change).await
+}
+
+async fn put_event(store: &dyn Store, id: &Id, n: u64, event: PointEventKind) -> Result<Put, Error> {
+    let event = PointEvent { version: records::VERSION, time: jiff::Timestamp::now(), event };
+    records::put(store, &records::numbered(&records::point_events(id), n), &event).await
+}
+
+/// A file that is not as the log wants it.
+#[derive(Debug, Clone, Copy)]
+enum Misplaced {
+    Delete(Place),
+    Write(Place),
+}
+
+impl PointState {
+    fn misplaced(&self) -> Vec<Misplaced> {
+        let mut misplaced = Vec::new();
+        match self.wanted {
+            Wanted::AsItIs => {}
+            Wanted::Absent => {
+                for (there, place) in [(self.in_vault, Place::Hot), (self.in_archive, Place::Archive)] {
+                    if there {
+                        misplaced.push(Misplaced::Delete(place));
+                    }
+                }
+                return misplaced;
+            }
+            Wanted::Present => {
+                if !self.in_archive && self.archived {
+                    misplaced.push(Misplaced::Write(Place::Archive));
+                }
+                if !self.in_vault && !self.removed_from_vault {
+                    misplaced.push(Misplaced::Write(Place::Hot));
+                }
+            }
+        }
+        if self.removed_from_vault && self.in_vault && self.in_archive {
+            misplaced.push(Misplaced::Delete(Place::Hot));
+        }
+        misplaced
+    }
+}
+
+/// Makes the files what the log says, until the log has not grown meanwhile.
+async fn settle(store: &dyn Store, id: &Id) -> Result<(), Error> {
+    loop {
+        let state = read_now(store, id).await?;
+        for misplaced in state.misplaced() {
+            match misplaced {
+                Misplaced::Delete(place) => store.delete(&place.key(id)).await?,
+                Misplaced::Write(place) => {
+                    let sealed = state.sealed_snapshot()?.ok_or_else(|| {
+                        Error::damaged(format!("the log of point {id}"), "it lacks the bytes of the snapshot")
+                    })?;
+                    store.put_if_absent(&place.key(id), sealed).await?;
+                }
+            }
+        }
+        if records::numbers(store, &records::point_events(id)).await?.last() == Some(&state.events) {
+            return Ok(());
+        }
+    }
+}

@@ -20,6 +20,7 @@ pub mod azure;
 pub mod faulty;
 pub mod folder;
 pub mod memory;
+pub mod prefixed;
 pub mod retry;
 
 /// A file's place in a store: segments of `A-Z a-z 0-9 . _ -` joined by `/`; no empty segment, none that begins with a dot.
@@ -103,6 +104,38 @@ impl Protection {
     /// True when a deletion at `now` would be refused.
     pub fn forbids_deletion(&self, now: jiff::Timestamp) -> bool {
         self.legal_hold || self.immutable_until.is_some_and(|until| until > now)
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.legal_hold, self.immutable_until) {
+            (true, _) => f.write_str("it is on legal hold"),
+            (false, Some(until)) => write!(f, "it is immutable until {until}"),
+            (false, None) => f.write_str("nothing protects it"),
+        }
+    }
+}
+
+/// How many copies a storage account keeps, and how far from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redundancy {
+    /// In one data centre.
+    Local,
+    /// In several zones of one region.
+    Zone,
+    /// In a second region too.
+    Geo,
+}
+
+impl Redundancy {
+    /// As `vault.json` and the settings write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "locally-redundant",
+            Self::Zone => "zone-redundant",
+            Self::Geo => "geo-redundant",
+        }
     }
 }
 

@@ -127,10 +127,7 @@ impl Store for Memory {
         if let Some(file) = files.get(key)
             && file.protection.forbids_deletion(jiff::Timestamp::now())
         {
-            let detail = match (file.protection.legal_hold, file.protection.immutable_until) {
-                (false, Some(until)) => format!("it is immutable until {until}"),
-                _ => "it is on legal hold".to_owned(),
-            };
+            let detail = file.protection.to_string();
             return Err(Error::Protected { store: self.location.clone(), key: key.to_string(), detail });
         }
         files.remove(key);

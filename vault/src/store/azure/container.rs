@@ -114,12 +114,12 @@ impl Container {
         Error::Unavailable { store: self.location.clone(), detail: detail.to_owned() }
     }
 
-    fn failure(&self, error: &azure_core::Error) -> Failure {
+    pub(crate) fn failure(&self, error: &azure_core::Error) -> Failure {
         Failure::new(&self.location, error)
     }
 
-    /// Keeps the slashes of a name: they are part of what a shared key signs.
-    fn blob_url(&self, name: &str) -> Url {
+    /// With the SAS, when there is one. Keeps the slashes of a name: they are part of what a shared key signs.
+    pub(super) fn blob_url(&self, name: &str) -> Url {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.extend(name.split('/'));

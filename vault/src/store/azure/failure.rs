@@ -64,6 +64,11 @@ impl Failure {
     pub(crate) fn is_existing_blob(&self) -> bool {
         matches!(self.code.as_str(), "BlobAlreadyExists" | "ConditionNotMet" | "UnauthorizedBlobOverwrite")
     }
+
+    /// A request that creates was refused because a blob of that name is in the archive, on its way out of it, or being copied.
+    pub(crate) fn is_offline_blob(&self) -> bool {
+        matches!(self.code.as_str(), "BlobArchived" | "BlobBeingRehydrated" | "PendingCopyOperation")
+    }
 }
 
 fn meaning(store: String, status: StatusCode, code: &str, detail: String) -> Error {
@@ -73,6 +78,7 @@ fn meaning(store: String, status: StatusCode, code: &str, detail: String) -> Err
         }
         // ResourceNotFound is about the account, for an emulator.
         (404, "ContainerNotFound" | "ResourceNotFound") => Error::NoStore { store },
+        (501, _) => Error::Unsupported { store, what: format!("do that ({detail})") },
         (408 | 429 | 500.., _) | (_, "ContainerBeingDeleted") => Error::Unavailable { store, detail },
         _ => Error::Rejected { store, detail },
     }
@@ -158,6 +164,7 @@ mod tests {
             (409, "BlobArchived", "Rejected"),
             (429, "", "Unavailable"),
             (500, "InternalError", "Unavailable"),
+            (501, "", "Unsupported"),
             (503, "ServerBusy", "Unavailable"),
             (400, "InvalidHeaderValue", "Rejected"),
         ] {

@@ -8,12 +8,9 @@ use url::Url;
 use vaultferry_tests::azurite;
 use vaultferry_tests::fault_proxy::{Fault, FaultProxy};
 use vaultferry_vault::location::Access;
-use vaultferry_vault::store::azure::Credential;
+use vaultferry_vault::store::azure::{Credential, sas};
 use vaultferry_vault::store::{Error, Key, Put, retry};
 use vaultferry_vault::target::{self, FilesTarget, Target};
-
-#[path = "support/sas.rs"]
-mod sas;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
 const DAY: Duration = Duration::from_secs(86_400);
@@ -142,8 +139,8 @@ async fn files(server: &azurite::Server, proxy: &FaultProxy) {
 async fn inaccessible_containers_are_told(text: &str, port: u16, account: &azurite::Account) {
     let sas = |container: &str, rights: &str| {
         let expiry = jiff::Timestamp::now() + DAY;
-        let sas = sas::container(account.name(), account.key(), container, rights, expiry);
-        Some(Credential::Sas(SecretString::from(sas)))
+        let key = SecretString::from(account.key());
+        Some(sas::container(account.name(), &key, container, rights, expiry).expect("signed"))
     };
     let missing = open(text, port, account, account_key(account)).await.expect_err("missing");
     assert!(missing.to_string().ends_with("is not accessible: the container does not exist"), "{missing}");

@@ -12,13 +12,16 @@ use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use secrecy::SecretString;
 use url::Url;
 use vaultferry_tests::{azurite, process};
-use vaultferry_vault::store::azure::{self, Azure, Credential};
+use vaultferry_vault::store::azure::{self, Azure, Credential, sas};
 use vaultferry_vault::store::folder::Folder;
 use vaultferry_vault::store::memory::Memory;
+use vaultferry_vault::store::prefixed::Prefixed;
 use vaultferry_vault::store::{self, Entry, Error, Key, Put, Store, Tier};
 
-#[path = "support/sas.rs"]
-mod sas;
+#[path = "support/fake_blob.rs"]
+mod fake_blob;
+
+use fake_blob::FakeBlob;
 
 /// More than one page of every store.
 const MANY: usize = 1003;
@@ -50,6 +53,7 @@ async fn conforms(store: &dyn Store) {
     listings_go_on_after_a_page(store).await;
     one_of_many_creates(store).await;
     tiers_change_nothing_else(store).await;
+    copies_are_files_of_their_own(store).await;
     for name in keys(store, "").await {
         store.delete(&key(&name)).await.expect("delete");
     }
@@ -158,6 +162,79 @@ async fn tiers_change_nothing_else(store: &dyn Store) {
     }
 }
 
+async fn copies_are_files_of_their_own(store: &dyn Store) {
+    let copy = |from: &str, to: &str| {
+        let (from, to) = (key(from), key(to));
+        async move { store.copy(&from, &to).await }
+    };
+    assert_eq!(copy("data/large", "copies/a").await.expect("copy"), Put::Created);
+    assert_eq!(copy("config", "copies/a").await.expect("copy"), Put::Existed);
+    let entry = store.head(&key("copies/a")).await.expect("head").expect("there");
+    assert_eq!((entry.tier, entry.rehydrating), (Tier::Hot, false));
+    store.delete(&key("data/large")).await.expect("delete");
+    assert_eq!(store.get(&key("copies/a"), None).await.expect("get").len(), 20_000_000);
+    let error = copy("data/large", "copies/b").await.expect_err("its source is gone");
+    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+    assert_eq!(store.head(&key("copies/b")).await.expect("head"), None);
+}
+
+/// What only some stores can do: memory, the fake, and Azure itself. The store is empty at first.
+async fn protects(store: &dyn Store) {
+    put(store, "held", "x").await;
+    put(store, "kept", "x").await;
+    store.set_legal_hold(&key("held"), true).await.expect("hold");
+    let day = Duration::from_secs(86_400);
+    let soon = jiff::Timestamp::now() + day;
+    store.protect(&key("kept"), soon, false).await.expect("protect");
+    store.protect(&key("kept"), soon + day, true).await.expect("further and locked");
+    store.protect(&key("kept"), soon, false).await.expect("nearer is nothing");
+    let entries: Vec<Entry> = store::list(store, "").try_collect().await.expect("list");
+    for entry in entries {
+        assert_eq!(store.head(&entry.key).await.expect("head").as_ref(), Some(&entry), "a listing tells the same");
+        let protection = entry.protection;
+        if entry.key.as_str() == "held" {
+            assert!(protection.legal_hold && protection.immutable_until.is_none());
+        } else {
+            let until = protection.immutable_until.expect("a date");
+            assert!(until >= soon + day && until <= soon + day + Duration::from_secs(1), "{until}");
+            assert!(protection.locked && !protection.legal_hold);
+        }
+        let error = store.delete(&entry.key).await.expect_err("protected");
+        assert!(matches!(error, Error::Protected { .. }), "{error:?}");
+        assert_eq!(store.get(&entry.key, None).await.expect("get"), "x");
+    }
+    store.set_legal_hold(&key("held"), false).await.expect("release");
+    store.delete(&key("held")).await.expect("released");
+    assert_eq!(keys(store, "").await, ["kept"]);
+}
+
+/// A file in the archive is there and cannot be read; its copy waits. `finish` ends the wait.
+async fn archives(store: &dyn Store, finish: impl Fn()) {
+    put(store, "a/pack", "bytes").await;
+    for _ in 0..2 {
+        store.set_tier(&key("a/pack"), Tier::Archive).await.expect("tier");
+    }
+    assert_eq!(put(store, "a/pack", "bytes").await, Put::Existed);
+    assert_eq!(store.copy(&key("a/pack"), &key("a/copy")).await.expect("copy"), Put::Created);
+    assert_eq!(store.copy(&key("a/pack"), &key("a/copy")).await.expect("copy"), Put::Existed);
+    for (name, rehydrating) in [("a/pack", false), ("a/copy", true)] {
+        let entry = store.head(&key(name)).await.expect("head").expect("there");
+        assert_eq!((entry.tier, entry.rehydrating, entry.size), (Tier::Archive, rehydrating, 5), "{name}");
+        for range in [None, Some(0..2)] {
+            let error = store.get(&key(name), range).await.expect_err("archived");
+            assert!(matches!(error, Error::Archived { .. }), "{error:?}");
+        }
+    }
+    finish();
+    let listed = store.list_page("a/", None).await.expect("list").entries;
+    let tiers: Vec<_> = listed.iter().map(|entry| (entry.key.as_str(), entry.tier, entry.rehydrating)).collect();
+    assert_eq!(tiers, [("a/copy", Tier::Hot, false), ("a/pack", Tier::Archive, false)]);
+    assert_eq!(store.get(&key("a/copy"), None).await.expect("get"), "bytes");
+    for name in ["a/copy", "a/pack"] {
+        store.delete(&key(name)).await.expect("delete");
+    }
+}
+
 /// Every call on a store whose folder or container is missing.
 async fn tells_that_it_is_missing(store: &dyn Store) {
     let key = key("data/x");
@@ -176,7 +253,72 @@ async fn tells_that_it_is_missing(store: &dyn Store) {
 
 #[tokio::test]
 async fn memory_conforms() {
-    conforms(&Memory::new("conformance")).await;
+    let memory = Memory::new("conformance");
+    conforms(&memory).await;
+    archives(&memory, || memory.finish_rehydration()).await;
+    protects(&memory).await;
+}
+
+#[tokio::test]
+async fn a_part_of_a_store_conforms_and_sees_nothing_beside_it() {
+    let memory: store::Shared = Arc::new(Memory::new("whole"));
+    for beside in ["archiv", "archive-2/x", "archive.json", "repo/x"] {
+        put(&*memory, beside, "x").await;
+    }
+    let part = Prefixed::new(memory.clone(), "archive/").expect("a prefix");
+    conforms(&part).await;
+    put(&part, "packs/1", "x").await;
+    assert_eq!(part.location(), "memory:whole/archive");
+    assert_eq!(keys(&*memory, "").await, ["archiv", "archive-2/x", "archive.json", "archive/packs/1", "repo/x"]);
+    for wrong in ["", "/", "archive", "../", "a//"] {
+        assert!(Prefixed::new(memory.clone(), wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_of_the_fake_service_conforms() {
+    let fake = FakeBlob::start(fake_blob::Account::default()).await;
+    let store = fake_store(&fake, "with-key", FakeBlob::account_key());
+    tells_that_it_is_missing(&store).await;
+    for _ in 0..2 {
+        store.create_container().await.expect("create");
+    }
+    assert_eq!(store.redundancy().await.expect("redundancy"), store::Redundancy::Geo);
+    conforms(&store).await;
+    assert_eq!(fake.previous_versions(), 0, "a deletion takes the version with it");
+    archives(&store, || fake.finish_rehydration()).await;
+    protects(&store).await;
+
+    fake_store(&fake, "with-sas", FakeBlob::account_key()).create_container().await.expect("create");
+    let store = fake_store(&fake, "with-sas", fake_signature("with-sas", sas::Role::Maintenance.letters()));
+    conforms(&store).await;
+    archives(&store, || fake.finish_rehydration()).await;
+    protects(&store).await;
+}
+
+#[tokio::test]
+async fn an_account_without_immutability_says_that_it_cannot() {
+    let fake = FakeBlob::start(fake_blob::Account { immutability: false, sku: "Standard_LRS" }).await;
+    let store = fake_store(&fake, "plain", FakeBlob::account_key());
+    store.create_container().await.expect("create");
+    put(&store, "x", "x").await;
+    let until = jiff::Timestamp::now() + DAY;
+    for result in [store.protect(&key("x"), until, false).await, store.set_legal_hold(&key("x"), true).await] {
+        let error = result.expect_err("it cannot");
+        assert!(matches!(error, Error::Unsupported { .. }) && !error.is_retryable(), "{error:?}");
+    }
+    assert_eq!(store.redundancy().await.expect("redundancy"), store::Redundancy::Local);
+}
+
+fn fake_store(fake: &FakeBlob, container: &str, credential: Credential) -> Azure {
+    let (account, endpoint) = (fake_blob::ACCOUNT.to_owned(), Some(fake.endpoint()));
+    Azure::new(&azure::Config { account, container: container.to_owned(), endpoint, credential })
+        .expect("configuration")
+}
+
+fn fake_signature(container: &str, rights: &str) -> Credential {
+    let expiry = jiff::Timestamp::now() + DAY;
+    sas::container(fake_blob::ACCOUNT, &FakeBlob::key(), container, rights, expiry).expect("signed")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -356,7 +498,8 @@ fn account_key(account: &azurite::Account) -> Credential {
 
 fn signature(account: &azurite::Account, container: &str, rights: &str, valid: Duration) -> Credential {
     let expiry = jiff::Timestamp::now() + valid - Duration::from_secs(3600);
-    Credential::Sas(SecretString::from(sas::container(account.name(), account.key(), container, rights, expiry)))
+    let key = SecretString::from(account.key());
+    sas::container(account.name(), &key, container, rights, expiry).expect("signed")
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -371,6 +514,10 @@ async fn containers_conform() {
         store.create_container().await.expect("create");
     }
     conforms(&store).await;
+    assert_eq!(store.redundancy().await.expect("redundancy"), store::Redundancy::Geo);
+    put(&store, "x", "x").await;
+    let error = store.protect(&key("x"), jiff::Timestamp::now() + DAY, false).await.expect_err("Azurite cannot");
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
 
     account.create_container("with-sas");
     conforms(&azure(account, "with-sas", signature(account, "with-sas", "rcwdl", DAY))).await;
@@ -402,13 +549,8 @@ async fn wrong_credentials_are_told(account: &azurite::Account) {
     let expired = Duration::from_secs(60);
     for credential in [
         Credential::AccountKey(SecretString::from(no_key)),
-        Credential::Sas(SecretString::from(sas::container(
-            account.name(),
-            no_key,
-            "locked",
-            "rcwdl",
-            jiff::Timestamp::now() + DAY,
-        ))),
+        sas::container(account.name(), &SecretString::from(no_key), "locked", "rcwdl", jiff::Timestamp::now() + DAY)
+            .expect("signed"),
         signature(account, "with-sas", "rcwdl", DAY),
         signature(account, "locked", "rcwdl", expired),
         signature(account, "locked", "l", DAY),

@@ -101,7 +101,8 @@ impl Azure {
         let client = self.container.client()?;
         let info = self.container.call(0, client.get_account_info(None)).await?;
         let sku = info.sku_name().ok().flatten();
-        let sku = sku.ok_or_else(|| self.container.unavailable("the answer has no kind of redundancy that is known"))?;
+        let sku =
+            sku.ok_or_else(|| self.container.unavailable("the answer has no kind of redundancy that is known"))?;
         Ok(properties::redundancy(&sku))
     }
 
@@ -153,10 +154,8 @@ impl Azure {
 
     /// As [`Azure::error`], where the service's refusal means that the account has no version-level immutability.
     fn protection_error(&self, key: &Key, failure: Failure, what: &str) -> Error {
-        let refused = matches!(
-            failure.status,
-            Some(StatusCode::BadRequest | StatusCode::Conflict | StatusCode::NotImplemented)
-        );
+        let refused =
+            matches!(failure.status, Some(StatusCode::BadRequest | StatusCode::Conflict | StatusCode::NotImplemented));
         // A header's value is our fault, not the account's.
         let ours = matches!(failure.code.as_str(), "InvalidHeaderValue" | "MissingRequiredHeader");
         match self.error(key, failure) {
@@ -259,7 +258,8 @@ impl Store for Azure {
         if !self.lists_plainly.load(Ordering::Relaxed) {
             match self.page(prefix, next, true).await {
                 Err(failure)
-                    if matches!(failure.status, Some(StatusCode::BadRequest | StatusCode::NotImplemented)) => {}
+                    if failure.unreadable
+                        || matches!(failure.status, Some(StatusCode::BadRequest | StatusCode::NotImplemented)) => {}
                 result => return result.map_err(Error::from),
             }
         }
@@ -335,8 +335,7 @@ impl Store for Azure {
         }
         let until = properties::whole_second_after(until.max(now.immutable_until.unwrap_or(until)))
             .map_err(|detail| Error::Rejected { store: self.location().to_owned(), detail })?;
-        let mode =
-            if locked || now.locked { ImmutabilityPolicyMode::Locked } else { ImmutabilityPolicyMode::Unlocked };
+        let mode = if locked || now.locked { ImmutabilityPolicyMode::Locked } else { ImmutabilityPolicyMode::Unlocked };
         let options =
             BlobClientSetImmutabilityPolicyOptions { immutability_policy_mode: Some(mode), ..Default::default() };
         let client = self.container.blob(key.as_str())?;

@@ -31,10 +31,8 @@ impl Prefixed {
     }
 
     fn below(&self, key: &Key) -> Result<Key, Error> {
-        let rejected = |error: super::InvalidKey| Error::Rejected {
-            store: self.location.clone(),
-            detail: error.to_string(),
-        };
+        let rejected =
+            |error: super::InvalidKey| Error::Rejected { store: self.location.clone(), detail: error.to_string() };
         Key::new(format!("{}{key}", self.prefix)).map_err(rejected)
     }
 

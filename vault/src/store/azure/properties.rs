@@ -23,11 +23,9 @@ pub(super) fn of_answer(key: Key, blob: &Answer) -> Option<Entry> {
 
 /// What protects the blob, out of Get Blob Properties.
 pub(super) fn protection_of(blob: &Answer) -> Protection {
-    protection(
-        blob.immutability_policy_expires_on().ok().flatten(),
-        blob.immutability_policy_mode().ok().flatten().as_ref(),
-        blob.legal_hold().ok().flatten(),
-    )
+    // A mode that is not known counts as the strictest.
+    let mode = blob.immutability_policy_mode().unwrap_or(Some(ImmutabilityPolicyMode::Locked));
+    protection(blob.immutability_policy_expires_on().ok().flatten(), mode.as_ref(), blob.legal_hold().ok().flatten())
 }
 
 /// An entry out of a listing; `None` when it does not tell the size.
@@ -35,11 +33,8 @@ pub(super) fn of_item(key: Key, blob: &BlobProperties) -> Option<Entry> {
     let size = blob.content_length?;
     let tier = blob.access_tier.as_ref().map(AccessTier::to_string);
     let (tier, rehydrating) = tier_of(tier.as_deref(), blob.archive_status.as_ref(), blob.copy_status.as_ref());
-    let protection = protection(
-        blob.immutability_policy_expires_on,
-        blob.immutability_policy_mode.as_ref(),
-        blob.legal_hold,
-    );
+    let protection =
+        protection(blob.immutability_policy_expires_on, blob.immutability_policy_mode.as_ref(), blob.legal_hold);
     Some(Entry { key, size, tier, rehydrating, protection })
 }
 
@@ -77,10 +72,9 @@ pub(super) fn redundancy(sku: &SkuName) -> Redundancy {
     match sku {
         SkuName::PremiumLrs | SkuName::StandardLrs => Redundancy::Local,
         SkuName::PremiumZrs | SkuName::StandardZrs => Redundancy::Zone,
-        SkuName::StandardGrs
-        | SkuName::StandardGzrs
-        | SkuName::StandardRagrs
-        | SkuName::StandardRagzrs => Redundancy::Geo,
+        SkuName::StandardGrs | SkuName::StandardGzrs | SkuName::StandardRagrs | SkuName::StandardRagzrs => {
+            Redundancy::Geo
+        }
     }
 }
 

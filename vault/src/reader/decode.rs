@@ -101,7 +101,8 @@ pub(crate) async fn read(
 }
 
 fn decode(key: &SealKey, sealed: Bytes, range: &Range, pool: &Arc<Pool>) -> Result<Vec<Bytes>, Error> {
-    let damaged = |id: &Id, detail: String| Error::damaged(format!("pack {}", range.pack), format!("blob {id}: {detail}"));
+    let damaged =
+        |id: &Id, detail: String| Error::damaged(format!("pack {}", range.pack), format!("blob {id}: {detail}"));
     if let Some(large) = range.blobs.iter().find(|blob| raw_length(&blob.place) > MAX_BLOB) {
         return Err(damaged(&large.id, "it is too large".to_owned()));
     }
@@ -112,7 +113,8 @@ fn decode(key: &SealKey, sealed: Bytes, range: &Range, pool: &Arc<Pool>) -> Resu
     for blob in &range.blobs {
         let length = raw_length(&blob.place);
         let output = &mut plain.bytes[at..at + length];
-        decode_blob(key, slice_of(&mut sealed, range, blob), blob, output).map_err(|detail| damaged(&blob.id, detail))?;
+        decode_blob(key, slice_of(&mut sealed, range, blob), blob, output)
+            .map_err(|detail| damaged(&blob.id, detail))?;
         if blob.times > 1 {
             cuts.push((at, at + length, blob.times));
         }

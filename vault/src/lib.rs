@@ -6,6 +6,7 @@
 //! - No byte of user data is written to a local disk, except into a folder vault itself or a restore's target.
 
 pub mod admin;
+pub mod archive;
 mod blocking;
 pub mod commit;
 mod error;

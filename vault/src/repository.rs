@@ -87,7 +87,7 @@ pub fn pack_key(id: &Id) -> Key {
     Key::new(format!("{PACKS}{}/{name}", &name[..2])).expect("an id makes a valid key")
 }
 
-fn config_key() -> Key {
+pub(crate) fn config_key() -> Key {
     Key::new("repo/config").expect("a constant")
 }
 
@@ -166,6 +166,11 @@ impl Repository {
         &self.store
     }
 
+    /// A repository with the same key and config in another store.
+    pub(crate) fn over(&self, store: store::Shared) -> Self {
+        Self { store, key: self.key.clone(), chunker_seed: self.chunker_seed }
+    }
+
     pub(crate) fn key(&self) -> &Arc<SealKey> {
         &self.key
     }
@@ -191,7 +196,7 @@ impl Repository {
     }
 
     /// Reads, checks and opens an index or snapshot file.
-    async fn get_json<T: DeserializeOwned + Send + 'static>(&self, kind: FileKind, id: &Id) -> Result<T, Error> {
+    pub(crate) async fn get_json<T: DeserializeOwned + Send + 'static>(&self, kind: FileKind, id: &Id) -> Result<T, Error> {
         match self.store.get(&kind.key(id), None).await {
             Err(store::Error::NotFound { .. }) => Err(Error::damaged(kind.what(id), "it is missing")),
             other => self.open_json(kind, id, other?).await,
@@ -199,7 +204,7 @@ impl Repository {
     }
 
     /// Checks and opens the bytes of an index or snapshot file.
-    async fn open_json<T: DeserializeOwned + Send + 'static>(
+    pub(crate) async fn open_json<T: DeserializeOwned + Send + 'static>(
         &self,
         kind: FileKind,
         id: &Id,

@@ -30,7 +30,7 @@ use crate::records::{self, PointEvent, PointEventKind};
 use crate::repository::{FileKind, Repository};
 use crate::store::{self, Put, Shared, Store};
 
-mod blobs;
+pub(crate) mod blobs;
 mod copy;
 mod prune;
 mod rehydrate;

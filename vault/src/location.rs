@@ -8,6 +8,9 @@
 //! short: a container's name has at most 63 characters, and an instance's id takes 33 of them with its hyphen.
 //!
 //! Every store that is opened here is wrapped in [`retry::Retrying`].
+//!
+//! Credentials: [`RoleAccess`] holds one for each part of the program ([`Role`]), so that only maintenance can delete. From an account key
+//! a signature for one instance's container, of limited time, is made for each use: the key itself stays with the agent.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,9 +20,10 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::store::azure::{self, Azure};
+use crate::store::azure::sas::{self, Role};
+use crate::store::azure::{self, Azure, Credential};
 use crate::store::folder::Folder;
-use crate::store::{Error, Shared, retry};
+use crate::store::{Error, Redundancy, Shared, retry};
 
 /// Where instances lie below a folder vault.
 const INSTANCES_DIR: &str = "instances";
@@ -207,6 +211,28 @@ impl Access {
         }
     }
 
+    /// What the storage below is set to, asked of the storage account; `None` for a folder, which cannot tell.
+    /// [`Error::AccessDenied`] when the credential may not ask.
+    pub async fn redundancy(&self) -> Result<Option<Redundancy>, Error> {
+        let Location::Azure { account, name } = &self.location else { return Ok(None) };
+        let (azure, store) = (self.azure(account, name)?, self.location.to_string());
+        let asked = retry::retrying(&self.retry(), &store, "ask for the redundancy", || azure.redundancy()).await?;
+        Ok(Some(asked))
+    }
+
+    /// The same place with what `role` needs in one instance's store and no more, until `expiry`: an account key becomes a signature for
+    /// that container. A signature cannot be narrowed and is handed on; a folder has nothing to narrow.
+    pub fn narrowed(&self, instance_id: &str, role: Role, expiry: jiff::Timestamp) -> Result<Self, Error> {
+        self.check_instance_id(instance_id)?;
+        let (Location::Azure { account, name }, Some(Credential::AccountKey(key))) = (&self.location, &self.credential)
+        else {
+            return Ok(self.clone());
+        };
+        let container = instance_container(name, instance_id);
+        let credential = sas::container(account, key, &container, role.letters(), expiry)?;
+        Ok(Self { credential: Some(credential), ..self.clone() })
+    }
+
     async fn create_container(&self, azure: &Azure) -> Result<(), Error> {
         let store = self.location.to_string();
         retry::retrying(&self.retry(), &store, "make a container", || azure.create_container()).await
@@ -241,6 +267,55 @@ impl Access {
         }
         let detail = format!("{instance_id:?} is not the id of a backup instance");
         Err(Error::Rejected { store: self.location.to_string(), detail })
+    }
+}
+
+/// A vault's place with a credential for each part of the program. One that was not given falls back to the vault's own.
+#[derive(Debug, Clone)]
+pub struct RoleAccess {
+    access: Access,
+    plugin: Option<Credential>,
+    commit: Option<Credential>,
+    maintenance: Option<Credential>,
+}
+
+impl From<Access> for RoleAccess {
+    fn from(access: Access) -> Self {
+        Self { access, plugin: None, commit: None, maintenance: None }
+    }
+}
+
+impl RoleAccess {
+    /// Gives the role a credential of its own.
+    #[must_use]
+    pub fn with(mut self, role: Role, credential: Credential) -> Self {
+        match role {
+            Role::Plugin => self.plugin = Some(credential),
+            Role::Commit => self.commit = Some(credential),
+            Role::Maintenance => self.maintenance = Some(credential),
+        }
+        self
+    }
+
+    /// The vault's own access: makes the vault and its instances.
+    pub fn vault(&self) -> &Access {
+        &self.access
+    }
+
+    /// What the role uses, for every instance.
+    pub fn of(&self, role: Role) -> Access {
+        let own = match role {
+            Role::Plugin => &self.plugin,
+            Role::Commit => &self.commit,
+            Role::Maintenance => &self.maintenance,
+        };
+        Access { credential: own.clone().or_else(|| self.access.credential.clone()), ..self.access.clone() }
+    }
+
+    /// What the role uses in one instance for `valid`, which is longer than the job: see [`Access::narrowed`].
+    pub fn for_instance(&self, role: Role, instance_id: &str, valid: Duration) -> Result<Access, Error> {
+        let expiry = jiff::Timestamp::now().checked_add(valid).unwrap_or(jiff::Timestamp::MAX);
+        self.of(role).narrowed(instance_id, role, expiry)
     }
 }
 

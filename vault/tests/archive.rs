@@ -8,7 +8,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use rand::{RngExt as _, SeedableRng as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
-use vaultferry_tests::restic;
+use vaultferry_tests::{azurite, restic};
 use vaultferry_vault::archive::{self, Copied};
 use vaultferry_vault::commit::{self, Record};
 use vaultferry_vault::location::Access;
@@ -16,6 +16,8 @@ use vaultferry_vault::meter::Meter;
 use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::records::{self, PointCreated, PointEvent, PointEventKind};
 use vaultferry_vault::repository::{FileKind, Repository};
+use vaultferry_vault::store::azure::Credential;
+use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::store::faulty::{Faulty, Operation, Plan};
 use vaultferry_vault::store::folder::Folder;
 use vaultferry_vault::store::memory::Memory;
@@ -26,6 +28,7 @@ use vaultferry_vault::{Error, Id};
 #[path = "support/dying.rs"]
 mod dying;
 #[path = "support/fake_blob.rs"]
+#[allow(dead_code, reason = "each test uses a part of it")]
 mod fake_blob;
 
 use dying::Dying;
@@ -413,6 +416,36 @@ async fn a_killed_prune_is_repeated_and_loses_nothing() {
         }
     }
     assert!(n > 10, "a prune makes {n} calls");
+}
+
+/// The requests themselves, as an emulator that is not ours takes them. It rehydrates at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_point_in_the_archive_of_an_emulator_is_read() {
+    let server = azurite::Server::start();
+    let access = Access {
+        location: format!("azure://{}/vault", server.vault.name()).parse().expect("location"),
+        endpoint: Some(server.vault.endpoint().parse().expect("endpoint")),
+        credential: Some(Credential::AccountKey(SecretString::from(server.vault.key()))),
+        store_deadline: Duration::from_secs(60),
+    };
+    access.create_instance(INSTANCE).await.expect("container");
+    let expiry = jiff::Timestamp::now() + Duration::from_secs(3600);
+    let maintenance = access.narrowed(INSTANCE, Role::Maintenance, expiry).expect("a signature");
+    let store = maintenance.open_instance(INSTANCE).expect("store");
+    let repository = repository(&store).await;
+    let bytes = random(13, 3 << 20);
+    let id = point(&repository, "1", &bytes).await;
+    copy(&repository, &id, "archive").await.expect("copy");
+    archive::remove_from_vault(&store, &id, &cancel()).await.expect("remove");
+    let tiers: Vec<Tier> = entries(&store, "archive/repo/data/").await.iter().map(|pack| pack.tier).collect();
+    assert_eq!(tiers.iter().filter(|tier| **tier == Tier::Archive).count(), 1, "{tiers:?}");
+    assert!(is_archived(read_archive(&store, id).await));
+    archive::rehydrate(&repository, &id, "r", &cancel()).await.expect("rehydrate");
+    let state = archive::rehydration_state(&repository, &id, "r", &cancel()).await.expect("state");
+    assert!(state.is_ready(), "{state:?}");
+    assert!(read_archive(&store, id).await.expect("read") == bytes);
+    assert_eq!(archive::clean_up_rehydrated(&repository, "r", &cancel()).await.expect("clean up"), 1);
+    assert!(is_archived(read_archive(&store, id).await));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

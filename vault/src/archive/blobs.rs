@@ -15,21 +15,21 @@ use crate::repository::{PACKS, Repository, pack_key};
 use crate::store::{self, Entry, Store};
 
 /// Sealed bytes that are read in one piece at most.
-pub(super) const PIECE_MAX: u32 = 4 << 20;
+pub(crate) const PIECE_MAX: u32 = 4 << 20;
 /// The largest blob that is taken for one; a claim of more is damage, and would cost memory.
 const MAX_BLOB: u32 = 64 << 20;
 
 /// Every blob of some snapshots, each once, in the order in which a restore reads them. Memory: 32 bytes each and as much again for the set.
 #[derive(Debug, Default)]
-pub(super) struct Needs {
-    pub(super) trees: Vec<Id>,
-    pub(super) data: Vec<Id>,
+pub(crate) struct Needs {
+    pub(crate) trees: Vec<Id>,
+    pub(crate) data: Vec<Id>,
     seen: HashSet<Id>,
 }
 
 impl Needs {
     /// Adds what the tree and everything below it need. The trees are read and checked.
-    pub(super) async fn add(&mut self, repository: &Repository, index: &Index, root: Id) -> Result<(), Error> {
+    pub(crate) async fn add(&mut self, repository: &Repository, index: &Index, root: Id) -> Result<(), Error> {
         let mut waiting = vec![root];
         while let Some(id) = waiting.pop() {
             if !self.seen.insert(id) {
@@ -54,7 +54,7 @@ impl Needs {
 
 /// Blobs that lie side by side in one pack.
 #[derive(Debug)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     pack: Id,
     start: u32,
     end: u32,
@@ -70,7 +70,7 @@ impl Piece {
     }
 
     /// Groups blobs, in their order, into pieces of [`PIECE_MAX`] bytes (or one larger blob).
-    pub(super) fn group(index: &Index, kind: BlobKind, ids: &[Id]) -> impl Iterator<Item = Result<Self, Error>> {
+    pub(crate) fn group(index: &Index, kind: BlobKind, ids: &[Id]) -> impl Iterator<Item = Result<Self, Error>> {
         let mut ids = ids.iter().copied().peekable();
         std::iter::from_fn(move || {
             let mut piece = match Self::of(index, kind, ids.next()?) {
@@ -90,7 +90,7 @@ impl Piece {
     }
 
     /// Reads the piece, opens each blob and compares its hash; `keep` gets its sealed form and its plaintext.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(crate) async fn read<T: Send + 'static>(
         self,
         repository: &Repository,
         keep: impl Fn(SealedBlob, Vec<u8>) -> T + Send + 'static,
@@ -133,7 +133,7 @@ impl Piece {
 }
 
 /// Every pack below `prefix` with what the store tells of it. Memory: 200 bytes or so each.
-pub(super) async fn list(store: &dyn Store, prefix: &str) -> Result<HashMap<Id, Entry>, Error> {
+pub(crate) async fn list(store: &dyn Store, prefix: &str) -> Result<HashMap<Id, Entry>, Error> {
     let mut packs = HashMap::new();
     let mut entries = store::list(store, prefix);
     while let Some(entry) = entries.next().await {
@@ -146,11 +146,11 @@ pub(super) async fn list(store: &dyn Store, prefix: &str) -> Result<HashMap<Id, 
 }
 
 /// The packs of the archive.
-pub(super) async fn list_packs(store: &dyn Store) -> Result<HashMap<Id, Entry>, Error> {
+pub(crate) async fn list_packs(store: &dyn Store) -> Result<HashMap<Id, Entry>, Error> {
     list(store, PACKS).await
 }
 
 /// The packs that hold these blobs.
-pub(super) fn packs_of(index: &Index, ids: &[Id]) -> Result<HashSet<Id>, Error> {
+pub(crate) fn packs_of(index: &Index, ids: &[Id]) -> Result<HashSet<Id>, Error> {
     ids.iter().map(|id| Ok(index.pack(index.find(id)?.pack).id)).collect()
 }

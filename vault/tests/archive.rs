@@ -17,7 +17,6 @@ use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::records::{self, PointCreated, PointEvent, PointEventKind};
 use vaultferry_vault::repository::{FileKind, Repository};
 use vaultferry_vault::store::azure::Credential;
-use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::store::faulty::{Faulty, Operation, Plan};
 use vaultferry_vault::store::folder::Folder;
 use vaultferry_vault::store::memory::Memory;
@@ -418,7 +417,8 @@ async fn a_killed_prune_is_repeated_and_loses_nothing() {
     assert!(n > 10, "a prune makes {n} calls");
 }
 
-/// The requests themselves, as an emulator that is not ours takes them. It rehydrates at once.
+/// The requests themselves, as an emulator that is not ours takes them. It rehydrates at once; with a SAS in the source's URL it does not
+/// copy out of the archive at all, so here it is the account's key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_point_in_the_archive_of_an_emulator_is_read() {
     let server = azurite::Server::start();
@@ -429,9 +429,7 @@ async fn a_point_in_the_archive_of_an_emulator_is_read() {
         store_deadline: Duration::from_secs(60),
     };
     access.create_instance(INSTANCE).await.expect("container");
-    let expiry = jiff::Timestamp::now() + Duration::from_secs(3600);
-    let maintenance = access.narrowed(INSTANCE, Role::Maintenance, expiry).expect("a signature");
-    let store = maintenance.open_instance(INSTANCE).expect("store");
+    let store = access.open_instance(INSTANCE).expect("store");
     let repository = repository(&store).await;
     let bytes = random(13, 3 << 20);
     let id = point(&repository, "1", &bytes).await;

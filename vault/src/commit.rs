@@ -1,16 +1,21 @@
 //! The commit: a staged backup becomes a recovery point, at one instant, once.
 //!
 //! ```text
-//! verify:  every pack is there with its size, and no prune marked one   (may be repeated)
+//! verify:  every pack is there with its size, and no prune forbids one  (may be repeated)
 //! 1. packs/<n>.json               the packs that are new to the lists   (may be repeated: the same job and snapshot are found)
-//! 2. points/<snapshot>/1.json     rule, policy, streams                 (the same bytes are success)
-//! 3. repo/snapshots/<snapshot>    the sealed bytes: THE commit          (the same name is the same bytes)
+//! 2. points/<snapshot>/1.json     rule, policy, streams, sealed bytes   (the same bytes are success)
+//! 3. the prune epoch is read again                                      (refused: the point is to be abandoned)
+//! 4. repo/snapshots/<snapshot>    the sealed bytes: THE commit          (the same name is the same bytes)
 //! ```
 //! Invariants:
-//! - The point is visible if and only if step 3 happened. A kill between the steps leaves records of a point that is not listed, and the
+//! - The point is visible if and only if step 4 happened. A kill between the steps leaves records of a point that is not listed, and the
 //!   repetition with the same journaled bytes finishes them.
-//! - A job commits one snapshot at most: its id stands in the pack lists.
+//! - Step 2 comes before step 3: a prune that begins after step 3 reads the record and keeps what it needs, however late step 4 comes.
+//!   One that began before is seen by step 3. `prune.rs` has the whole argument.
+//! - A job commits one snapshot at most: its id stands in the pack lists. One that was abandoned does not count.
 //! - Only names, sizes and sealed bytes are handled here; no key is needed.
+
+use std::collections::{HashSet, VecDeque};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,9 +26,13 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::id::Id;
+use crate::points;
 use crate::records::{self, ListedPack, PackList, PointCreated, PointEvent, PointEventKind, PruneMark};
 use crate::repository::{FileKind, list_packs};
 use crate::store::{Put, Store};
+
+/// Pack lists that are read at once: hides the store's latency; a list is some KiB, but for checkpoints.
+const READS: usize = 16;
 
 /// What the coordinator journals before it commits. The same record gives the same point, however often it is committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,9 +79,11 @@ async fn check_epoch(store: &dyn Store, record: &Record) -> Result<(), Error> {
     if now == seen {
         return Ok(());
     }
-    // One prune has begun since: it has only marked so far, and what it marked must not be needed. After two, deleting has begun.
-    let marked = if now == seen + 1 {
-        records::get::<PruneMark>(store, &records::numbered(records::PRUNE, now)).await?.marked
+    // One prune has begun since: what it deletes was marked before the backup began, and is not used. What it marks must not be needed.
+    // After two, packs that the backup uses may be gone.
+    let marked: HashSet<Id> = if now == seen + 1 {
+        let mark: PruneMark = records::get(store, &records::numbered(records::PRUNE, now)).await?;
+        mark.marked.into_iter().collect()
     } else {
         return Err(Error::PrunedMeanwhile { seen, now });
     };
@@ -82,7 +93,8 @@ async fn check_epoch(store: &dyn Store, record: &Record) -> Result<(), Error> {
     Ok(())
 }
 
-/// Steps 1 and 2: everything but the point itself. After an error the point is certainly not visible.
+/// Steps 1 to 3: everything but the point itself. After an error the point is certainly not visible; when it shall never be, call
+/// [`abandon`], or its packs are kept for ever.
 pub async fn prepare(store: &dyn Store, record: &Record, cancel: &CancellationToken) -> Result<(), Error> {
     let prepare = async {
         append_pack_list(store, record).await?;
@@ -94,15 +106,21 @@ pub async fn prepare(store: &dyn Store, record: &Record, cancel: &CancellationTo
         let event =
             PointEvent { version: records::VERSION, time: record.time, event: PointEventKind::Created(created) };
         let key = records::numbered(&records::point_events(&record.snapshot_id), 1);
-        match records::put(store, &key, &event).await? {
-            Put::Created => Ok(()),
-            Put::Existed => Err(Error::damaged(key.to_string(), "it is another event than this commit's")),
+        if records::put(store, &key, &event).await? == Put::Existed {
+            return Err(Error::damaged(key.to_string(), "it is another event than this commit's"));
         }
+        check_epoch(store, record).await
     };
     with_cancel(cancel, prepare).await
 }
 
-/// Step 3: makes the point visible. After an error, or when dropped, it is unknown whether it is: ask by calling this again, which is
+/// Gives the point up for good: a later prune takes what only it needs. For a commit whose [`publish`] was never asked for, and never
+/// will be. Does nothing when [`prepare`] left no record. May be repeated.
+pub async fn abandon(store: &dyn Store, record: &Record, cancel: &CancellationToken) -> Result<(), Error> {
+    points::abandon(store, &record.snapshot_id, cancel).await
+}
+
+/// Step 4: makes the point visible. After an error, or when dropped, it is unknown whether it is: ask by calling this again, which is
 /// safe and ends in the same point.
 pub async fn publish(store: &dyn Store, record: &Record, cancel: &CancellationToken) -> Result<(), Error> {
     // An existing file of that name has the same bytes: the name is their hash.
@@ -116,28 +134,32 @@ pub async fn is_committed(store: &dyn Store, snapshot_id: &Id, cancel: &Cancella
 }
 
 async fn append_pack_list(store: &dyn Store, record: &Record) -> Result<(), Error> {
+    let (job_id, snapshot_id) = (&record.created.job_id, record.snapshot_id);
     loop {
-        let lists = read_pack_lists(store).await?;
-        let mut listed = std::collections::HashSet::new();
-        for (_, list) in &lists {
-            if list.job_id == record.created.job_id {
-                if list.snapshot_id == record.snapshot_id {
+        let lists = read_recent_pack_lists(store).await?;
+        let mut listed = HashSet::new();
+        for ListedPackList { list, .. } in &lists {
+            for (job, snapshot) in commits(list).filter(|(job, _)| job == job_id) {
+                if snapshot == snapshot_id {
                     return Ok(());
                 }
-                let (job_id, snapshot_id) = (list.job_id.clone(), list.snapshot_id.to_string());
-                return Err(Error::JobAlreadyCommitted { job_id, snapshot_id });
+                if !points::is_abandoned(store, &snapshot).await? {
+                    let snapshot_id = snapshot.to_string();
+                    return Err(Error::JobAlreadyCommitted { job_id: job.to_owned(), snapshot_id });
+                }
             }
             listed.extend(list.packs.iter().map(|pack| pack.id));
         }
         let new = record.packs.iter().filter(|(id, _)| !listed.contains(id));
         let list = PackList {
             version: records::VERSION,
-            previous: lists.last().map(|(hash, _)| *hash),
-            job_id: record.created.job_id.clone(),
-            snapshot_id: record.snapshot_id,
+            previous: lists.last().map(|last| last.hash),
+            job_id: job_id.clone(),
+            snapshot_id,
             packs: new.map(|(id, size)| ListedPack { id: *id, size: *size }).collect(),
+            checkpoint: None,
         };
-        let next = lists.len() as u64 + 1;
+        let next = lists.last().map_or(0, |last| last.number) + 1;
         if records::put(store, &records::numbered(records::PACK_LISTS, next), &list).await? == Put::Created {
             return Ok(());
         }
@@ -145,29 +167,86 @@ async fn append_pack_list(store: &dyn Store, record: &Record) -> Result<(), Erro
     }
 }
 
+/// The commits that a list tells of: its own, or those that were unfinished when a checkpoint was written.
+pub(crate) fn commits(list: &PackList) -> impl Iterator<Item = (&str, Id)> {
+    let own = list.checkpoint.is_none().then_some((list.job_id.as_str(), list.snapshot_id));
+    let unfinished = list.checkpoint.iter().flat_map(|checkpoint| &checkpoint.unfinished);
+    own.into_iter().chain(unfinished.map(|commit| (commit.job_id.as_str(), commit.snapshot_id)))
+}
+
+/// A pack list, where it stands, and what its bytes hash to.
+#[derive(Debug)]
+pub(crate) struct ListedPackList {
+    pub(crate) number: u64,
+    pub(crate) hash: Id,
+    pub(crate) list: PackList,
+}
+
+/// The newest checkpoint among the pack lists and what follows it; all lists when there is none. The chain is checked from there on.
+pub(crate) async fn read_recent_pack_lists(store: &dyn Store) -> Result<Vec<ListedPackList>, Error> {
+    let mut numbers = records::numbers(store, records::PACK_LISTS).await?;
+    let mut lists: VecDeque<ListedPackList> = VecDeque::new();
+    while lists.front().is_none_or(|first| first.list.checkpoint.is_none()) && !numbers.is_empty() {
+        let newest = numbers.split_off(numbers.len().saturating_sub(READS));
+        for list in read_lists(store, newest).await?.into_iter().rev() {
+            let is_checkpoint = list.list.checkpoint.is_some();
+            lists.push_front(list);
+            if is_checkpoint {
+                break;
+            }
+        }
+    }
+    let lists: Vec<ListedPackList> = lists.into();
+    check_chain(store, &lists)?;
+    if let Some(first) = lists.first()
+        && first.list.checkpoint.is_none()
+        && first.number != 1
+    {
+        return Err(broken_chain(store, 1));
+    }
+    Ok(lists)
+}
+
 /// Every pack list with the hash of its bytes, in order. A gap or a broken chain is damage.
 pub async fn read_pack_lists(store: &dyn Store) -> Result<Vec<(Id, PackList)>, Error> {
     let numbers = records::numbers(store, records::PACK_LISTS).await?;
-    let lists: Vec<(u64, Id, PackList)> = stream::iter(numbers)
-        .map(|n| async move {
-            let key = records::numbered(records::PACK_LISTS, n);
+    let lists = read_lists(store, numbers).await?;
+    check_chain(store, &lists)?;
+    if lists.first().is_some_and(|first| first.number != 1) {
+        return Err(broken_chain(store, 1));
+    }
+    Ok(lists.into_iter().map(|list| (list.hash, list.list)).collect())
+}
+
+async fn read_lists(store: &dyn Store, numbers: Vec<u64>) -> Result<Vec<ListedPackList>, Error> {
+    stream::iter(numbers)
+        .map(|number| async move {
+            let key = records::numbered(records::PACK_LISTS, number);
             let bytes = store.get(&key, None).await?;
             let list = records::from_bytes(&format!("{key} in {}", store.location()), &bytes)?;
-            Ok::<_, Error>((n, Id::of(&bytes), list))
+            Ok(ListedPackList { number, hash: Id::of(&bytes), list })
         })
-        // 16 reads at once hide the store's latency; a list is some KiB.
-        .buffered(16)
+        .buffered(READS)
         .try_collect()
-        .await?;
-    let mut previous = None;
-    let mut chain = Vec::with_capacity(lists.len());
-    for (expected, (n, hash, list)) in (1..).zip(lists) {
-        if n != expected || list.previous != previous {
-            let what = format!("{} in {}", records::numbered(records::PACK_LISTS, n), store.location());
-            return Err(Error::damaged(what, "it does not follow the pack list before it"));
-        }
-        previous = Some(hash);
-        chain.push((hash, list));
+        .await
+}
+
+/// Each list follows the one before it; the first of all follows none.
+fn check_chain(store: &dyn Store, lists: &[ListedPackList]) -> Result<(), Error> {
+    if let Some(first) = lists.first()
+        && (first.number == 1) != first.list.previous.is_none()
+    {
+        return Err(broken_chain(store, first.number));
     }
-    Ok(chain)
+    for pair in lists.windows(2) {
+        if pair[1].number != pair[0].number + 1 || pair[1].list.previous != Some(pair[0].hash) {
+            return Err(broken_chain(store, pair[1].number));
+        }
+    }
+    Ok(())
+}
+
+fn broken_chain(store: &dyn Store, number: u64) -> Error {
+    let what = format!("{} in {}", records::numbered(records::PACK_LISTS, number), store.location());
+    Error::damaged(what, "it does not follow the pack list before it")
 }

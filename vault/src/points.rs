@@ -104,6 +104,11 @@ impl PointState {
         Ok(Some(bytes.into()))
     }
 
+    /// True when its commit has come to an end, well or not: nothing waits for it any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.is_listed() || self.wanted != Wanted::AsItIs || self.purged || self.abandoned || self.removed_from_vault
+    }
+
     /// Folds a log, whose first event is `created`.
     fn from_events(id: Id, events: Vec<PointEvent>, files: &Files) -> Result<Self, Error> {
         let damaged = |detail: &str| Error::damaged(format!("the log of point {id}"), detail);
@@ -418,6 +423,15 @@ pub async fn abandon(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> 
     let decide = |state: &PointState| Ok((!state.abandoned).then_some(PointEventKind::Abandoned));
     match change(store, id, cancel, decide).await {
         Ok(_) | Err(Error::PointNotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// True when the commit of that snapshot was given up. False when the vault does not know it.
+pub(crate) async fn is_abandoned(store: &dyn Store, id: &Id) -> Result<bool, Error> {
+    match read_now(store, id).await {
+        Ok(state) => Ok(state.abandoned),
+        Err(Error::PointNotFound { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -237,8 +237,31 @@ pub struct PackList {
     pub job_id: String,
     /// The snapshot that it commits.
     pub snapshot_id: Id,
-    /// Packs that no earlier list names, ascending.
+    /// Packs that no earlier list names, ascending; in a checkpoint all that the lists before it name and no prune has deleted.
     pub packs: Vec<ListedPack>,
+    /// Set when a prune wrote the list, so that commits need not read those before it. Its `job_id` is empty then, and its
+    /// `snapshot_id` all zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// What a checkpoint among the pack lists knows beside the packs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The newest prune epoch when it was written.
+    pub prune_epoch: u64,
+    /// Commits that had listed their packs and were neither published nor given up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfinished: Vec<ListedCommit>,
+}
+
+/// A commit in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedCommit {
+    /// The job that commits.
+    pub job_id: String,
+    /// The snapshot that it commits.
+    pub snapshot_id: Id,
 }
 
 /// A pack in a list.
@@ -250,7 +273,7 @@ pub struct ListedPack {
     pub size: u64,
 }
 
-/// `prune/<n>.json`: the beginning of prune epoch n: packs that nothing needs and that a later epoch will delete.
+/// `prune/<n>.json`: the beginning of prune epoch n. A pack that two marks in a row name may be deleted, and stays marked until it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneMark {
     /// 1.
@@ -259,8 +282,12 @@ pub struct PruneMark {
     pub epoch: u64,
     /// When it began.
     pub create_time: jiff::Timestamp,
-    /// Ascending.
+    /// Packs that nothing needs and that no backup may use from now on, ascending.
     pub marked: Vec<Id>,
+    /// Packs that no point has ever needed, seen for the first time, ascending: a running backup may have just stored them, so the next
+    /// epoch marks them at the earliest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Id>,
 }
 
 /// `damaged/<n>.json`: packs whose bytes were found altered. Their chunks are stored again by the next backup that meets them, and are
@@ -349,6 +376,8 @@ pub async fn numbers(store: &dyn Store, prefix: &str) -> Result<Vec<u64>, store:
 
 /// Where prune marks lie.
 pub const PRUNE: &str = "prune/";
+/// Where the leases of maintenance lie.
+pub const LEASES: &str = "lease/";
 /// Where damage records lie.
 pub const DAMAGED: &str = "damaged/";
 /// Where owner records lie, in the vault's own store.
@@ -366,4 +395,12 @@ pub fn point_events(snapshot_id: &Id) -> String {
 /// The number of the newest prune epoch; 0 before the first prune.
 pub async fn current_epoch(store: &dyn Store) -> Result<u64, store::Error> {
     Ok(numbers(store, PRUNE).await?.last().copied().unwrap_or(0))
+}
+
+/// The number of the newest prune epoch, and the packs that it marks. 0 and none before the first prune.
+pub async fn current_mark(store: &dyn Store) -> Result<(u64, Vec<Id>), Error> {
+    match current_epoch(store).await? {
+        0 => Ok((0, Vec::new())),
+        epoch => Ok((epoch, get::<PruneMark>(store, &numbered(PRUNE, epoch)).await?.marked)),
+    }
 }

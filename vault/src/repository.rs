@@ -234,30 +234,63 @@ impl Repository {
         with_cancel(cancel, self.get_json(FileKind::Snapshot, id)).await
     }
 
+    /// A snapshot from bytes that lie elsewhere than in its file. Every byte is checked.
+    pub(crate) async fn open_snapshot(&self, id: &Id, sealed: Bytes) -> Result<Snapshot, Error> {
+        self.open_json(FileKind::Snapshot, id, sealed).await
+    }
+
+    /// An index file; `None` when a merge has replaced it since it was listed.
+    pub(crate) async fn index_file(&self, id: &Id) -> Result<Option<IndexFile>, Error> {
+        match self.store.get(&FileKind::Index.key(id), None).await {
+            Err(store::Error::NotFound { .. }) => Ok(None),
+            other => self.open_json(FileKind::Index, id, other?).await.map(Some),
+        }
+    }
+
     /// Loads every index file, and lists the packs first: a pack that is missing, or has another size than its blobs foretell, is left
     /// out and remembered as damage. So what was stored again after a loss is found, whichever index is read first. A blob of a pack
     /// whose bytes were found altered (`damaged/`) is taken from another pack when one has it. For readers.
     pub async fn load_index(&self, cancel: &CancellationToken) -> Result<Index, Error> {
-        with_cancel(cancel, self.load_index_now(false)).await
+        with_cancel(cancel, self.load_index_now(None)).await
     }
 
-    /// Like [`Repository::load_index`], without the packs whose bytes were found altered: what only they hold is stored again. For
-    /// writers.
-    pub async fn load_index_to_write(&self, cancel: &CancellationToken) -> Result<Index, Error> {
-        with_cancel(cancel, self.load_index_now(true)).await
+    /// Like [`Repository::load_index`], without the packs whose bytes were found altered, and without those that a prune has marked: what
+    /// only they hold is stored again. For writers.
+    pub async fn load_index_to_write(&self, marked: &HashSet<Id>, cancel: &CancellationToken) -> Result<Index, Error> {
+        with_cancel(cancel, self.load_index_now(Some(marked))).await
     }
 
-    async fn load_index_now(&self, to_write: bool) -> Result<Index, Error> {
-        let mut tries = 0;
-        let index = loop {
-            tries += 1;
-            match self.try_load_index(to_write, tries == INDEX_TRIES).await? {
-                Some(index) => break index,
-                None => {
-                    tracing::debug!(store = self.store.location(), "index files were merged meanwhile; reading again")
+    async fn load_index_now(&self, marked: Option<&HashSet<Id>>) -> Result<Index, Error> {
+        let suspect = suspect_packs(&*self.store).await?;
+        let packs = list_packs(&*self.store).await?;
+        let (mut index, mut aside) = (Index::default(), Vec::new());
+        self.each_index_file(|id, file| match file {
+            Ok(file) => {
+                let added = index.add_file(file, &packs, |pack| {
+                    if marked.is_some_and(|marked| marked.contains(&pack.id)) {
+                        return None;
+                    }
+                    if !suspect.contains(&pack.id) {
+                        return Some(pack);
+                    }
+                    aside.push(pack);
+                    None
+                });
+                if let Err(detail) = added {
+                    index.note_damaged(format!("index {id} is damaged: {detail}"));
                 }
             }
-        };
+            Err(what) => index.note_damaged(what),
+        })
+        .await?;
+        // After all others, so that they are the last choice.
+        for pack in aside {
+            if marked.is_some() {
+                index.note_damaged(format!("pack {} was found altered", pack.id));
+            } else if let Ok(blobs) = pack.packed_blobs() {
+                index.add_pack(pack.id, &blobs)?;
+            }
+        }
         for what in index.damaged() {
             tracing::warn!(
                 store = self.store.location(),
@@ -267,59 +300,50 @@ impl Repository {
         Ok(index)
     }
 
-    /// `None` when an index file went away between being listed and being read: a prune has merged it into another one.
-    async fn try_load_index(&self, to_write: bool, last_try: bool) -> Result<Option<Index>, Error> {
-        let suspect = suspect_packs(&*self.store).await?;
-        let packs = list_packs(&*self.store).await?;
-        let (mut index, mut aside) = (Index::default(), Vec::new());
-        let files = store::list(&*self.store, FileKind::Index.prefix())
-            .map(|entry| async move {
-                let entry = entry?;
-                let Ok(id) = entry.key.name().parse::<Id>() else { return Ok(None) };
-                match self.store.get(&entry.key, None).await {
-                    Ok(sealed) => Ok(Some((id, Some(sealed)))),
-                    Err(store::Error::NotFound { .. }) => Ok(Some((id, None))),
-                    Err(error) => Err(Error::from(error)),
+    /// Gives every index file once, or how it is damaged.
+    ///
+    /// A merge writes its new files before it deletes the old ones, and a listing is not of one instant: a new file may appear behind it,
+    /// and an old one be gone before it comes there. So the listing is repeated until it shows nothing new.
+    pub(crate) async fn each_index_file(
+        &self,
+        mut take: impl FnMut(Id, Result<IndexFile, String>),
+    ) -> Result<(), Error> {
+        let mut read = HashSet::new();
+        for _ in 0..INDEX_TRIES {
+            let mut listed = Vec::new();
+            let mut entries = store::list(&*self.store, FileKind::Index.prefix());
+            while let Some(entry) = entries.next().await {
+                if let Ok(id) = entry?.key.name().parse::<Id>()
+                    && !read.contains(&id)
+                {
+                    listed.push(id);
                 }
-            })
-            // 4 reads at once hide the store's latency; an index file of ours is some MiB at most. They are opened one by one.
-            .buffered(4);
-        let mut files = std::pin::pin!(files);
-        while let Some(file) = files.next().await {
-            let Some((id, sealed)) = file? else { continue };
-            let Some(sealed) = sealed else {
-                if !last_try {
-                    return Ok(None);
-                }
-                index.note_damaged(format!("index {id} is missing"));
-                continue;
-            };
-            match self.open_json::<IndexFile>(FileKind::Index, &id, sealed).await {
-                Ok(file) => {
-                    let added = index.add_file(file, &packs, |pack| {
-                        if !suspect.contains(&pack.id) {
-                            return Some(pack);
-                        }
-                        aside.push(pack);
-                        None
-                    });
-                    if let Err(detail) = added {
-                        index.note_damaged(format!("index {id} is damaged: {detail}"));
+            }
+            drop(entries);
+            if listed.is_empty() {
+                return Ok(());
+            }
+            let mut files = futures::stream::iter(listed)
+                .map(|id| async move {
+                    match self.store.get(&FileKind::Index.key(&id), None).await {
+                        Ok(sealed) => Ok(Some((id, sealed))),
+                        Err(store::Error::NotFound { .. }) => Ok(None),
+                        Err(error) => Err(error),
                     }
+                })
+                // 4 reads at once hide the store's latency; an index file of ours is some MiB at most. They are opened one by one.
+                .buffered(4);
+            while let Some(file) = files.next().await {
+                let Some((id, sealed)) = file? else { continue };
+                match self.open_json::<IndexFile>(FileKind::Index, &id, sealed).await {
+                    Ok(file) => take(id, Ok(file)),
+                    Err(Error::Damaged { what, detail }) => take(id, Err(format!("{what} is damaged: {detail}"))),
+                    Err(error) => return Err(error),
                 }
-                Err(Error::Damaged { what, detail }) => index.note_damaged(format!("{what} is damaged: {detail}")),
-                Err(error) => return Err(error),
+                read.insert(id);
             }
         }
-        // After all others, so that they are the last choice.
-        for pack in aside {
-            if to_write {
-                index.note_damaged(format!("pack {} was found altered", pack.id));
-            } else if let Ok(blobs) = pack.packed_blobs() {
-                index.add_pack(pack.id, &blobs)?;
-            }
-        }
-        Ok(Some(index))
+        Err(Error::Internal("index files change faster than they can be read".to_owned()))
     }
 }
 

@@ -149,9 +149,10 @@ impl Backup {
         cancel: &CancellationToken,
     ) -> Result<Self, Error> {
         let store = repository.store().clone();
-        // The epoch first: a prune that begins after this is seen at the commit.
-        let prune_epoch = with_cancel(cancel, records::current_epoch(&*store)).await?;
-        let index = repository.load_index_to_write(cancel).await?;
+        // The epoch first: a prune that begins after this is seen at the commit. What is marked may be deleted while this backup runs,
+        // and is stored again.
+        let (prune_epoch, marked) = with_cancel(cancel, records::current_mark(&*store)).await?;
+        let index = repository.load_index_to_write(&marked.into_iter().collect(), cancel).await?;
         Ok(Self {
             repository,
             options,

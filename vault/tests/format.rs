@@ -92,9 +92,11 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         job_id: "job-1".to_owned(),
         snapshot_id: Id::of(b"snapshot"),
         packs: vec![ListedPack { id: Id::of(b"pack"), size: 4 }],
+        checkpoint: None,
     };
     let event = PointEvent { version: 1, time: time(), event: PointEventKind::Created(created()) };
-    let prune = PruneMark { version: 1, epoch: 1, create_time: time(), marked: vec![Id::of(b"pack")] };
+    let prune =
+        PruneMark { version: 1, epoch: 1, create_time: time(), marked: vec![Id::of(b"pack")], candidates: Vec::new() };
     let recovery = RecoveryKeyRecord { version: 1, create_time: time(), vault_key: wrapped() };
     let password = PasswordRecord { version: 1, create_time: time(), password: wrapped() };
     vec![

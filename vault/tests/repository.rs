@@ -229,7 +229,13 @@ async fn missing_or_marked_packs_are_not_committed() {
     let store: store::Shared = Arc::new(Memory::new("memory"));
     let repository = repository(&store).await;
     let staged = stage(&repository, &[("s", &random(5, 1 << 20))]).await;
-    let mark = |epoch, marked| PruneMark { version: 1, epoch, create_time: jiff::Timestamp::UNIX_EPOCH, marked };
+    let mark = |epoch, marked| PruneMark {
+        version: 1,
+        epoch,
+        create_time: jiff::Timestamp::UNIX_EPOCH,
+        marked,
+        candidates: Vec::new(),
+    };
     let place = |epoch| records::numbered(records::PRUNE, epoch);
     // A prune that began meanwhile and marked something else does not matter; one that marked our pack does.
     records::put(&*store, &place(1), &mark(1, vec![Id::of(b"other")])).await.expect("mark");

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod archive;
 mod blocking;
+pub mod check;
 pub mod commit;
 mod error;
 mod id;
@@ -15,6 +16,7 @@ pub mod immutability;
 pub mod keys;
 pub mod lease;
 pub mod location;
+pub mod manifest;
 pub mod meter;
 pub mod points;
 pub mod prune;

@@ -196,7 +196,11 @@ impl Repository {
     }
 
     /// Reads, checks and opens an index or snapshot file.
-    pub(crate) async fn get_json<T: DeserializeOwned + Send + 'static>(&self, kind: FileKind, id: &Id) -> Result<T, Error> {
+    pub(crate) async fn get_json<T: DeserializeOwned + Send + 'static>(
+        &self,
+        kind: FileKind,
+        id: &Id,
+    ) -> Result<T, Error> {
         match self.store.get(&kind.key(id), None).await {
             Err(store::Error::NotFound { .. }) => Err(Error::damaged(kind.what(id), "it is missing")),
             other => self.open_json(kind, id, other?).await,
@@ -239,11 +243,24 @@ impl Repository {
         self.open_json(FileKind::Snapshot, id, sealed).await
     }
 
-    /// An index file; `None` when a merge has replaced it since it was listed.
+    /// As [`Repository::snapshot`]; `None` when it is not there.
+    pub(crate) async fn snapshot_file(&self, id: &Id) -> Result<Option<Snapshot>, Error> {
+        self.find_json(FileKind::Snapshot, id).await
+    }
+
+    /// An index file, checked; `None` when it is not there.
     pub(crate) async fn index_file(&self, id: &Id) -> Result<Option<IndexFile>, Error> {
-        match self.store.get(&FileKind::Index.key(id), None).await {
+        self.find_json(FileKind::Index, id).await
+    }
+
+    async fn find_json<T: DeserializeOwned + Send + 'static>(
+        &self,
+        kind: FileKind,
+        id: &Id,
+    ) -> Result<Option<T>, Error> {
+        match self.store.get(&kind.key(id), None).await {
             Err(store::Error::NotFound { .. }) => Ok(None),
-            other => self.open_json(FileKind::Index, id, other?).await.map(Some),
+            sealed => self.open_json(kind, id, sealed?).await.map(Some),
         }
     }
 

@@ -30,7 +30,7 @@ mod dying;
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake_blob;
 
-use dying::Dying;
+use dying::{Dying, Last};
 use fake_blob::FakeBlob;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
@@ -266,17 +266,17 @@ async fn a_killed_copy_is_repeated_to_one_complete_copy() {
     loop {
         n += 1;
         let mut killed = 0;
-        for last_happens in [false, true] {
+        for last in [Last::NotDone, Last::Done] {
             let dir = tempfile::tempdir().expect("tempdir");
-            let looked_at = n % 9 == 1 && !last_happens;
+            let looked_at = n % 9 == 1 && last == Last::NotDone;
             let store: Shared =
                 if looked_at { Arc::new(Folder::new(dir.path().to_owned())) } else { Arc::new(Memory::new("killed")) };
             let id = point(&repository(&store).await, "1", &bytes).await;
             // Opening takes calls too: the copy's are counted from here.
-            let dying = Arc::new(Dying::new(store.clone(), 1_000_000, false));
+            let dying = Arc::new(Dying::new(store.clone(), 1_000_000, Last::NotDone));
             let opened = Repository::open(dying.clone(), &password(), &cancel()).await.expect("open");
             drop(opened);
-            let dying = Arc::new(Dying::new(store.clone(), dying.calls() + n, last_happens));
+            let dying = Arc::new(Dying::new(store.clone(), dying.calls() + n, last));
             let opened = Arc::new(Repository::open(dying, &password(), &cancel()).await.expect("open"));
             let first = copy(&opened, &id, "archive").await;
             killed += u64::from(first.is_err());
@@ -399,7 +399,7 @@ async fn a_killed_prune_is_repeated_and_loses_nothing() {
         copy(&whole, &first, "a1").await.expect("copy");
         copy(&whole, &second, "a2").await.expect("copy");
         delete_snapshot(&store, &second).await;
-        let dying: Shared = Arc::new(Dying::new(store.clone(), 2 + n, true));
+        let dying: Shared = Arc::new(Dying::new(store.clone(), 2 + n, Last::Done));
         // Config and keys are read by the opening.
         let Ok(opened) = Repository::open(dying, &password(), &cancel()).await else { continue };
         let killed = archive::prune(&opened, days(200), false, &cancel()).await.is_err();

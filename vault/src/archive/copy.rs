@@ -158,6 +158,7 @@ async fn append_pack_list(
             job_id: job_id.to_owned(),
             snapshot_id: *snapshot_id,
             packs: new,
+            checkpoint: None,
         };
         let next = lists.len() as u64 + 1;
         if records::put(store, &records::numbered(records::PACK_LISTS, next), &list).await? == Put::Created {

@@ -116,7 +116,8 @@ async fn mark(store: &dyn Store, ids: &HashSet<Id>) -> Result<(), Error> {
     loop {
         let epoch = records::current_epoch(store).await? + 1;
         let create_time = jiff::Timestamp::now();
-        let mark = PruneMark { version: records::VERSION, epoch, create_time, marked: marked.clone() };
+        let mark =
+            PruneMark { version: records::VERSION, epoch, create_time, marked: marked.clone(), candidates: Vec::new() };
         if records::put(store, &records::numbered(records::PRUNE, epoch), &mark).await? == Put::Created {
             return Ok(());
         }
@@ -128,10 +129,12 @@ async fn drop_from_indexes(archive: &Repository, store: &dyn Store, gone: &HashS
     let entries: Vec<Entry> = store::list(store, FileKind::Index.prefix()).try_collect().await?;
     for entry in entries {
         let Ok(id) = entry.key.name().parse::<Id>() else { continue };
-        let file: IndexFile = match archive.get_json(FileKind::Index, &id).await {
+        let file = match archive.index_file(&id).await {
+            Ok(Some(file)) => file,
+            Ok(None) => continue,
             // A check names it; what it told is not lost by leaving it.
             Err(Error::Damaged { .. }) => continue,
-            other => other?,
+            Err(error) => return Err(error),
         };
         let before = file.packs.len();
         let packs: Vec<_> = file.packs.into_iter().filter(|pack| !gone.contains(&pack.id)).collect();
@@ -160,7 +163,7 @@ async fn needed(
         needs.add(archive, index, archive.snapshot(&id, cancel).await?.tree).await?;
     }
     for (id, sealed) in Events::read(&**hot.store()).await?.soft_deleted {
-        let snapshot: Snapshot = archive.open_json(FileKind::Snapshot, &id, &sealed)?;
+        let snapshot: Snapshot = archive.open_snapshot(&id, sealed.into()).await?;
         // One that was never archived has its tree in the hot repository only.
         if index.get(&snapshot.tree).is_some() {
             needs.add(archive, index, snapshot.tree).await?;

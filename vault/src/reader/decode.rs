@@ -14,7 +14,8 @@ use super::ranges::{RAW_MAX, Range, Wanted, raw_length};
 use crate::blocking;
 use crate::error::Error;
 use crate::id::Id;
-use crate::repository::crypto::SealKey;
+use crate::repository::crypto::{OVERHEAD, SealKey};
+use crate::repository::pack::PackedBlob;
 use crate::repository::{Repository, pack_key};
 use crate::store;
 
@@ -113,7 +114,7 @@ fn decode(key: &SealKey, sealed: Bytes, range: &Range, pool: &Arc<Pool>) -> Resu
     for blob in &range.blobs {
         let length = raw_length(&blob.place);
         let output = &mut plain.bytes[at..at + length];
-        decode_blob(key, slice_of(&mut sealed, range, blob), blob, output)
+        decode_blob(key, slice_of(&mut sealed, range, blob), &blob.id, blob.place.raw_length().is_some(), output)
             .map_err(|detail| damaged(&blob.id, detail))?;
         if blob.times > 1 {
             cuts.push((at, at + length, blob.times));
@@ -147,9 +148,9 @@ fn slice_of<'a>(sealed: &'a mut [u8], range: &Range, blob: &Wanted) -> &'a mut [
 }
 
 /// Opens, decompresses and hashes one blob into `output`, which has the length of its plaintext. `sealed` is spoiled.
-fn decode_blob(key: &SealKey, sealed: &mut [u8], blob: &Wanted, output: &mut [u8]) -> Result<(), String> {
+fn decode_blob(key: &SealKey, sealed: &mut [u8], id: &Id, compressed: bool, output: &mut [u8]) -> Result<(), String> {
     let opened = key.open_in_place(sealed).map_err(|error| error.to_string())?;
-    if blob.place.raw_length().is_some() {
+    if compressed {
         let length = DECOMPRESSOR
             .with_borrow_mut(|slot| {
                 if slot.is_none() {
@@ -166,7 +167,7 @@ fn decode_blob(key: &SealKey, sealed: &mut [u8], blob: &Wanted, output: &mut [u8
     } else {
         return Err("its length is not what the index says".to_owned());
     }
-    if Id::of(output) != blob.id {
+    if Id::of(output) != *id {
         return Err("its bytes are not those that its id stands for".to_owned());
     }
     Ok(())
@@ -175,16 +176,37 @@ fn decode_blob(key: &SealKey, sealed: &mut [u8], blob: &Wanted, output: &mut [u8
 /// Checks every blob of the range and gives back what is wrong with which. Nothing is handed out.
 pub(crate) fn verify(key: &SealKey, sealed: Bytes, range: &Range, pool: &Arc<Pool>) -> Vec<(Id, String)> {
     let mut sealed = sealed.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-    let mut wrong = Vec::new();
-    for blob in &range.blobs {
-        let length = raw_length(&blob.place);
-        if length > MAX_BLOB {
-            wrong.push((blob.id, "it is too large".to_owned()));
-            continue;
-        }
-        let mut plain = pool.take(length);
-        let checked = decode_blob(key, slice_of(&mut sealed, range, blob), blob, &mut plain.bytes[..length]);
-        wrong.extend(checked.err().map(|detail| (blob.id, detail)));
+    let check = |blob: &Wanted| {
+        let compressed = blob.place.raw_length().is_some();
+        verify_blob(key, slice_of(&mut sealed, range, blob), &blob.id, compressed, raw_length(&blob.place), pool)
+    };
+    range.blobs.iter().map(check).filter_map(Result::err).collect()
+}
+
+/// Checks every blob of a whole pack, as its header tells them.
+pub(crate) fn verify_pack(key: &SealKey, pack: Bytes, blobs: &[PackedBlob], pool: &Arc<Pool>) -> Vec<(Id, String)> {
+    let mut pack = pack.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    let check = |blob: &PackedBlob| {
+        let from = blob.offset as usize;
+        let sealed = pack.get_mut(from..from.saturating_add(blob.length as usize));
+        let sealed = sealed.ok_or_else(|| (blob.id, "it reaches past the pack's end".to_owned()))?;
+        let raw_length = blob.raw_length.unwrap_or(blob.length.saturating_sub(OVERHEAD as u32)) as usize;
+        verify_blob(key, sealed, &blob.id, blob.raw_length.is_some(), raw_length, pool)
+    };
+    blobs.iter().map(check).filter_map(Result::err).collect()
+}
+
+fn verify_blob(
+    key: &SealKey,
+    sealed: &mut [u8],
+    id: &Id,
+    compressed: bool,
+    raw_length: usize,
+    pool: &Arc<Pool>,
+) -> Result<(), (Id, String)> {
+    if raw_length > MAX_BLOB {
+        return Err((*id, "it is too large".to_owned()));
     }
-    wrong
+    let mut plain = pool.take(raw_length);
+    decode_blob(key, sealed, id, compressed, &mut plain.bytes[..raw_length]).map_err(|detail| (*id, detail))
 }

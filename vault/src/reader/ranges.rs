@@ -26,6 +26,8 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct Range {
     pub(crate) pack: Id,
+    /// The pack's number in the index.
+    number: u32,
     pub(crate) start: u32,
     pub(crate) end: u32,
     pub(crate) blobs: Vec<Wanted>,
@@ -38,7 +40,7 @@ impl Range {
     pub(crate) fn new(index: &Index, id: Id, place: Place) -> Self {
         let (start, end) = (place.offset, place.offset.saturating_add(place.length));
         let blobs = vec![Wanted { id, place, times: 1 }];
-        Self { pack: index.pack(place.pack).id, start, end, blobs, raw: raw_length(&place) }
+        Self { pack: index.pack_id(place.pack), number: place.pack, start, end, blobs, raw: raw_length(&place) }
     }
 
     /// Memory that the range takes while it is read and decoded.
@@ -47,7 +49,7 @@ impl Range {
     }
 
     /// Takes the blob in, if it lies near behind the last one and the range does not become too long.
-    fn extend(&mut self, index: &Index, id: Id, place: Place) -> bool {
+    fn extend(&mut self, id: Id, place: Place) -> bool {
         if let Some(last) = self.blobs.last_mut()
             && last.id == id
             && let Some(times) = last.times.checked_add(1)
@@ -56,7 +58,7 @@ impl Range {
             return true;
         }
         let end = place.offset.saturating_add(place.length);
-        let fits = index.pack(place.pack).id == self.pack
+        let fits = place.pack == self.number
             && place.offset.checked_sub(self.end).is_some_and(|gap| gap <= GAP_MAX)
             && end - self.start <= RANGE_MAX
             && self.raw + raw_length(&place) <= RAW_MAX;
@@ -99,7 +101,7 @@ impl<I: Iterator<Item = Id>> Iterator for Ranges<'_, I> {
                 Ok(place) => place,
                 Err(error) => return Some(Err(error)),
             };
-            let taken = self.waiting.as_mut().is_some_and(|range| range.extend(self.index, id, place));
+            let taken = self.waiting.as_mut().is_some_and(|range| range.extend(id, place));
             if !taken && let Some(range) = self.waiting.replace(Range::new(self.index, id, place)) {
                 return Some(Ok(range));
             }
@@ -114,18 +116,15 @@ mod tests {
     use crate::repository::pack::{BlobKind, PackedBlob};
 
     fn index(blobs: &[(u8, u32, u32)]) -> Index {
-        let blob = |id, offset, length| PackedBlob { id, kind: BlobKind::Data, offset, length, raw_length: None };
-        let (mut packed, mut end) = (Vec::new(), 0);
-        for (name, offset, length) in blobs {
-            // A gap is a blob that nobody asks for: blobs lie side by side.
-            if *offset > end {
-                packed.push(blob(Id::of(&[*name, b'g']), end, offset - end));
-            }
-            packed.push(blob(Id::of(&[*name]), *offset, *length));
-            end = offset + length;
-        }
+        let blob = |(name, offset, length): &(u8, u32, u32)| PackedBlob {
+            id: Id::of(&[*name]),
+            kind: BlobKind::Data,
+            offset: *offset,
+            length: *length,
+            raw_length: None,
+        };
         let mut index = Index::default();
-        index.add_pack(Id::of(b"pack"), &packed).expect("added");
+        index.add_pack(Id::of(b"pack"), &blobs.iter().map(blob).collect::<Vec<_>>()).expect("added");
         index
     }
 

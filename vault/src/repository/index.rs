@@ -222,6 +222,11 @@ impl Index {
         Pack { id: self.packs.get(number).id, size }
     }
 
+    /// The name of the pack of that number.
+    pub fn pack_id(&self, number: u32) -> Id {
+        self.packs.get(number).id
+    }
+
     /// Every pack with its number, in the order in which they were added.
     pub fn packs(&self) -> impl Iterator<Item = (u32, Pack)> {
         (0..self.packs.len() as u32).map(|number| (number, self.pack(number)))

@@ -147,13 +147,24 @@ impl Builder {
     }
 }
 
-/// The blobs of a pack file, from its header. For rebuilding an index and for tests.
+/// The blobs of a pack file, from its header. For rebuilding an index, for checks and for tests.
 pub fn parse(name: &Id, bytes: &[u8], key: &SealKey) -> Result<Vec<PackedBlob>, Error> {
+    parse_tail(name, bytes.len() as u64, bytes, key)
+}
+
+/// The bytes at the end of a pack that hold the header of these blobs, with its length.
+pub fn tail_len<'a>(blobs: impl Iterator<Item = &'a PackedBlob>) -> u64 {
+    blobs.map(PackedBlob::header_entry_len).sum::<u64>() + OVERHEAD as u64 + 4
+}
+
+/// The blobs of a pack file of `size` bytes, from its last bytes, among which the whole header must be.
+pub fn parse_tail(name: &Id, size: u64, bytes: &[u8], key: &SealKey) -> Result<Vec<PackedBlob>, Error> {
     let damaged = |detail: &str| Error::damaged(format!("pack {name}"), detail);
     let short = || damaged("it is too short");
     let (rest, length) = bytes.split_last_chunk::<4>().ok_or_else(short)?;
     let header_len = u32::from_le_bytes(*length) as usize;
     let header_at = rest.len().checked_sub(header_len).ok_or_else(short)?;
+    let payload = size.checked_sub((bytes.len() - header_at) as u64).ok_or_else(short)?;
     let header = key.open(&rest[header_at..]).map_err(|error| damaged(&error.to_string()))?;
     let (mut blobs, mut offset, mut entries) = (Vec::new(), 0_u32, header.as_slice());
     while let Some((&kind, after)) = entries.split_first() {
@@ -176,7 +187,7 @@ pub fn parse(name: &Id, bytes: &[u8], key: &SealKey) -> Result<Vec<PackedBlob>, 
         offset = offset.checked_add(length).ok_or_else(short)?;
         entries = after;
     }
-    if offset as usize != header_at {
+    if u64::from(offset) != payload {
         return Err(damaged("its blobs and its header do not add up"));
     }
     Ok(blobs)

@@ -28,7 +28,14 @@ impl Dying {
         Self { inner, calls: AtomicU64::new(0), dies_at, last }
     }
 
+    /// Calls so far.
+    #[allow(dead_code, reason = "not every test counts")]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
     /// True when it came to that.
+    #[allow(dead_code, reason = "not every test asks")]
     pub fn died(&self) -> bool {
         self.calls.load(Ordering::SeqCst) >= self.dies_at
     }

@@ -24,6 +24,7 @@ help:
 	@echo 'make test      everything that CI runs (at most 30 minutes with the build, on two cores)'
 	@echo 'make test-all  the same, and the heavy rest: 3 GB through the agent, the whole kill matrix, the Windows build'
 	@echo 'make check-windows  compiles the workspace for Windows (cross, without running it; skipped where its parts cannot be had)'
+	@echo 'make bench     the product beside other tools: a table of time, CPU, memory and bytes (about forty minutes; BENCH_GB=0.3 BENCH_ROUNDS=1 for a look)'
 	@echo 'make build     the program: target/debug/vaultferry'
 	@echo 'make lint      format, clippy, documentation'
 	@echo 'make setup     installs what the goals above need and is missing; they call it themselves'
@@ -62,6 +63,11 @@ test-all: test-build
 .PHONY: check-windows
 check-windows: setup
 	@scripts/check-windows || [ $$? = 77 ]
+
+# Variables given to make (BENCH_GB=0.3) reach it as its environment.
+.PHONY: bench
+bench: setup
+	@scripts/bench
 
 .PHONY: lint
 lint: setup

@@ -90,8 +90,10 @@ impl Plugin {
         let mut command = tokio::process::Command::new(&start.command.program);
         command.args(&start.command.args).env_clear().env("VAULTFERRY_PLUGIN_DIR", dir.path());
         command.env("VAULTFERRY_LOG_FORMAT", "json");
-        let wanted = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "VAULTFERRY_LOG", "SYSTEMROOT"];
-        for name in wanted.iter().copied().chain(start.pass_env.iter().map(String::as_str)) {
+        // A store behind a private authority is trusted by all processes or by none.
+        let trust = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+        let wanted = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "VAULTFERRY_LOG", "SYSTEMROOT"].into_iter().chain(trust);
+        for name in wanted.chain(start.pass_env.iter().map(String::as_str)) {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }

@@ -116,15 +116,18 @@ mod tests {
     use crate::repository::pack::{BlobKind, PackedBlob};
 
     fn index(blobs: &[(u8, u32, u32)]) -> Index {
-        let blob = |(name, offset, length): &(u8, u32, u32)| PackedBlob {
-            id: Id::of(&[*name]),
-            kind: BlobKind::Data,
-            offset: *offset,
-            length: *length,
-            raw_length: None,
-        };
+        let blob = |id, offset, length| PackedBlob { id, kind: BlobKind::Data, offset, length, raw_length: None };
+        let (mut packed, mut end) = (Vec::new(), 0);
+        for (name, offset, length) in blobs {
+            // A gap is a blob that nobody asks for: blobs lie side by side.
+            if *offset > end {
+                packed.push(blob(Id::of(&[*name, b'g']), end, offset - end));
+            }
+            packed.push(blob(Id::of(&[*name]), *offset, *length));
+            end = offset + length;
+        }
         let mut index = Index::default();
-        index.add_pack(Id::of(b"pack"), &blobs.iter().map(blob).collect::<Vec<_>>()).expect("added");
+        index.add_pack(Id::of(b"pack"), &packed).expect("added");
         index
     }
 

@@ -11,6 +11,7 @@ mod blocking;
 pub mod check;
 pub mod commit;
 mod error;
+pub mod fuzz;
 mod id;
 pub mod immutability;
 pub mod keys;

@@ -151,13 +151,7 @@ impl Repository {
             other => other?,
         };
         let plain = key.open(&sealed).map_err(|error| Error::damaged(what(), error.to_string()))?;
-        let config: Config =
-            serde_json::from_slice(&plain).map_err(|error| Error::damaged(what(), error.to_string()))?;
-        if config.version != VERSION {
-            return Err(Error::Unreadable { what: what(), detail: format!("it has version {}", config.version) });
-        }
-        let chunker_seed = u64::from_str_radix(&config.chunker_polynomial, 16)
-            .map_err(|_| Error::damaged(what(), "its polynomial is not a number"))?;
+        let chunker_seed = decode_config(&what(), &plain)?;
         Ok(Self { store, key: Arc::new(key), chunker_seed })
     }
 
@@ -222,13 +216,7 @@ impl Repository {
             }
             let plain = key.open(&sealed).map_err(|error| damaged(error.to_string()))?;
             drop(sealed);
-            let json = match plain.split_first() {
-                Some((&COMPRESSED, compressed)) => {
-                    blocking::decompress(compressed, MAX_UNPACKED).map_err(|error| damaged(error.to_string()))?
-                }
-                _ => plain,
-            };
-            serde_json::from_slice(&json).map_err(|error| damaged(error.to_string()))
+            decode_json(&plain).map_err(|error| damaged(error.to_string()))
         })
         .await
     }
@@ -372,6 +360,25 @@ async fn suspect_packs(store: &dyn store::Store) -> Result<HashSet<Id>, Error> {
         packs.extend(record.packs);
     }
     Ok(packs)
+}
+
+/// The JSON of an unsealed index or snapshot file, compressed or not.
+pub(crate) fn decode_json<T: DeserializeOwned>(plain: &[u8]) -> Result<T, Box<dyn std::error::Error>> {
+    Ok(match plain.split_first() {
+        Some((&COMPRESSED, compressed)) => serde_json::from_slice(&blocking::decompress(compressed, MAX_UNPACKED)?)?,
+        _ => serde_json::from_slice(plain)?,
+    })
+}
+
+/// The chunker's seed of an unsealed config.
+pub(crate) fn decode_config(what: &str, plain: &[u8]) -> Result<u64, Error> {
+    let config: Config = serde_json::from_slice(plain).map_err(|error| Error::damaged(what, error.to_string()))?;
+    if config.version != VERSION {
+        let detail = format!("it has version {}", config.version);
+        return Err(Error::Unreadable { what: what.to_owned(), detail });
+    }
+    u64::from_str_radix(&config.chunker_polynomial, 16)
+        .map_err(|_| Error::damaged(what, "its polynomial is not a number"))
 }
 
 /// Every pack in the store, with its size. Memory: 40 bytes each.

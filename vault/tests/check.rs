@@ -105,7 +105,7 @@ async fn damage_names_the_points_that_it_touches_and_heals_with_the_next_backup(
     let lists = vaultferry_vault::commit::read_pack_lists(&*store).await.expect("lists");
     let pack = lists[0].1.packs.iter().max_by_key(|pack| pack.size).expect("a pack").id;
     let key = packs.iter().find(|key| key.name() == pack.to_string()).expect("there");
-    // In the middle of the blobs of the stream that only the first point has.
+    // In the first chunk, which both points have.
     assert!(store.damage(key, |bytes| bytes[100] ^= 1));
 
     let without = keyless(&store, Depth::ReadData).await;

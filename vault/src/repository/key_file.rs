@@ -16,6 +16,8 @@ const P: u32 = 1;
 const SALT_LEN: usize = 64;
 /// The most memory (128 · N · r) that a key file may ask for. restic itself tunes for 60 MB; other writers may take more.
 const MAX_MEMORY: u64 = 512 << 20;
+/// The most work (128 · N · r · p bytes), some seconds. restic itself tunes for half a second.
+const MAX_WORK: u64 = 4 << 30;
 
 #[derive(Serialize, Deserialize)]
 struct KeyFile {
@@ -54,9 +56,10 @@ pub fn create(master: &SealKey, password: &SecretString, created: jiff::Timestam
 pub fn open(name: &str, bytes: &[u8], password: &SecretString) -> Result<Option<SealKey>, Error> {
     let damaged = |detail: &str| Error::damaged(format!("key file {name}"), detail);
     let file: KeyFile = serde_json::from_slice(bytes).map_err(|error| damaged(&error.to_string()))?;
-    if file.kdf != "scrypt" || !file.n.is_power_of_two() || file.n.saturating_mul(u64::from(file.r) * 128) > MAX_MEMORY
-    {
-        return Err(damaged("its key derivation is unknown or asks for too much memory"));
+    let memory = file.n.saturating_mul(u64::from(file.r) * 128);
+    let work = memory.saturating_mul(file.p.into());
+    if file.kdf != "scrypt" || !file.n.is_power_of_two() || memory > MAX_MEMORY || work > MAX_WORK {
+        return Err(damaged("its key derivation is unknown or asks for too much memory or time"));
     }
     let log_n = u8::try_from(file.n.trailing_zeros()).map_err(|_| damaged("bad N"))?;
     let salt = STANDARD.decode(&file.salt).map_err(|_| damaged("its salt is not base64"))?;

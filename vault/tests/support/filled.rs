@@ -1,4 +1,5 @@
 //! An instance's store with something of everything in it, in memory, so that tests can damage it.
+#![allow(dead_code)] // each test uses a part of it
 
 use std::sync::Arc;
 

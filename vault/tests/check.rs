@@ -185,7 +185,7 @@ async fn leftovers_are_notes_and_pruned_packs_are_not_missed() {
     let report = keyless(&store, Depth::Structure).await;
     assert_eq!(damage(&report).iter().map(|finding| finding.file.as_str()).collect::<Vec<_>>(), [pack.as_str()]);
     let marked = vec![pack.name().parse().expect("an id")];
-    let mark = PruneMark { version: 1, epoch: 1, create_time: time(), marked };
+    let mark = PruneMark { version: 1, epoch: 1, create_time: time(), marked, candidates: Vec::new() };
     records::put(&*store, &records::numbered(records::PRUNE, 1), &mark).await.expect("put");
     assert!(keyless(&store, Depth::Structure).await.is_clean());
     // With the key it is clear that the prune was wrong: a point needs the pack.

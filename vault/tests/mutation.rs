@@ -67,7 +67,13 @@ async fn instance() -> (Arc<Memory>, BTreeSet<Key>) {
         put(&store, records::numbered(&records::point_events(&first), n).as_str(), &event(kind)).await;
     }
     for epoch in 1..=2 {
-        let mark = PruneMark { version: 1, epoch, create_time: time(), marked: vec![Id::of(&[epoch as u8])] };
+        let mark = PruneMark {
+            version: 1,
+            epoch,
+            create_time: time(),
+            marked: vec![Id::of(&[epoch as u8])],
+            candidates: Vec::new(),
+        };
         put(&store, records::numbered(records::PRUNE, epoch).as_str(), &mark).await;
         let damage = DamageRecord { version: 1, create_time: time(), packs: vec![Id::of(&[epoch as u8])] };
         put(&store, records::numbered(records::DAMAGED, epoch).as_str(), &damage).await;

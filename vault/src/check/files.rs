@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::{Finding, FindingKind, Report, rules};
 use crate::error::Error;
@@ -67,7 +68,7 @@ pub(super) struct ListView {
     pub(super) packs: Vec<ListedPack>,
     /// It repeats what the lists before it name, and belongs to no commit.
     #[serde(default)]
-    pub(super) checkpoint: bool,
+    pub(super) checkpoint: Option<IgnoredAny>,
 }
 
 /// What the events of a point say.

@@ -141,7 +141,7 @@ fn check_packs(files: &Files, state: &State, findings: &mut Vec<Finding>) {
 /// Snapshot files against the logs of points and against the pack lists.
 fn check_points(state: &State, findings: &mut Vec<Finding>) {
     let by_list = |files: &Files| -> BTreeMap<Id, u64> {
-        let commits = files.lists.iter().filter(|(_, (_, list))| !list.checkpoint);
+        let commits = files.lists.iter().filter(|(_, (_, list))| list.checkpoint.is_none());
         commits.map(|(number, (_, list))| (list.snapshot_id, *number)).collect()
     };
     let lists = by_list(&state.hot);

@@ -395,7 +395,8 @@ impl Catalog for Sqlite {
     async fn stage(&self, job_id: &str, record: commit::Record) -> Result<(), Error> {
         let job_id = job_id.to_owned();
         self.run(move |tx| {
-            let sql = "insert into staged(job_id, snapshot_id, sealed, prune_epoch, packs, time, created)
+            // A backup that a prune overtook is staged again by the same job.
+            let sql = "insert or replace into staged(job_id, snapshot_id, sealed, prune_epoch, packs, time, created)
                        values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
             let (time, epoch) = (record.time.as_microsecond(), signed(record.prune_epoch));
             let (packs, created) = (encode_packs(&record.packs), encode(&record.created)?);

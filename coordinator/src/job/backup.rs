@@ -39,18 +39,28 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
         tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), format!("rule={rule}")],
     };
     let pass_env = session::env_of(&instance.credential);
-    let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request).await;
-    let (staged, packs, warnings) =
-        session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
-    let record = record(job, rule, &policy.name, policy.version, staged, packs)?;
-    pause::at(&shared.state_dir, "staged").await;
-    shared.catalog.stage(&job.id, record).await?;
-    pause::at(&shared.state_dir, "journaled").await;
-    if !warnings.is_empty() {
-        // Kept with the job now, so that a restart between here and the end does not lose them.
-        shared.catalog.set_status(&job.id, crate::catalog::Status::InProgress, warnings).await?;
+    let mut overtaken = false;
+    loop {
+        let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request.clone()).await;
+        let (staged, packs, warnings) =
+            session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
+        let record = record(job, rule, &policy.name, policy.version, staged, packs)?;
+        pause::at(&shared.state_dir, "staged").await;
+        shared.catalog.stage(&job.id, record).await?;
+        pause::at(&shared.state_dir, "journaled").await;
+        if !warnings.is_empty() {
+            // Kept with the job now, so that a restart between here and the end does not lose them.
+            shared.catalog.set_status(&job.id, crate::catalog::Status::InProgress, warnings).await?;
+        }
+        match commit_staged(jobs, job, false).await {
+            // Once: what it meets then was not marked when it began, and a third prune in one backup's time is no chance any more.
+            Err(problem) if problem.reason == Reason::PrunedMeanwhile && !overtaken => {
+                tracing::warn!(job = job.id, "a prune overtook the backup, which begins again: {}", problem.message);
+                overtaken = true;
+            }
+            other => return other,
+        }
     }
-    commit_staged(jobs, job, false).await
 }
 
 type StagedParts = (wire::Staged, Vec<(Id, u64)>, Vec<StoredProblem>);
@@ -165,7 +175,7 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job, resume: bool) -> Resul
             commit::prepare(&*store, &record, stop).await
         };
         if let Err(error) = prepared.await {
-            return left_to_restart(jobs, error);
+            return give_up(jobs, job, &*store, &record, error).await;
         }
         phase("committing");
         if let Err(error) = publish(jobs, job, &*store, &record).await {
@@ -207,6 +217,25 @@ fn left_to_restart(jobs: &Jobs, error: Error) -> Result<End, Problem> {
         return Ok(End::LeftToRestart);
     }
     Err(error.into())
+}
+
+/// Ends a commit whose publication was not asked for: says so in the vault, so that a prune may take what was uploaded. Only when the agent
+/// stops does the staged record stay, for the restart.
+async fn give_up(
+    jobs: &Jobs,
+    job: &Job,
+    store: &dyn vaultferry_vault::store::Store,
+    record: &commit::Record,
+    error: Error,
+) -> Result<End, Problem> {
+    let stop = &jobs.inner.stop;
+    if !(matches!(error, Error::Cancelled) && stop.is_cancelled())
+        && let Err(left) = commit::abandon(store, record, stop).await
+    {
+        // Nothing is wrong with the vault then, but that a prune keeps what no point needs.
+        tracing::warn!(job = job.id, "what the failed backup has uploaded stays in the vault: {left}");
+    }
+    left_to_restart(jobs, error)
 }
 
 /// Asks for the commit until the store has answered: an answer that is lost may have been a yes, and a job must not fail whose point is there.

@@ -109,6 +109,10 @@ pub async fn prepare(store: &dyn Store, record: &Record, cancel: &CancellationTo
         if records::put(store, &key, &event).await? == Put::Existed {
             return Err(Error::damaged(key.to_string(), "it is another event than this commit's"));
         }
+        if points::is_abandoned(store, &record.snapshot_id).await? {
+            // A kill came between that and the job's end. Prunes do not keep its packs any more.
+            return Err(Error::StagedIncomplete { detail: "its commit was given up before".to_owned() });
+        }
         check_epoch(store, record).await
     };
     with_cancel(cancel, prepare).await

@@ -55,6 +55,8 @@ mod checkpoint;
 mod marks;
 mod merge;
 mod need;
+#[cfg(test)]
+mod tests;
 
 use census::{Census, Need};
 use marks::{Marks, Next};

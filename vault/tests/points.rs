@@ -153,6 +153,8 @@ async fn what_was_never_published_is_not_to_be_acted_on_and_can_be_abandoned() {
     let abandoned = state(&store, &id).await;
     assert_eq!((abandoned.abandoned, abandoned.events), (true, 2));
     points::abandon(&*store, &Id::of(b"left no record"), &never()).await.expect("nothing to do");
+    let refused = commit::prepare(&*store, &record, &never()).await;
+    assert!(matches!(refused, Err(Error::StagedIncomplete { .. })), "given up is given up: {refused:?}");
 }
 
 /// Both copies of an archived point go and come back; a removal leaves the archive's.

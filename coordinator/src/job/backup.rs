@@ -38,9 +38,9 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
         compression_level: 0,
         tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), format!("rule={rule}")],
     };
-    let pass_env = session::env_of(&instance.credential);
     let mut overtaken = false;
     loop {
+        let pass_env = session::env_of(&instance.credential);
         let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request.clone()).await;
         let (staged, packs, warnings) =
             session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;

@@ -91,7 +91,11 @@ async fn a_job_that_has_ended_never_changes_and_forgets_its_staged_record() {
     let (_dir, catalog) = open();
     let job = job(1, "i", None);
     catalog.insert_job(job.clone()).await.expect("insert");
-    catalog.stage(&job.id, record()).await.expect("stage");
+    let overtaken = commit::Record { prune_epoch: 0, ..record() };
+    assert_ne!(overtaken, record());
+    for record in [overtaken, record()] {
+        catalog.stage(&job.id, record).await.expect("a job stages again after a prune overtook it");
+    }
     assert_eq!(catalog.staged(&job.id).await.expect("staged"), Some(record()));
     for _ in 0..2 {
         catalog.complete_backup(&job.id, point(1, 100), Vec::new()).await.expect("complete");

@@ -19,6 +19,8 @@
 //! - The archive lies in the instance's own store: a credential that may work on the instance may work on its archive.
 //! - Copying, pruning and removing run under the instance's maintenance lease, one at a time; restores may run beside them.
 //!
+//! Taking an archived point out of the hot store is [`crate::points::remove_from_vault`].
+//!
 //! Not here: which point is archived when (the policy says it), and waiting for a rehydration (the caller asks again).
 
 use tokio_util::sync::CancellationToken;
@@ -26,9 +28,8 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::id::Id;
-use crate::records::{self, PointEvent, PointEventKind};
 use crate::repository::{FileKind, Repository};
-use crate::store::{self, Put, Shared, Store};
+use crate::store::Shared;
 
 pub(crate) mod blobs;
 mod copy;
@@ -40,13 +41,13 @@ pub use copy::{Copied, copy_point};
 pub use prune::{MINIMUM_DAYS, PruneReport, prune};
 pub use rehydrate::{Rehydration, Request, clean_up_rehydrated, rehydrate, rehydration_state, requests};
 
-/// Where readable copies of archived packs lie, below [`records::ARCHIVE`]: `data/` below it is as `repo/data/`.
+/// Where readable copies of archived packs lie, below [`crate::records::ARCHIVE`]: `data/` below it is as `repo/data/`.
 const REHYDRATED: &str = "rehydrated/data/";
 /// Where the requests for them lie.
 const REQUESTS: &str = "rehydrated/requests/";
 
 /// The archive of an instance as a store of its own, for [`Repository::open`] and for checks: keys are as in the hot store (`repo/…`,
-/// `packs/…`). A pack that is archived is read from its rehydrated copy when there is one, else it is [`store::Error::Archived`].
+/// `packs/…`). A pack that is archived is read from its rehydrated copy when there is one, else it is [`crate::store::Error::Archived`].
 pub fn store(instance: &Shared) -> Result<Shared, Error> {
     Ok(view::View::over(instance)?)
 }
@@ -60,51 +61,4 @@ pub fn open(repository: &Repository) -> Result<Repository, Error> {
 pub async fn contains(instance: &Shared, snapshot_id: &Id, cancel: &CancellationToken) -> Result<bool, Error> {
     let archive = store(instance)?;
     Ok(with_cancel(cancel, archive.head(&FileKind::Snapshot.key(snapshot_id))).await?.is_some())
-}
-
-/// Takes a point out of the hot store when its copy in the archive is complete: its event `removed-from-vault`, then its snapshot file; the
-/// packs go with later prunes. May be repeated after a kill. [`store::Error::NotFound`] when there is no copy; [`store::Error::Protected`],
-/// with nothing done, when the snapshot file is immutable or held.
-pub async fn remove_from_vault(instance: &Shared, snapshot_id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
-    let key = FileKind::Snapshot.key(snapshot_id);
-    if !contains(instance, snapshot_id, cancel).await? {
-        let store = format!("{}/{}", instance.location(), records::ARCHIVE);
-        return Err(store::Error::NotFound { store, key: key.to_string() }.into());
-    }
-    let remove = async {
-        let Some(entry) = instance.head(&key).await? else { return Ok(()) };
-        if entry.protection.forbids_deletion(jiff::Timestamp::now()) {
-            let (store, detail) = (instance.location().to_owned(), entry.protection.to_string());
-            return Err(store::Error::Protected { store, key: key.to_string(), detail }.into());
-        }
-        append_once(&**instance, snapshot_id, PointEventKind::RemovedFromVault).await?;
-        Ok::<_, Error>(instance.delete(&key).await?)
-    };
-    with_cancel(cancel, remove).await
-}
-
-/// Appends an event of a kind that happens once. True when it is new.
-async fn append_once(instance: &dyn Store, snapshot_id: &Id, kind: PointEventKind) -> Result<bool, Error> {
-    let same = |event: &PointEventKind| std::mem::discriminant(event) == std::mem::discriminant(&kind);
-    loop {
-        let events = read_events(instance, snapshot_id).await?;
-        if events.iter().any(|event| same(&event.event)) {
-            return Ok(false);
-        }
-        let event = PointEvent { version: records::VERSION, time: jiff::Timestamp::now(), event: kind.clone() };
-        let next = records::numbered(&records::point_events(snapshot_id), events.len() as u64 + 1);
-        if records::put(instance, &next, &event).await? == Put::Created {
-            return Ok(true);
-        }
-    }
-}
-
-/// A point's events, oldest first; none for a point that is not known.
-async fn read_events(instance: &dyn Store, snapshot_id: &Id) -> Result<Vec<PointEvent>, Error> {
-    let prefix = records::point_events(snapshot_id);
-    let mut events = Vec::new();
-    for n in records::numbers(instance, &prefix).await? {
-        events.push(records::get(instance, &records::numbered(&prefix, n)).await?);
-    }
-    Ok(events)
 }

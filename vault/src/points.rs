@@ -65,6 +65,8 @@ pub struct PointState {
     pub abandoned: bool,
     /// A copy in the archive was completed once, and counts when the point is undeleted.
     pub archived: bool,
+    /// When that was, at the last.
+    pub archived_at: Option<jiff::Timestamp>,
     /// The archive's copy is the point now; the hot store has no part of it.
     pub removed_from_vault: bool,
     /// Until then its snapshot file cannot be deleted. `None` where the store protects nothing.
@@ -131,6 +133,7 @@ impl PointState {
             purged: false,
             abandoned: false,
             archived: false,
+            archived_at: None,
             removed_from_vault: false,
             immutable_until: files.immutable_until(&id),
             events: count,
@@ -156,7 +159,7 @@ impl PointState {
             }
             PointEventKind::Undeleted => (self.soft_deleted, self.wanted) = (None, Wanted::Present),
             PointEventKind::Purged => (self.purged, self.wanted) = (true, Wanted::Absent),
-            PointEventKind::Archived { .. } => self.archived = true,
+            PointEventKind::Archived { .. } => (self.archived, self.archived_at) = (true, Some(event.time)),
             PointEventKind::RemovedFromVault => self.removed_from_vault = true,
         }
     }

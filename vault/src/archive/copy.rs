@@ -17,6 +17,7 @@ use crate::commit;
 use crate::error::Error;
 use crate::id::Id;
 use crate::meter::Meter;
+use crate::points;
 use crate::records::{self, ListedPack, PackList, PointEventKind};
 use crate::repository::index::{Index, IndexFile, IndexPack};
 use crate::repository::pack::{BlobKind, Builder, Finished, SealedBlob};
@@ -49,7 +50,7 @@ pub struct Copied {
 /// instant: what was copied and indexed is not copied again. A copy that is complete is success and costs a few requests. The meter counts
 /// sealed bytes read from the hot store, and bytes stored in the archive.
 ///
-/// [`Error::Damaged`] when a blob of the point cannot be read: the point does not appear in the archive then.
+/// [`Error::PointNotFound`] when the vault has never known the point; [`Error::Damaged`] when a blob of the point cannot be read: the point does not appear in the archive then.
 pub async fn copy_point(
     repository: &Arc<Repository>,
     snapshot_id: &Id,
@@ -66,7 +67,10 @@ pub async fn copy_point(
             copied = copy_blobs(repository, &archive, snapshot_id, job_id, meter, cancel).await?;
             archive.put_if_absent(&place, sealed).await?;
         }
-        super::append_once(&**hot, snapshot_id, PointEventKind::Archived { job_id: job_id.to_owned() }).await?;
+        if !points::read(&**hot, snapshot_id, cancel).await?.archived {
+            let event = PointEventKind::Archived { job_id: job_id.to_owned() };
+            points::append(&**hot, snapshot_id, event, cancel).await?;
+        }
         Ok(copied)
     };
     with_cancel::<_, Error>(cancel, copy).await
@@ -84,7 +88,7 @@ async fn copy_blobs(
     copy_config_and_keys(&**hot.store(), &**store).await?;
     let archive = Arc::new(hot.over(store.clone()));
     let snapshot = hot.snapshot(snapshot_id, cancel).await?;
-    let (hot_index, index) = (hot.load_index(cancel).await?, archive.load_index(cancel).await?);
+    let (hot_index, index) = (hot.load_index(cancel).await?, archive.load_index_to_write(cancel).await?);
     let mut needs = Needs::default();
     needs.add(hot, &hot_index, snapshot.tree).await?;
 

@@ -14,8 +14,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +22,8 @@ use crate::blocking::with_cancel;
 use crate::commit;
 use crate::error::Error;
 use crate::id::Id;
-use crate::records::{self, PointEventKind, PruneMark};
+use crate::points::{self, PointState};
+use crate::records::{self, PruneMark};
 use crate::repository::index::{Index, IndexFile};
 use crate::repository::snapshot::Snapshot;
 use crate::repository::{FileKind, Repository};
@@ -73,9 +72,11 @@ async fn prune_now(
         return Ok(PruneReport::default());
     }
     let index = archive.load_index(cancel).await?;
-    let needed = needed(repository, &archive, &index, cancel).await?;
-    let events = Events::read(&**repository.store()).await?;
-    let since = listed_since(store, &events).await?;
+    // The files before the logs: a point that is deleted between has its bytes in its log by then.
+    let listed: Vec<Entry> = store::list(store, FileKind::Snapshot.prefix()).try_collect().await?;
+    let points = points::read_all(&**repository.store(), cancel).await?;
+    let needed = needed(&archive, &index, listed, &points, cancel).await?;
+    let since = listed_since(store, &points).await?;
     let mut report = PruneReport::default();
     let mut doomed: Vec<(Id, &Entry)> = Vec::new();
     for (id, pack) in &packs {
@@ -151,19 +152,20 @@ async fn drop_from_indexes(archive: &Repository, store: &dyn Store, gone: &HashS
 
 /// The packs of everything that is, or can be, listed in the archive.
 async fn needed(
-    hot: &Repository,
     archive: &Repository,
     index: &Index,
+    listed: Vec<Entry>,
+    points: &[PointState],
     cancel: &CancellationToken,
 ) -> Result<HashSet<Id>, Error> {
     let mut needs = Needs::default();
-    let entries: Vec<Entry> = store::list(&**archive.store(), FileKind::Snapshot.prefix()).try_collect().await?;
-    for entry in entries {
+    for entry in listed {
         let Ok(id) = entry.key.name().parse::<Id>() else { continue };
         needs.add(archive, index, archive.snapshot(&id, cancel).await?.tree).await?;
     }
-    for (id, sealed) in Events::read(&**hot.store()).await?.soft_deleted {
-        let snapshot: Snapshot = archive.open_snapshot(&id, sealed.into()).await?;
+    for point in points.iter().filter(|point| point.soft_deleted.is_some() && !point.purged) {
+        let Some(sealed) = point.sealed_snapshot()? else { continue };
+        let snapshot: Snapshot = archive.open_snapshot(&point.id, sealed).await?;
         // One that was never archived has its tree in the hot repository only.
         if index.get(&snapshot.tree).is_some() {
             needs.add(archive, index, snapshot.tree).await?;
@@ -174,54 +176,14 @@ async fn needed(
     Ok(packs)
 }
 
-/// What the points' logs tell of the archive.
-#[derive(Debug, Default)]
-struct Events {
-    archived: HashMap<Id, jiff::Timestamp>,
-    /// Points that can be brought back and are not listed: their snapshot files.
-    soft_deleted: Vec<(Id, Vec<u8>)>,
-}
-
-impl Events {
-    async fn read(instance: &dyn Store) -> Result<Self, Error> {
-        let mut points = HashSet::new();
-        let mut entries = store::list(instance, "points/");
-        while let Some(entry) = entries.next().await {
-            let key = entry?.key;
-            points.extend(key.as_str().split('/').nth(1).and_then(|id| id.parse::<Id>().ok()));
-        }
-        let mut told = Self::default();
-        for id in points {
-            let (mut archived, mut deleted) = (None, None);
-            for event in super::read_events(instance, &id).await? {
-                match event.event {
-                    PointEventKind::Archived { .. } => archived = Some(event.time),
-                    PointEventKind::SoftDeleted { sealed_snapshot, .. } => deleted = Some(sealed_snapshot),
-                    PointEventKind::Undeleted | PointEventKind::Purged => deleted = None,
-                    PointEventKind::Created(_)
-                    | PointEventKind::Abandoned
-                    | PointEventKind::Proven { .. }
-                    | PointEventKind::Held { .. }
-                    | PointEventKind::Released
-                    | PointEventKind::RemovedFromVault => {}
-                }
-            }
-            told.archived.extend(archived.map(|time| (id, time)));
-            if let Some(sealed) = deleted {
-                let what = || Error::damaged(format!("the events of point {id}"), "its snapshot file is not base64");
-                told.soft_deleted.push((id, STANDARD.decode(sealed).map_err(|_| what())?));
-            }
-        }
-        Ok(told)
-    }
-}
-
 /// When each pack came: not before the point that brought it was recorded as archived. Packs of points that are not recorded are left out
 /// only when nothing lists them; else they are as young as can be.
-async fn listed_since(store: &dyn Store, events: &Events) -> Result<HashMap<Id, jiff::Timestamp>, Error> {
+async fn listed_since(store: &dyn Store, points: &[PointState]) -> Result<HashMap<Id, jiff::Timestamp>, Error> {
+    let archived: HashMap<Id, jiff::Timestamp> =
+        points.iter().filter_map(|point| Some((point.id, point.archived_at?))).collect();
     let lists = commit::read_pack_lists(store).await?;
     let since = lists.iter().flat_map(|(_, list)| {
-        let time = events.archived.get(&list.snapshot_id).copied().unwrap_or(jiff::Timestamp::MAX);
+        let time = archived.get(&list.snapshot_id).copied().unwrap_or(jiff::Timestamp::MAX);
         list.packs.iter().map(move |pack| (pack.id, time))
     });
     Ok(since.collect())

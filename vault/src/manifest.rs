@@ -35,7 +35,7 @@ const READS: usize = 16;
 /// Records in the vault's own store.
 const VAULT: [&str; 5] = ["vault.json", "keys/", "policies/", "owner/", "settings/"];
 /// Records, and the files of a repository that never change, in an instance's store.
-const INSTANCE: [&str; 11] = [
+const INSTANCE: [&str; 12] = [
     "instance/",
     "keys/",
     "points/",
@@ -45,6 +45,7 @@ const INSTANCE: [&str; 11] = [
     "repo/config",
     "repo/keys/",
     "archive/packs/",
+    "archive/prune/",
     "archive/repo/config",
     "archive/repo/keys/",
 ];

@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 use vaultferry_tests::{azurite, restic};
 use vaultferry_vault::archive::{self, Copied};
+use vaultferry_vault::check;
 use vaultferry_vault::commit::{self, Record};
 use vaultferry_vault::location::Access;
 use vaultferry_vault::meter::Meter;
@@ -179,6 +180,8 @@ async fn an_archived_point_is_read_after_a_wait() {
     assert!(state.is_ready() && state.ready_by.is_none(), "{state:?}");
     assert!(read_archive(&store, id).await.expect("read") == bytes);
     assert!(read(archive::open(&repository).expect("open"), id).await.expect("read") == bytes);
+
+    assert_eq!(findings(&store).await, Vec::<String>::new(), "a check knows the archive and the copies");
 
     // Another restore still needs the copies; then nobody does.
     archive::rehydrate(&repository, &id, "r2", &cancel).await.expect("rehydrate");
@@ -372,8 +375,8 @@ async fn packs_go_whole_and_not_before_their_time() {
     points::undelete(&*store, &third, &cancel()).await.expect("undelete");
     assert!(archive::contains(&store, &third, &cancel()).await.expect("contains"));
     points::soft_delete(&*store, &third, days(-1), &cancel()).await.expect("delete");
-    points::purge_due(&*store, days(0), &cancel()).await.expect("purge");
-    delete_snapshot(&store, &first).await;
+    points::soft_delete(&*store, &first, days(-1), &cancel()).await.expect("delete");
+    assert_eq!(points::purge_due(&*store, days(0), &cancel()).await.expect("purge").len(), 2);
     let report = prune(days(179), false).await;
     assert_eq!((report.deleted, report.young), (0, 3), "{report:?}");
     let report = prune(days(181), true).await;
@@ -388,6 +391,14 @@ async fn packs_go_whole_and_not_before_their_time() {
     let mark: records::PruneMark =
         records::get(&*archive, &records::numbered(records::PRUNE, 1)).await.expect("a mark tells what went");
     assert_eq!(mark.marked.len(), 3);
+    assert_eq!(findings(&store).await, Vec::<String>::new());
+}
+
+/// What a check without a key says that is no note.
+async fn findings(store: &Shared) -> Vec<String> {
+    let report = check::keyless(&**store, check::Depth::Structure, &Meter::default(), &cancel()).await.expect("check");
+    let findings = report.findings.iter().filter(|finding| finding.severity != check::Severity::Note);
+    findings.map(|finding| format!("{finding:?}")).collect()
 }
 
 #[tokio::test]

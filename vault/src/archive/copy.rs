@@ -88,7 +88,8 @@ async fn copy_blobs(
     copy_config_and_keys(&**hot.store(), &**store).await?;
     let archive = Arc::new(hot.over(store.clone()));
     let snapshot = hot.snapshot(snapshot_id, cancel).await?;
-    let (hot_index, index) = (hot.load_index(cancel).await?, archive.load_index_to_write(cancel).await?);
+    let (hot_index, index) =
+        (hot.load_index(cancel).await?, archive.load_index_to_write(&HashSet::new(), cancel).await?);
     let mut needs = Needs::default();
     needs.add(hot, &hot_index, snapshot.tree).await?;
 

@@ -256,6 +256,10 @@ fn sort(state: &mut State, entry: &Entry) -> Option<Sorted> {
             files.packs.insert(id()?, file)
         }
         (dir, true) if dir == "rehydrated" || dir.starts_with("rehydrated/") => return Some(Sorted::Known),
+        ("prune", true) => {
+            state.numbers.entry(format!("{}prune/", files.base)).or_default().insert(number()?);
+            return Some(Sorted::Read(What::Mark(number()?)));
+        }
         ("manifest" | "lease", false) => return Some(Sorted::Known),
         (dir, false) => {
             let what = match dir.split_once('/') {

@@ -18,6 +18,7 @@ pub mod keys;
 pub mod lease;
 pub mod location;
 pub mod manifest;
+pub mod memory;
 pub mod meter;
 pub mod points;
 pub mod prune;

@@ -1,62 +1,94 @@
 //! The writer: streams in, packs and indexes out, and a *staged* snapshot at the end that nobody sees until it is committed.
 //!
 //! ```text
-//! input ─> chunker ─> [hash, look up, compress, seal]* ─> packer ─> [hash, upload]* ─> index files ─> Staged
-//!          (1 task)   (blocking pool, in order)           (1 pack)   (several in flight)
+//! stream ─> cut, hash, look up ─> [compress, seal]* ─┐
+//!           (while it is read)    (one per processor) ├─> packer ─> [hash, upload]* ─> index files ─> Staged
+//! stream ─> cut, hash, look up ─> [compress, seal]* ─┘    (1 pack)   (several in flight)
 //! ```
 //! Invariants:
 //! - Memory is bounded: `bytes_in_flight` is shared out between chunks on their way and packs on their way; a slow store holds up the
-//!   uploads, these the packer, it the chunks, and they the input (and so pg_dump).
+//!   uploads, these the packer, it the chunks, and they the inputs (and so pg_dump). Beside it, compression has as much working memory as
+//!   the chunks that it works on, and the index 48 bytes for each known chunk.
 //! - Durable order: packs, then the index files that name them, then (elsewhere) the snapshot. Index files go out as the backup runs,
 //!   so the next backup finds what an interrupted one has uploaded.
-//! - Only packs that the store has, with the right size, are reused: what is missing is stored again.
-//! - A stream whose input failed poisons the backup: [`Backup::stage`] refuses it.
-//! - Dropping a [`Backup`] at any time leaves unreferenced packs and indexes, and nothing visible.
+//! - Only packs that the store has, with the right size, are reused, and none that was found altered or that the newest prune epoch has
+//!   marked: what is missing is stored again.
+//! - A stream that was begun and not written to its end poisons the backup: [`Backup::stage`] refuses it.
+//! - Dropping a [`Backup`] and its [`Streams`] at any time ends the uploads and leaves unreferenced packs and indexes, nothing visible.
 
-use std::collections::{BTreeSet, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::FuturesOrdered;
-use sha2::{Digest as _, Sha256};
+use futures::Stream;
 use tokio::io::AsyncRead;
-use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::MIN_BYTES_IN_FLIGHT;
 use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::id::Id;
 use crate::meter::Meter;
 use crate::records;
-use crate::repository::index::{Index, IndexFile, IndexPack};
-use crate::repository::pack::{BlobKind, Builder, Finished, SealedBlob};
+use crate::repository::Repository;
 use crate::repository::snapshot::Snapshot;
 use crate::repository::tree::{self, Node, Tree};
-use crate::repository::{Repository, pack_key};
 
+mod buffers;
 pub mod chunker;
+mod core;
 mod encode;
+mod image;
+mod packer;
+mod stream;
+mod throttle;
 
-use chunker::Chunker;
-use encode::Encoded;
+use self::core::{Core, lock};
+use image::Image;
+pub use image::{Extent, IMAGE_CHUNK};
+use packer::Packer;
+use stream::{Chunks, Cut};
 
-/// Packs are closed at this size: restic's default.
-const PACK_SIZE: usize = 16 << 20;
+/// Packs are at most this large: restic's default.
+pub const PACK_SIZE: usize = 16 << 20;
+/// Streams that are longer are stored in parts of this size: the tree of a part of 16 GiB is about a MiB.
+pub const PART_SIZE: u64 = 16 << 30;
+
+/// How chunks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all: for sources that are compressed already.
+    Off,
+    /// zstd of this level, 1 to 19.
+    Level(i32),
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self::Level(1)
+    }
+}
 
 /// How a backup is written.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// zstd level, 1 to 19.
-    pub compression_level: i32,
-    /// User data in memory at most, in bytes; less than [`MIN_BYTES_IN_FLIGHT`] counts as that.
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// User data in memory at most, in bytes; less than [`crate::MIN_BYTES_IN_FLIGHT`] counts as that. Every stream that is written at
+    /// the same time needs 8 MiB and a piece of the quarter of it that chunks have; streams wait for each other when it is less.
     pub bytes_in_flight: u64,
+    /// Bytes that are sent to the store in a second at most, on average; `None`: no limit.
+    pub upload_bytes_per_s: Option<u64>,
+    /// [`PART_SIZE`], but in tests. A multiple of [`IMAGE_CHUNK`].
+    pub part_size: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { compression_level: 1, bytes_in_flight: 64 << 20 }
+        Self {
+            compression: Compression::default(),
+            bytes_in_flight: 64 << 20,
+            upload_bytes_per_s: None,
+            part_size: PART_SIZE,
+        }
     }
 }
 
@@ -67,7 +99,7 @@ pub struct StreamSummary {
     pub name: String,
     /// Its bytes.
     pub size: u64,
-    /// SHA-256 of them, in hexadecimal.
+    /// SHA-256 of them, in hexadecimal. Empty for an image: its holes are not read, and hashing terabytes of zeros proves nothing.
     pub sha256: String,
 }
 
@@ -93,7 +125,7 @@ pub struct Staged {
     pub prune_epoch: u64,
     /// Every pack that the point needs, new or reused, with its size; ascending.
     pub packs: Vec<(Id, u64)>,
-    /// The streams, in the order in which they were written.
+    /// The streams, in the order in which they were begun.
     pub streams: Vec<StreamSummary>,
     /// Bytes of all streams.
     pub source_bytes: u64,
@@ -114,30 +146,32 @@ pub enum WriteError {
     Input(#[source] std::io::Error),
 }
 
-/// What is known of the repository's blobs, shared with the encoders.
-#[derive(Debug)]
-struct Known {
-    index: Index,
-    /// New blobs whose pack is not stored yet.
-    claimed: HashSet<Id>,
-}
-
 /// A backup in the making.
 #[derive(Debug)]
 pub struct Backup {
-    repository: Arc<Repository>,
-    options: Options,
-    meter: Arc<Meter>,
+    shared: Arc<Shared>,
     prune_epoch: u64,
-    known: Arc<Mutex<Known>>,
-    open_pack: Builder,
-    uploads: JoinSet<Result<Finished, Error>>,
-    /// Stored, and not named by an index file yet.
-    unindexed: Vec<IndexPack>,
-    indexed: usize,
-    nodes: Vec<Node>,
-    streams: Vec<StreamSummary>,
-    poisoned: bool,
+}
+
+/// Writes streams of a backup, also several at once. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Streams {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    core: Arc<Core>,
+    packer: Packer,
+    part_size: u64,
+    begun: Mutex<Vec<Begun>>,
+}
+
+/// A stream that was begun, and what it became when it was written to its end.
+#[derive(Debug)]
+struct Begun {
+    name: String,
+    done: Option<(StreamSummary, Node)>,
 }
 
 impl Backup {
@@ -153,185 +187,35 @@ impl Backup {
         // and is stored again.
         let (prune_epoch, marked) = with_cancel(cancel, records::current_mark(&*store)).await?;
         let index = repository.load_index_to_write(&marked.into_iter().collect(), cancel).await?;
-        Ok(Self {
-            repository,
-            options,
-            meter,
-            prune_epoch,
-            known: Arc::new(Mutex::new(Known { index, claimed: HashSet::new() })),
-            open_pack: Builder::new(BlobKind::Data),
-            uploads: JoinSet::new(),
-            unindexed: Vec::new(),
-            indexed: 0,
-            nodes: Vec::new(),
-            streams: Vec::new(),
-            poisoned: false,
-        })
+        let core = Arc::new(Core::new(repository, &options, meter, index));
+        let packer = Packer::new(core.clone());
+        let part_size = options.part_size.max(IMAGE_CHUNK as u64);
+        let shared = Arc::new(Shared { core, packer, part_size, begun: Mutex::default() });
+        Ok(Self { shared, prune_epoch })
     }
 
-    /// Writes a stream to its end. That its source is complete is for the caller to know, before it stages.
-    /// After an error or a dropped future the backup is good for nothing but being dropped.
+    /// What writes streams, also several at once.
+    pub fn streams(&self) -> Streams {
+        Streams { shared: self.shared.clone() }
+    }
+
+    /// Writes a stream to its end: [`Streams::write`], for those who have one after the other.
     pub async fn write_stream<R: AsyncRead + Unpin + Send>(
         &mut self,
         name: &str,
         input: R,
         cancel: &CancellationToken,
     ) -> Result<StreamSummary, WriteError> {
-        tree::check_name(name)?;
-        if self.streams.iter().any(|stream| stream.name == name) {
-            return Err(Error::Internal(format!("the stream {name} is there already")).into());
-        }
-        self.poisoned = true;
-        let (size, sha256, content) = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(Error::Cancelled.into()),
-            result = self.write_chunks(input) => result?,
-        };
-        self.poisoned = false;
-        let summary = StreamSummary { name: name.to_owned(), size, sha256: hex::encode(sha256) };
-        self.streams.push(summary.clone());
-        self.nodes.push(Node::file(name, jiff::Timestamp::UNIX_EPOCH, size, content));
-        Ok(summary)
+        self.streams().write(name, input, cancel).await
     }
 
-    async fn write_chunks<R: AsyncRead + Unpin + Send>(
-        &mut self,
-        input: R,
-    ) -> Result<(u64, [u8; 32], Vec<Id>), WriteError> {
-        let mut chunker = Chunker::new(input, self.repository.chunker_seed());
-        let (mut hasher, mut size, mut ended) = (Sha256::new(), 0_u64, false);
-        let mut content = Vec::new();
-        let mut encoding: FuturesOrdered<JoinHandle<Result<Encoded, Error>>> = FuturesOrdered::new();
-        let (budget, width) = self.encode_limits();
-        let mut in_flight = 0_usize;
-        loop {
-            // A largest chunk must still fit; with nothing in flight one always may come.
-            let room = encoding.is_empty() || (in_flight + chunker::MAX <= budget && encoding.len() < width);
-            tokio::select! {
-                biased;
-                // A stored pack gets into an index file soon, not when the next pack is full: a slow source may be killed before.
-                Some(done) = self.uploads.join_next(), if !self.uploads.is_empty() => {
-                    self.note_stored(&done.map_err(Error::internal)??)?;
-                    self.index_stored(false).await?;
-                }
-                Some(done) = encoding.next(), if !encoding.is_empty() => {
-                    let encoded = done.map_err(Error::internal)??;
-                    in_flight -= encoded.raw_length;
-                    content.push(encoded.id);
-                    if let Some(blob) = encoded.new {
-                        self.add_data(blob).await?;
-                    }
-                }
-                chunk = chunker.next(), if !ended && room => match chunk.map_err(WriteError::Input)? {
-                    Some(chunk) => {
-                        hasher.update(&chunk);
-                        size += chunk.len() as u64;
-                        self.meter.add_read(chunk.len() as u64);
-                        in_flight += chunk.len();
-                        encoding.push_back(self.encode(BlobKind::Data, chunk));
-                    }
-                    None => ended = true,
-                },
-                else => break,
-            }
-        }
-        Ok((size, hasher.finalize().into(), content))
-    }
-
-    /// Bytes and number of chunks that may be on their way. A quarter of the memory goes to chunks, the rest to packs.
-    fn encode_limits(&self) -> (usize, usize) {
-        let budget = usize::try_from(self.bytes_in_flight() / 4).unwrap_or(usize::MAX);
-        // Two more than cores, so that none waits for the next chunk.
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        (budget, cores + 2)
-    }
-
-    fn upload_limit(&self) -> usize {
-        // Three quarters of the memory, less the pack in the making.
-        let packs = usize::try_from(self.bytes_in_flight() * 3 / 4).unwrap_or(usize::MAX) / PACK_SIZE;
-        packs.saturating_sub(1).clamp(1, 16)
-    }
-
-    fn bytes_in_flight(&self) -> u64 {
-        self.options.bytes_in_flight.max(MIN_BYTES_IN_FLIGHT)
-    }
-
-    fn encode(&self, kind: BlobKind, plain: Vec<u8>) -> JoinHandle<Result<Encoded, Error>> {
-        let (known, key, level) = (self.known.clone(), self.repository.key().clone(), self.options.compression_level);
-        tokio::task::spawn_blocking(move || {
-            encode::encode(kind, &plain, &key, level, |id| {
-                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-                known.index.get(id).is_none() && known.claimed.insert(*id)
-            })
-        })
-    }
-
-    async fn add_data(&mut self, blob: SealedBlob) -> Result<(), Error> {
-        self.open_pack.add(&blob, PACK_SIZE + (PACK_SIZE >> 3))?;
-        drop(blob);
-        if self.open_pack.len() >= PACK_SIZE {
-            self.close_pack(BlobKind::Data).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends the open pack on its way and begins another; waits while too many are on their way.
-    async fn close_pack(&mut self, next: BlobKind) -> Result<(), Error> {
-        let pack = std::mem::replace(&mut self.open_pack, Builder::new(next));
-        if pack.is_empty() {
-            return Ok(());
-        }
-        while self.uploads.len() >= self.upload_limit() {
-            self.finish_upload().await?;
-        }
-        let (repository, meter) = (self.repository.clone(), self.meter.clone());
-        self.uploads.spawn(async move {
-            let key = repository.key().clone();
-            let mut pack = crate::blocking::run(move || pack.finish(&key)).await?;
-            let bytes = Bytes::from(std::mem::take(&mut pack.bytes));
-            let len = bytes.len() as u64;
-            repository.store().put_if_absent(&pack_key(&pack.id), bytes).await?;
-            meter.add_stored(len);
-            Ok(pack)
-        });
-        self.index_stored(false).await
-    }
-
-    async fn finish_upload(&mut self) -> Result<bool, Error> {
-        let Some(done) = self.uploads.join_next().await else { return Ok(false) };
-        self.note_stored(&done.map_err(Error::internal)??)?;
-        Ok(true)
-    }
-
-    fn note_stored(&mut self, pack: &Finished) -> Result<(), Error> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.index.add_pack(pack.id, &pack.blobs)?;
-        for blob in &pack.blobs {
-            known.claimed.remove(&blob.id);
-        }
-        self.unindexed.push(IndexPack::new(pack.id, &pack.blobs));
-        Ok(())
-    }
-
-    /// Writes an index file when enough packs wait for one, or for all that wait. The number that is enough grows with the backup, so
-    /// that a long one leaves tens of index files, not thousands, and a kill still wastes an eighth of the work at most.
-    async fn index_stored(&mut self, all: bool) -> Result<(), Error> {
-        let enough = if all { 1 } else { (self.indexed / 8).clamp(2, 512) };
-        if self.unindexed.len() < enough {
-            return Ok(());
-        }
-        let file = IndexFile { supersedes: Vec::new(), packs: std::mem::take(&mut self.unindexed) };
-        self.repository.put_index(&file).await?;
-        self.indexed += file.packs.len();
-        Ok(())
-    }
-
-    /// Gives the backup up, so that the next one finds what was uploaded: waits for the packs on their way and writes their index file.
-    /// Best effort: what fails here costs a later upload and nothing else.
-    pub async fn abandon(mut self, cancel: &CancellationToken) {
+    /// Gives the backup up, so that the next one finds what was read: sends what is ready and writes its index file. Best effort: what
+    /// fails here costs a later upload and nothing else.
+    pub async fn abandon(self, cancel: &CancellationToken) {
         let finish = async {
-            while self.finish_upload().await? {}
-            self.index_stored(true).await
+            let finished = self.shared.packer.finish().await;
+            self.shared.core.index_stored(true).await?;
+            finished
         };
         if let Err(error) = with_cancel(cancel, finish).await {
             tracing::info!("what a failed backup has uploaded may have to be uploaded again: {error}");
@@ -339,61 +223,114 @@ impl Backup {
     }
 
     /// Uploads what is left, the tree and the last index, and seals the snapshot. Nothing is visible after it.
-    pub async fn stage(mut self, meta: SnapshotMeta, cancel: &CancellationToken) -> Result<Staged, Error> {
-        if self.poisoned {
-            return Err(Error::Internal("a stream of this backup was not written to its end".to_owned()));
+    pub async fn stage(self, meta: SnapshotMeta, cancel: &CancellationToken) -> Result<Staged, Error> {
+        let (mut streams, mut nodes) = (Vec::new(), Vec::new());
+        for stream in std::mem::take(&mut *lock(&self.shared.begun)) {
+            let Some((summary, node)) = stream.done else {
+                return Err(Error::Internal(format!("the stream {} was not written to its end", stream.name)));
+            };
+            streams.push(summary);
+            nodes.push(node);
         }
-        with_cancel(cancel, self.stage_now(meta)).await
+        with_cancel(cancel, self.stage_now(meta, streams, nodes)).await
     }
 
-    async fn stage_now(&mut self, meta: SnapshotMeta) -> Result<Staged, Error> {
-        let mut nodes = std::mem::take(&mut self.nodes);
+    async fn stage_now(
+        &self,
+        meta: SnapshotMeta,
+        streams: Vec<StreamSummary>,
+        mut nodes: Vec<Node>,
+    ) -> Result<Staged, Error> {
+        let Shared { core, packer, .. } = &*self.shared;
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         for node in &mut nodes {
             let time = meta.time.to_string();
             (node.mtime, node.atime, node.ctime) = (time.clone(), time.clone(), time);
         }
-        let root = Tree { nodes };
-        let tree = self.encode(BlobKind::Tree, root.to_blob()?).await.map_err(Error::internal)??;
-        self.close_pack(BlobKind::Tree).await?;
-        if let Some(blob) = tree.new {
-            self.open_pack.add(&blob, blob.sealed.len())?;
-        }
-        self.close_pack(BlobKind::Data).await?;
-        while self.finish_upload().await? {}
-        self.index_stored(true).await?;
-        let packs = self.referenced_packs(&root, &tree.id)?;
+        let paths = nodes.iter().map(|node| format!("/{}", node.name)).collect();
+        let tree = stream::put_tree(core, packer, &Tree { nodes }).await?;
+        packer.finish().await?;
         let snapshot = Snapshot {
             time: meta.time.to_string(),
-            tree: tree.id,
-            paths: self.streams.iter().map(|stream| format!("/{}", stream.name)).collect(),
+            tree,
+            paths,
             hostname: meta.hostname,
             username: "vaultferry".to_owned(),
             tags: meta.tags,
             program_version: concat!("vaultferry ", env!("CARGO_PKG_VERSION")).to_owned(),
         };
-        let (snapshot_id, sealed) = self.repository.seal_json(&snapshot)?;
-        let streams = std::mem::take(&mut self.streams);
+        let (snapshot_id, sealed) = core.repository.seal_json(&snapshot)?;
         Ok(Staged {
             snapshot_id,
             sealed: sealed.into(),
             prune_epoch: self.prune_epoch,
-            packs,
+            packs: core.needed_packs(),
             source_bytes: streams.iter().map(|stream| stream.size).sum(),
             streams,
-            stored_bytes: self.meter.stored(),
+            stored_bytes: core.meter.stored(),
             time: meta.time,
         })
     }
+}
 
-    fn referenced_packs(&self, root: &Tree, tree: &Id) -> Result<Vec<(Id, u64)>, Error> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let blobs = root.nodes.iter().flat_map(|node| node.content.iter().flatten());
-        let mut packs = BTreeSet::new();
-        for id in blobs.chain([tree]) {
-            let pack = known.index.pack(known.index.find(id)?.pack);
-            packs.insert((pack.id, pack.size));
+impl Streams {
+    /// Writes a stream to its end. That its source is complete is for the caller to know, before it stages. After an error or a dropped
+    /// future the backup is good for nothing but [`Backup::abandon`].
+    pub async fn write<R: AsyncRead + Unpin + Send>(
+        &self,
+        name: &str,
+        input: R,
+        cancel: &CancellationToken,
+    ) -> Result<StreamSummary, WriteError> {
+        let mut chunks = Cut::new(input, self.shared.core.repository.chunker_seed());
+        let (number, node) = self.write_chunks(name, &mut chunks, cancel).await?;
+        Ok(self.done(number, node, name, chunks.digest().to_string()))
+    }
+
+    /// Writes a disk image of `length` bytes, of which `extents` tells which are data and which are zeros that nobody needs to read. They
+    /// follow each other without gaps. As for [`Streams::write`]; [`WriteError::Input`] when they are more or less than `length`.
+    pub async fn write_image<S: Stream<Item = std::io::Result<Extent>> + Unpin + Send>(
+        &self,
+        name: &str,
+        length: u64,
+        extents: S,
+        cancel: &CancellationToken,
+    ) -> Result<StreamSummary, WriteError> {
+        let mut chunks = Image::new(extents, length);
+        let (number, node) = self.write_chunks(name, &mut chunks, cancel).await?;
+        Ok(self.done(number, node, name, String::new()))
+    }
+
+    async fn write_chunks<C: Chunks>(
+        &self,
+        name: &str,
+        chunks: &mut C,
+        cancel: &CancellationToken,
+    ) -> Result<(usize, Node), WriteError> {
+        let number = self.begin(name)?;
+        let written = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Error::Cancelled.into()),
+            written = stream::write(&self.shared, name, self.shared.part_size, chunks) => written,
+        };
+        Ok((number, written?))
+    }
+
+    fn begin(&self, name: &str) -> Result<usize, Error> {
+        tree::check_name(name)?;
+        let mut begun = lock(&self.shared.begun);
+        if begun.iter().any(|stream| stream.name == name) {
+            return Err(Error::Internal(format!("the stream {name} is there already")));
         }
-        Ok(packs.into_iter().collect())
+        begun.push(Begun { name: name.to_owned(), done: None });
+        Ok(begun.len() - 1)
+    }
+
+    fn done(&self, number: usize, node: Node, name: &str, sha256: String) -> StreamSummary {
+        let summary = StreamSummary { name: name.to_owned(), size: node.size, sha256 };
+        if let Some(stream) = lock(&self.shared.begun).get_mut(number) {
+            stream.done = Some((summary.clone(), node));
+        }
+        summary
     }
 }

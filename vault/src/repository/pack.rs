@@ -14,6 +14,9 @@ use crate::error::Error;
 use crate::id::Id;
 use crate::repository::crypto::{OVERHEAD, SealKey};
 
+/// Bytes of the header's entry for a compressed blob; one for an uncompressed blob has 4 less.
+const COMPRESSED_ENTRY: usize = 41;
+
 /// What a blob holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,7 +57,7 @@ pub struct PackedBlob {
 
 impl PackedBlob {
     fn header_entry_len(&self) -> u64 {
-        if self.raw_length.is_some() { 41 } else { 37 }
+        if self.raw_length.is_some() { COMPRESSED_ENTRY as u64 } else { 37 }
     }
 }
 
@@ -84,9 +87,14 @@ pub struct Finished {
 }
 
 impl Builder {
-    /// An empty pack for blobs of one kind. `capacity` bytes are reserved at the first blob.
+    /// An empty pack for blobs of one kind.
     pub fn new(kind: BlobKind) -> Self {
-        Self { kind, bytes: Vec::new(), blobs: Vec::new() }
+        Self::with_buffer(kind, Vec::new())
+    }
+
+    /// An empty pack that is made in this buffer, which must be empty.
+    pub fn with_buffer(kind: BlobKind, bytes: Vec<u8>) -> Self {
+        Self { kind, bytes, blobs: Vec::new() }
     }
 
     /// Bytes so far, without the header.
@@ -99,7 +107,12 @@ impl Builder {
         self.blobs.is_empty()
     }
 
-    /// Adds a blob.
+    /// The size of the file, at most, if another blob of so many sealed bytes were added.
+    pub fn size_with(&self, length: usize) -> u64 {
+        (self.bytes.len() + length + (self.blobs.len() + 1) * COMPRESSED_ENTRY + OVERHEAD + 4) as u64
+    }
+
+    /// Adds a blob; `capacity` bytes are reserved at the first one.
     ///
     /// # Panics
     /// When the blob is of the other kind: a bug of the caller.
@@ -108,22 +121,22 @@ impl Builder {
         if self.bytes.capacity() == 0 {
             self.bytes.reserve_exact(capacity.max(blob.sealed.len()));
         }
+        self.add_sealed(blob.id, &blob.sealed, blob.raw_length)
+    }
+
+    /// Adds a blob of the pack's kind.
+    pub fn add_sealed(&mut self, id: Id, sealed: &[u8], raw_length: Option<u32>) -> Result<(), Error> {
         let length_of =
             |length: usize| u32::try_from(length).map_err(|_| Error::Internal("a pack is too large".to_owned()));
-        self.blobs.push(PackedBlob {
-            id: blob.id,
-            kind: blob.kind,
-            offset: length_of(self.bytes.len())?,
-            length: length_of(blob.sealed.len())?,
-            raw_length: blob.raw_length,
-        });
-        self.bytes.extend_from_slice(&blob.sealed);
+        let (offset, length) = (length_of(self.bytes.len())?, length_of(sealed.len())?);
+        self.blobs.push(PackedBlob { id, kind: self.kind, offset, length, raw_length });
+        self.bytes.extend_from_slice(sealed);
         Ok(())
     }
 
     /// Seals the header and names the file. Hashes all bytes: call it off the async threads.
     pub fn finish(mut self, key: &SealKey) -> Result<Finished, Error> {
-        let mut header = Vec::with_capacity(self.blobs.len() * 41);
+        let mut header = Vec::with_capacity(self.blobs.len() * COMPRESSED_ENTRY);
         for blob in &self.blobs {
             let kind = match (blob.kind, blob.raw_length) {
                 (BlobKind::Data, None) => 0,

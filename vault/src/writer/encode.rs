@@ -1,59 +1,85 @@
-//! What is done to each blob on the blocking pool: hash, look up, compress, seal.
+//! What is done to each new blob off the async threads: compress, seal.
 
-use std::cell::RefCell;
+use std::io::Cursor;
+use std::sync::{Mutex, PoisonError};
 
 use zstd::bulk::Compressor;
 
+use super::Compression;
+use super::buffers::{Buffer, Buffers};
 use crate::error::Error;
 use crate::id::Id;
-use crate::repository::crypto::SealKey;
+use crate::repository::crypto::{NONCE_LEN, SealKey};
 use crate::repository::pack::{BlobKind, SealedBlob};
 
-/// A blob that went through.
+/// A blob that is ready for its pack.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    /// SHA-256 of the plaintext.
     pub(super) id: Id,
-    /// Bytes of the plaintext.
-    pub(super) raw_length: usize,
-    /// The sealed blob, when the repository does not have it yet.
-    pub(super) new: Option<SealedBlob>,
+    /// The sealed bytes.
+    pub(super) sealed: Buffer,
+    /// Bytes before compression; `None` when it is stored uncompressed.
+    pub(super) raw_length: Option<u32>,
 }
 
-thread_local! {
-    /// A compressor keeps some hundred KiB of tables; the pool's threads keep theirs.
-    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+/// Compressors are kept: each has a MiB of tables, which to make anew costs as much as some chunks.
+#[derive(Default)]
+pub(super) struct Encoder {
+    compression: Compression,
+    ready: Mutex<Vec<Compressor<'static>>>,
 }
 
-/// `claim` says whether the blob is new, and keeps others from storing it too. It is asked before anything is compressed.
-pub(super) fn encode(
-    kind: BlobKind,
-    plain: &[u8],
-    key: &SealKey,
-    level: i32,
-    claim: impl FnOnce(&Id) -> bool,
-) -> Result<Encoded, Error> {
-    let id = Id::of(plain);
-    let raw_length = plain.len();
-    if !claim(&id) {
-        return Ok(Encoded { id, raw_length, new: None });
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").field("compression", &self.compression).finish_non_exhaustive()
     }
-    let compressed = compress(plain, level).map_err(Error::internal)?;
-    let blob = if compressed.len() < plain.len() {
-        let raw_length = u32::try_from(plain.len()).map_err(Error::internal)?;
-        SealedBlob { id, kind, sealed: key.seal(&compressed)?, raw_length: Some(raw_length) }
-    } else {
-        SealedBlob { id, kind, sealed: key.seal(plain)?, raw_length: None }
-    };
-    Ok(Encoded { id, raw_length, new: Some(blob) })
 }
 
-fn compress(plain: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
-    COMPRESSOR.with_borrow_mut(|slot| {
-        if slot.as_ref().is_none_or(|(ready, _)| *ready != level) {
-            *slot = Some((level, Compressor::new(level)?));
+impl Encoder {
+    pub(super) fn new(compression: Compression) -> Self {
+        Self { compression, ready: Mutex::default() }
+    }
+
+    /// Compresses the blob if that makes it smaller, and seals it.
+    pub(super) fn encode(&self, id: Id, mut plain: Buffer, key: &SealKey, buffers: &Buffers) -> Result<Encoded, Error> {
+        let length = plain.plain().len();
+        if let Some(mut sealed) = self.compress(&plain, buffers)? {
+            buffers.put(plain);
+            sealed.seal(key)?;
+            return Ok(Encoded { id, sealed, raw_length: Some(u32::try_from(length).map_err(Error::internal)?) });
         }
-        let (_, compressor) = slot.as_mut().expect("set just above");
-        compressor.compress(plain)
-    })
+        plain.seal(key)?;
+        Ok(Encoded { id, sealed: plain, raw_length: None })
+    }
+
+    fn compress(&self, plain: &Buffer, buffers: &Buffers) -> Result<Option<Buffer>, Error> {
+        let Compression::Level(level) = self.compression else { return Ok(None) };
+        let kept = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut compressor = match kept {
+            Some(compressor) => compressor,
+            None => Compressor::new(level).map_err(Error::internal)?,
+        };
+        let source = plain.plain();
+        let mut out = buffers.get(zstd::zstd_safe::compress_bound(source.len()));
+        let mut room = Cursor::new(out.bytes_mut());
+        room.set_position(NONCE_LEN as u64);
+        let compressed = compressor.compress_to_buffer(source, &mut room).map_err(Error::internal)?;
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner).push(compressor);
+        if compressed < source.len() {
+            return Ok(Some(out));
+        }
+        buffers.put(out);
+        Ok(None)
+    }
+}
+
+/// The blob of a tree, compressed if that makes it smaller. Level 3: trees are small beside the data.
+pub(super) fn tree(id: Id, plain: &[u8], key: &SealKey) -> Result<SealedBlob, Error> {
+    let compressed = zstd::bulk::compress(plain, 3).map_err(Error::internal)?;
+    let (bytes, raw_length) = if compressed.len() < plain.len() {
+        (compressed.as_slice(), Some(u32::try_from(plain.len()).map_err(Error::internal)?))
+    } else {
+        (plain, None)
+    };
+    Ok(SealedBlob { id, kind: BlobKind::Tree, sealed: key.seal(bytes)?, raw_length })
 }

@@ -112,6 +112,8 @@ pub struct Postgres {
 pub struct Limits {
     /// Bytes of user data in each plugin's memory.
     pub bytes_in_flight: u64,
+    /// Bytes that one job sends to the vault in a second at most, on average; `None`: no limit.
+    pub upload: Option<u64>,
     /// Jobs that run at the same time.
     pub jobs: usize,
     /// An operation on the store is given up after so long a time of retries.
@@ -256,6 +258,7 @@ fn limits(mut section: Section, faults: &mut Faults) -> Limits {
         let bytes = values::size(text)?;
         if bytes < LEAST_BYTES_IN_FLIGHT { Err("must be at least 48MiB".to_owned()) } else { Ok(bytes) }
     });
+    let upload = section.parsed("upload", faults, values::rate);
     let jobs = section.parsed("jobs", faults, |text| match text.parse() {
         Ok(jobs) if (1..=MOST_JOBS).contains(&jobs) => Ok(jobs),
         _ => Err(format!("must be a number from 1 to {MOST_JOBS}")),
@@ -264,6 +267,7 @@ fn limits(mut section: Section, faults: &mut Faults) -> Limits {
     section.finish(faults);
     Limits {
         bytes_in_flight: bytes_in_flight.unwrap_or(DEFAULT_BYTES_IN_FLIGHT),
+        upload,
         jobs: jobs.unwrap_or(DEFAULT_JOBS),
         store_deadline: store_deadline.unwrap_or(DEFAULT_STORE_DEADLINE),
     }

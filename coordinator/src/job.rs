@@ -68,6 +68,8 @@ pub struct Shared {
     pub state_dir: std::path::PathBuf,
     /// User data in memory of one plugin at most.
     pub bytes_in_flight: u64,
+    /// Bytes that one plugin sends to the vault in a second at most; `None`: no limit.
+    pub upload_bytes_per_s: Option<u64>,
     /// To the backup service.
     pub link: Link,
 }

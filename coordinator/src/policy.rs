@@ -32,6 +32,8 @@ pub struct Document {
     pub time_zone_name: String,
     /// The zone itself.
     pub time_zone: TimeZone,
+    /// As the plugin protocol says it: a zstd level, -1 for none, 0 for what is the default.
+    pub compression: i32,
     /// When backups run.
     pub schedule: Schedule,
     /// At least the Default rule.

@@ -42,6 +42,8 @@ pub struct Config {
     pub plugins: BTreeMap<String, plugin::Command>,
     /// User data in memory of one plugin at most, in bytes.
     pub bytes_in_flight: u64,
+    /// Bytes that one plugin sends to the vault in a second at most, on average; `None`: no limit.
+    pub upload_bytes_per_s: Option<u64>,
     /// Jobs that run at once.
     pub jobs: usize,
     /// The vault is this program's default, and is made when it is not there.
@@ -136,6 +138,7 @@ impl Service {
             runtime_dir,
             state_dir: config.state_dir,
             bytes_in_flight: config.bytes_in_flight,
+            upload_bytes_per_s: config.upload_bytes_per_s,
             link: Link,
         });
         let jobs = Jobs::new(shared.clone(), config.jobs);

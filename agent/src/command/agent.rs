@@ -116,6 +116,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
         "postgres": settings.postgres,
         "limits": {
             "bytes_in_flight": settings.limits.bytes_in_flight,
+            "upload_bytes_per_s": settings.limits.upload,
             "jobs": settings.limits.jobs,
             "store_deadline_s": deadline_s,
         },
@@ -133,6 +134,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("vault.azure.credential", credential.unwrap_or_default()),
             ("postgres.client_dirs", client_dirs.join(", ")),
             ("limits.bytes_in_flight", size(settings.limits.bytes_in_flight)),
+            ("limits.upload", settings.limits.upload.map_or("no limit".to_owned(), |rate| format!("{}/s", size(rate)))),
             ("limits.jobs", settings.limits.jobs.to_string()),
             ("limits.store_deadline", format!("{deadline_s}s")),
         ]);

@@ -39,6 +39,7 @@ impl Settings {
             region: self.vault.region.clone(),
             plugins: BTreeMap::from([("postgres".to_owned(), postgres)]),
             bytes_in_flight: self.limits.bytes_in_flight,
+            upload_bytes_per_s: self.limits.upload,
             jobs: self.limits.jobs,
             create_default_vault: self.vault.location.is_none(),
         })

@@ -56,6 +56,7 @@ fn every_key_is_read() {
         client_dirs = ["/usr/lib/postgresql/15/bin"]
         [limits]
         bytes_in_flight = "128MiB"
+        upload = "50MB/s"
         jobs = 8
         store_deadline = "PT2M30S"
     "#;
@@ -65,6 +66,7 @@ fn every_key_is_read() {
     assert_eq!(settings.vault.region.as_deref(), Some("koreacentral"));
     assert_eq!(settings.postgres.client_dirs, [Path::new("/usr/lib/postgresql/15/bin")]);
     assert_eq!((settings.limits.bytes_in_flight, settings.limits.jobs), (128 << 20, 8));
+    assert_eq!(settings.limits.upload, Some(50_000_000));
     assert_eq!(settings.limits.store_deadline, Duration::from_secs(150));
     let azure = settings.vault.azure.as_ref().unwrap();
     assert_eq!(azure.credential, CredentialKind::AccessKey);
@@ -103,6 +105,7 @@ fn all_faults_are_told_in_one_go() {
         colour = "blue"
         [limits]
         bytes_in_flight = "1MiB"
+        upload = "50MB"
         jobs = 65
         store_deadline = "soon"
         [tls]
@@ -117,6 +120,7 @@ fn all_faults_are_told_in_one_go() {
         "vault.location",
         "vault.colour",
         "limits.bytes_in_flight",
+        "limits.upload",
         "limits.jobs",
         "limits.store_deadline",
         "tls",

@@ -31,6 +31,12 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(wrong)
 }
 
+/// A size in a second: "50MB/s".
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    let bytes = text.strip_suffix("/s").and_then(|bytes| size(bytes.trim_end()).ok());
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "must be a rate such as \"50MB/s\"".to_owned())
+}
+
 /// At least one whole second, at most a day: "120s", "2m", "PT2M", "120".
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse::<u32>() {

@@ -27,7 +27,8 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
     let policy = shared.catalog.policy(&instance.policy).await?;
     let policy = policy
         .ok_or_else(|| Problem::new(Reason::PolicyNotFound, format!("the policy {} is gone", instance.policy)))?;
-    policy::parse(&policy.document)?.rule(rule)?;
+    let document = policy::parse(&policy.document)?;
+    document.rule(rule)?;
     let vault = session::vault_access(shared, &instance.id, cancel).await?;
     let request = wire::BackupRequest {
         job_id: job.id.clone(),
@@ -35,7 +36,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
         source: Some(session::source(&instance.source_uri, &instance.credential)),
         vault: Some(vault),
         settings_json: session::command(shared, &instance.source_type)?.settings_json.clone(),
-        compression_level: 0,
+        compression_level: document.compression,
         tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), format!("rule={rule}")],
     };
     let mut overtaken = false;

@@ -101,6 +101,7 @@ pub(super) async fn vault_access(
         credential: Some(credential),
         repository_password: password.expose_secret().to_owned(),
         bytes_in_flight: shared.bytes_in_flight,
+        upload_bytes_per_s: shared.upload_bytes_per_s.unwrap_or(0),
         store_deadline_s: u32::try_from(shared.vault.store_deadline.as_secs()).unwrap_or(u32::MAX),
     })
 }

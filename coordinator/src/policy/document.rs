@@ -26,9 +26,17 @@ struct File {
     name: String,
     source_type: String,
     time_zone: String,
+    compression: Option<FileCompression>,
     schedule: FileSchedule,
     #[serde(default)]
     rule: Vec<FileRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FileCompression {
+    Level(i64),
+    Word(String),
 }
 
 #[derive(Deserialize)]
@@ -65,16 +73,35 @@ pub fn parse(text: &str) -> Result<Document, Problem> {
         .ok();
     let schedule = schedule(&file.schedule, &mut faults);
     let rules = rules(&file.rule, &mut faults);
+    let compression = compression(file.compression.as_ref(), &mut faults);
     match time_zone {
         Some(time_zone) if faults.is_empty() => Ok(Document {
             name: file.name,
             source_type: file.source_type,
             time_zone_name: file.time_zone,
             time_zone,
+            compression,
             schedule,
             rules,
         }),
         _ => Err(invalid(faults.join("; "))),
+    }
+}
+
+/// As the plugin protocol says it: a level, -1 for none, 0 for what is the default.
+fn compression(file: Option<&FileCompression>, faults: &mut Vec<String>) -> i32 {
+    match file {
+        None => 0,
+        Some(FileCompression::Word(word)) if word == "off" => -1,
+        Some(FileCompression::Level(level @ 1..=19)) => *level as i32,
+        Some(FileCompression::Level(level)) => {
+            faults.push(format!("compression {level} is not \"off\" or 1 to 19"));
+            0
+        }
+        Some(FileCompression::Word(word)) => {
+            faults.push(format!("compression {word:?} is not \"off\" or 1 to 19"));
+            0
+        }
     }
 }
 
@@ -172,6 +199,25 @@ mod tests {
             "Default\" is missing",
         ] {
             assert!(problem.message.contains(part), "{part} in {}", problem.message);
+        }
+    }
+
+    #[test]
+    fn compression_is_off_or_a_level() {
+        let policy = |compression: &str| {
+            parse(&format!(
+                "name = \"a\"\nsource_type = \"postgres\"\ntime_zone = \"UTC\"\n{compression}\n[schedule]\nevery = \"day\"\nat = [\"02:00\"]\n[[rule]]\nname = \"Default\"\nvault = \"P7D\"\n"
+            ))
+            .map(|document| document.compression)
+        };
+        for (text, expected) in
+            [("", 0), ("compression = \"off\"", -1), ("compression = 1", 1), ("compression = 19", 19)]
+        {
+            assert_eq!(policy(text), Ok(expected), "{text}");
+        }
+        for text in ["compression = 0", "compression = 20", "compression = \"fast\""] {
+            let problem = policy(text).expect_err(text);
+            assert!(problem.message.contains("is not \"off\" or 1 to 19"), "{problem}");
         }
     }
 

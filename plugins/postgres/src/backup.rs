@@ -12,7 +12,7 @@ use vaultferry_plugin_sdk::workload::cancelled;
 use vaultferry_plugin_sdk::{BackupJob, Reporter, child};
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::writer::{Backup, Options, SnapshotMeta, Staged, WriteError};
+use vaultferry_vault::writer::{Backup, SnapshotMeta, Staged, WriteError};
 
 use crate::client::{self, Kind, Program};
 use crate::connection::{Server, words_reason};
@@ -41,7 +41,7 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     }
     reporter.phase("opening the vault");
     let repository = job.vault.open(cancel).await?;
-    let options = Options { compression_level: job.compression_level, bytes_in_flight: job.vault.bytes_in_flight };
+    let options = job.vault.write_options(job.compression);
     let mut backup = Backup::begin(repository, options, reporter.meter().clone(), cancel).await?;
     reporter.phase("dumping");
     let time = jiff::Timestamp::now();

@@ -60,6 +60,7 @@ pub enum Error {
 ///
 /// When it returns, every job has ended, or [`DRAIN`] was over and the rest is named in the log.
 pub async fn serve<W: Workload>(workload: W) -> Result<(), Error> {
+    vaultferry_vault::memory::give_large_blocks_back();
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let dir = std::env::var_os(DIR_VARIABLE).map(PathBuf::from).ok_or(Error::NotStartedByHost)?;

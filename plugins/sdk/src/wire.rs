@@ -10,7 +10,7 @@ use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
 use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::store::azure::Credential;
-use vaultferry_vault::writer::Staged;
+use vaultferry_vault::writer::{Compression, Staged};
 
 use crate::report::{Progress, Warning};
 use crate::workload::{
@@ -26,9 +26,6 @@ const DEFAULT_BYTES_IN_FLIGHT: u64 = 64 * 1024 * 1024;
 
 /// Used when a request says 0: longer than the store's own minute of throttling, shorter than a person's patience.
 const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(300);
-
-/// Fast, and most of what higher levels gain.
-const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
 
 fn invalid(message: impl Into<String>) -> Problem {
     Problem::new(Reason::InvalidRequest, message)
@@ -49,10 +46,11 @@ pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String)
 
 /// A backup request.
 pub fn backup_from(request: proto::BackupRequest) -> Result<BackupJob, Problem> {
-    let compression_level = match request.compression_level {
-        0 => DEFAULT_COMPRESSION_LEVEL,
-        level @ 1..=19 => level,
-        level => return Err(invalid(format!("compression_level is {level}; it must be 1 to 19"))),
+    let compression = match request.compression_level {
+        0 => Compression::default(),
+        -1 => Compression::Off,
+        level @ 1..=19 => Compression::Level(level),
+        level => return Err(invalid(format!("compression_level is {level}; it must be -1 to 19"))),
     };
     Ok(BackupJob {
         job_id: non_empty(request.job_id, "job_id")?,
@@ -60,7 +58,7 @@ pub fn backup_from(request: proto::BackupRequest) -> Result<BackupJob, Problem> 
         source: source_from(required(request.source, "source")?)?,
         vault: vault_from(required(request.vault, "vault")?)?,
         settings_json: request.settings_json,
-        compression_level,
+        compression,
         tags: request.tags,
     })
 }
@@ -131,6 +129,7 @@ fn vault_from(vault: proto::VaultAccess) -> Result<VaultAccess, Problem> {
         instance_id: non_empty(vault.instance_id, "vault.instance_id")?,
         repository_password: SecretString::from(non_empty(vault.repository_password, "vault.repository_password")?),
         bytes_in_flight: if vault.bytes_in_flight == 0 { DEFAULT_BYTES_IN_FLIGHT } else { vault.bytes_in_flight },
+        upload_bytes_per_s: (vault.upload_bytes_per_s != 0).then_some(vault.upload_bytes_per_s),
     })
 }
 

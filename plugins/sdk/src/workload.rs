@@ -12,7 +12,7 @@ use vaultferry_vault::Id;
 use vaultferry_vault::location::Access;
 use vaultferry_vault::repository::Repository;
 use vaultferry_vault::store::azure::Credential;
-use vaultferry_vault::writer::Staged;
+use vaultferry_vault::writer::{Compression, Options, Staged};
 
 use crate::report::{Reporter, Warning};
 
@@ -84,9 +84,17 @@ pub struct VaultAccess {
     pub repository_password: SecretString,
     /// Bytes of user data in memory, at most.
     pub bytes_in_flight: u64,
+    /// Bytes that are sent to the store in a second at most, on average; `None`: no limit.
+    pub upload_bytes_per_s: Option<u64>,
 }
 
 impl VaultAccess {
+    /// How the writer is to work.
+    pub fn write_options(&self, compression: Compression) -> Options {
+        let (bytes_in_flight, upload_bytes_per_s) = (self.bytes_in_flight, self.upload_bytes_per_s);
+        Options { compression, bytes_in_flight, upload_bytes_per_s, ..Options::default() }
+    }
+
     /// Opens the repository; changes nothing in it.
     pub async fn open(&self, cancel: &CancellationToken) -> Result<Arc<Repository>, Problem> {
         let store = self.access.open_instance(&self.instance_id).map_err(vaultferry_vault::Error::from)?;
@@ -106,8 +114,8 @@ pub struct BackupJob {
     pub vault: VaultAccess,
     /// The section of the configuration that is named like the plugin, as JSON; may be empty.
     pub settings_json: String,
-    /// zstd level, 1 to 19.
-    pub compression_level: i32,
+    /// How chunks are compressed.
+    pub compression: Compression,
     /// To be written into the snapshot as they are.
     pub tags: Vec<String>,
 }

@@ -15,6 +15,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use vaultferry_vault::location::{Access, Location};
+use vaultferry_vault::meter::Meter;
+use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::repository::{FileKind, PACKS, Repository};
 use vaultferry_vault::store::memory::Memory;
 use vaultferry_vault::store::{self, Entry, Key, Page, Put, Store, Tier};
@@ -101,7 +103,13 @@ async fn a_long_stream_is_stored_in_parts_that_restic_reads() {
     assert_eq!((summary.size, summary.sha256), (10 << 20, vaultferry_vault::Id::of(&long).to_string()));
     // Exactly one part long is not longer than a part.
     backup.write_stream("exact", &long[..part], &cancel).await.expect("written");
-    publish(&repository, backup).await;
+    let staged = publish(&repository, backup).await;
+    let point = PointReader::open(repository.clone(), staged.snapshot_id, &cancel).await.expect("point");
+    for (name, bytes) in [("disk.raw", long.as_slice()), ("exact", &long[..part])] {
+        let mut read = Vec::new();
+        point.copy_stream(name, &mut read, &Meter::default(), &cancel).await.expect("read");
+        assert!(read == bytes, "{name}");
+    }
     restic.run(&["check", "--read-data"]);
     for (number, bytes) in long.chunks(part).enumerate() {
         let path = format!("/disk.raw.parts/{number:05}/part");

@@ -209,7 +209,7 @@ impl Options {
         let bytes = usize::try_from(self.bytes_in_flight.max(crate::MIN_BYTES_IN_FLIGHT)).unwrap_or(usize::MAX);
         // 16 on their way hide the latency of any store from any source.
         let packs = (bytes / 4 * 3 / PACK_SIZE).clamp(2, 17);
-        (packs, (bytes - packs * PACK_SIZE).max(2 * CHUNK_ROOM - PIECE))
+        (packs, bytes - packs * PACK_SIZE)
     }
 }
 

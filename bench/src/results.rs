@@ -50,7 +50,7 @@ pub struct Record {
 
 impl Record {
     /// True when the rest of the machine left the run alone: others used at most 15 % of a core, and half a second more for what the kernel
-    /// writes back. Above it, walls were seen to be 5 % longer and more.
+    /// writes back. A run above it still counts when there is no quiet one, and is told as loaded.
     pub fn quiet(&self) -> bool {
         self.measured.as_ref().is_some_and(|run| run.other_cpu_s + run.steal_s <= 0.5 + 0.15 * run.wall_s)
     }

@@ -119,6 +119,7 @@ impl World {
     /// One round: first backups, the change, second backups, reading.
     ///
     /// Errors: only what no later round could do better; a tool's failure is a result.
+    #[allow(clippy::print_stdout)] // told to who waits
     pub fn round(&self, round: u32, results: &mut Results) -> Result<()> {
         let places = [(Place::Folder, "folder"), (Place::Azure, "azure")];
         let places = places.into_iter().filter(|(_, part)| self.settings.wants(part)).map(|(place, _)| place);
@@ -142,8 +143,14 @@ impl World {
                 self.read(round, *place, kind, tool.as_mut(), source_bytes, results)?;
             }
         }
-        for Running { tool, dir, .. } in running.into_iter().flat_map(|(_, tools)| tools) {
-            drop(tool);
+        for Running { kind, tool, dir } in running.into_iter().flat_map(|(_, tools)| tools) {
+            // An agent that does not end in order panics; what was measured stays.
+            if let Err(error) = caught(|| {
+                drop(tool);
+                Ok(())
+            }) {
+                println!("  {kind:?}: {error}");
+            }
             fs::remove_dir_all(dir)?;
         }
         Ok(())
@@ -290,6 +297,7 @@ impl World {
             Ok((measured, tool.source_bytes(), stored))
         }));
         self.keep(results, 1, Phase::Small, Place::Folder, OURS, source, stored, measured)?;
+        self.server.psql("postgres", &format!("drop database {SMALL_DATABASE}"));
         fs::remove_dir_all(&site.dir)?;
         Ok(())
     }

@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "vaultferry-agent",
         &["vaultferry-coordinator", "vaultferry-plugin-postgres", "vaultferry-plugin-sdk", "vaultferry-proto"],
     ),
+    ("vaultferry-bench", &["vaultferry-tests"]),
 ];
 
 #[test]

@@ -28,6 +28,17 @@ impl Goal {
         Self { text: text.into(), limit, unit: "x", figure }
     }
 
+    /// Not more than a peer has; without a figure, with the reason that the peer, or else ourselves, gave.
+    fn against(records: &[Record], peer: &str, text: impl Into<String>, figure: Option<Ratio>) -> Self {
+        let mut goal = Self::new(text, 1.0, figure);
+        let error =
+            |tool: &str| records.iter().filter(|record| record.tool == tool).find_map(|record| record.error.clone());
+        if let (Err(why), Some(error)) = (&mut goal.figure, error(peer).or_else(|| error(OURS))) {
+            *why = error;
+        }
+        goal
+    }
+
     /// True when the figure keeps the limit, whatever the machine did meanwhile.
     pub(super) fn met(&self) -> Option<bool> {
         self.figure.as_ref().ok().map(|ratio| ratio.median <= self.limit)
@@ -37,7 +48,9 @@ impl Goal {
     pub(super) fn row(&self) -> String {
         let (limit, unit) = (self.limit, self.unit);
         match &self.figure {
-            Err(why) => format!("| {} | {limit:.2} {unit} | {why} | | not measured |\n", cell(&self.text)),
+            Err(why) => {
+                format!("| {} | {limit:.2} {unit} | {} | | not measured |\n", cell(&self.text), cell(why))
+            }
             Ok(ratio) => {
                 let result = match (self.met(), ratio.quiet) {
                     (Some(true), 1..) => "pass",
@@ -63,19 +76,20 @@ pub(super) fn all(records: &[Record]) -> Vec<Goal> {
         Goal::new("First backup to a folder: wall / baseline", 1.2, folder.ratio(OURS, BASELINE, Record::wall)),
         Goal::new("First backup to a folder: CPU / `pg_dump | zstd -1`", 1.25, folder.ratio(OURS, FLOOR, Record::cpu)),
     ];
-    goals.extend(faster_than_peers(&folder, "First backup to a folder"));
+    goals.extend(faster_than_peers(records, &folder, "First backup to a folder"));
     goals.push(Goal::new("First backup to Azurite: wall / baseline", 1.45, azure.ratio(OURS, BASELINE, Record::wall)));
-    goals.extend(faster_than_peers(&azure, "First backup to Azurite"));
+    goals.extend(faster_than_peers(records, &azure, "First backup to Azurite"));
     let stored: fn(&Record) -> Option<f64> = |record| record.stored_bytes.map(|bytes| bytes as f64);
     goals.push(Goal::new("Bytes stored / `zstd -1` of the stream", 1.05, folder.ratio(OURS, FLOOR, stored)));
     let second = runs(Phase::Second, Place::Folder);
     goals.push(Goal::new("Second backup: wall / baseline", 1.1, second.ratio(OURS, BASELINE, Record::wall)));
-    goals.push(Goal::new("Second backup: new bytes / restic's", 1.0, second.ratio(OURS, "restic", stored)));
+    let text = "Second backup: new bytes / restic's";
+    goals.push(Goal::against(records, "restic", text, second.ratio(OURS, "restic", stored)));
     for (place, name) in [(Place::Folder, "a folder"), (Place::Azure, "Azurite")] {
         let read = runs(Phase::Read, place);
         for peer in ["rclone", "restic", "rustic"] {
             let text = format!("Reading back from {name}: wall / {peer}'s");
-            goals.push(Goal::new(text, 1.0, read.ratio(OURS, peer, Record::wall)));
+            goals.push(Goal::against(records, peer, text, read.ratio(OURS, peer, Record::wall)));
         }
     }
     let read = runs(Phase::Read, Place::Folder);
@@ -89,15 +103,12 @@ pub(super) fn all(records: &[Record]) -> Vec<Goal> {
     goals
 }
 
-fn faster_than_peers<'a>(runs: &'a Runs<'_>, what: &'a str) -> impl Iterator<Item = Goal> + 'a {
+fn faster_than_peers<'a>(records: &'a [Record], runs: &'a Runs<'_>, what: &'a str) -> impl Iterator<Item = Goal> + 'a {
     let peers = KINDS.iter().map(|kind| kind.name).filter(|name| ![BASELINE, FLOOR, OURS].contains(name));
     let peers = peers.filter(|name| runs.tools().contains(name));
     peers.map(move |peer| {
-        let mut goal = Goal::new(format!("{what}: wall / {peer}'s"), 1.0, runs.ratio(OURS, peer, Record::wall));
-        if goal.figure.is_err() {
-            goal.figure = Err(runs.why_not(peer));
-        }
-        goal
+        let text = format!("{what}: wall / {peer}'s");
+        Goal::against(records, peer, text, runs.ratio(OURS, peer, Record::wall))
     })
 }
 

@@ -14,6 +14,7 @@ use crate::azurite::{ACCOUNT, Azurite};
 use crate::measure::Action;
 
 const INSTANCE: &str = "bench";
+const STREAM: &str = "database.dump";
 
 /// An agent with a vault of its own.
 #[derive(Debug)]
@@ -100,8 +101,10 @@ impl Vaultferry {
             let line = export.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
             Some(line.trim_matches(['\'', '"']).to_owned())
         };
+        let repository = PathBuf::from(value("RESTIC_REPOSITORY")?);
         let mut command = process::bound("KILL", program);
-        command.arg(value("RESTIC_REPOSITORY")?).env("RESTIC_PASSWORD", value("RESTIC_PASSWORD")?);
+        command.arg(repository.parent()?).args(["latest", STREAM]);
+        command.env("RESTIC_PASSWORD", value("RESTIC_PASSWORD")?);
         Some(Action::discarding(vec![command]))
     }
 }
@@ -124,7 +127,7 @@ impl Tool for Vaultferry {
 
     /// The restored file must be as long as the stream that was dumped.
     fn after_read(&mut self) -> Result<()> {
-        let length = fs::metadata(self.restored_dir.join("database.dump")).map(|file| file.len());
+        let length = fs::metadata(self.restored_dir.join(STREAM)).map(|file| file.len());
         let removed = fs::remove_dir_all(&self.restored_dir);
         let (length, source_bytes) = (length?, self.source_bytes());
         removed?;

@@ -55,7 +55,7 @@ impl Processes {
     /// A plugin process is called so; every other by its program's name.
     pub(super) fn name(&self, pid: i32) -> Option<String> {
         let name = &self.all.get(&pid)?.name;
-        if name != "vaultferry" {
+        if !name.contains("vaultferry") {
             return Some(name.clone());
         }
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

@@ -50,8 +50,9 @@ impl<'a> Runs<'a> {
 
     /// Why a tool has no figures.
     pub(super) fn why_not(&self, tool: &str) -> String {
-        let errors = self.records.iter().filter(|record| record.tool == tool).filter_map(|record| record.error.clone());
-        errors.last().unwrap_or_else(|| "it did not run".to_owned())
+        let mut errors =
+            self.records.iter().filter(|record| record.tool == tool).filter_map(|record| record.error.clone());
+        errors.next_back().unwrap_or_else(|| "it did not run".to_owned())
     }
 
     /// A figure of one tool divided by that of another in the same round; nothing when no round has both.

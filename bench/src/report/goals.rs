@@ -9,6 +9,8 @@ use crate::tools::{BASELINE, FLOOR, KINDS, OURS, OURS_READER, Place};
 const CHUNK_BYTES: f64 = 524_288.0;
 const INDEX_BYTES_A_CHUNK: f64 = 48.0;
 const PLUGIN_MIB: f64 = 128.0;
+/// A smaller stream does not fill the plugin's buffers, and is no measure of them: its goal stands as not measured.
+const FILLING_BYTES: f64 = 200e6;
 /// How much more a large database may take than a small one, beside the index: what an allocator keeps differs from run to run.
 const SAME_MIB: f64 = 16.0;
 
@@ -133,7 +135,7 @@ fn memory(records: &[Record]) -> Vec<Goal> {
     // To a folder, like the small one.
     let folder = records.iter().filter(|record| record.phase == Phase::First && record.place == Place::Folder);
     let large: Vec<f64> = folder.filter(|record| record.tool == OURS).filter_map(plugin).collect();
-    let small = of(&[Phase::Small]).first().map(|(mib, _)| *mib);
+    let small = of(&[Phase::Small]).first().filter(|(_, bytes)| *bytes >= FILLING_BYTES).map(|(mib, _)| *mib);
     let rounds = large.len();
     let more = median(large).zip(small).map(|(large, small)| large - small);
     let limit = SAME_MIB + index_mib(bytes);

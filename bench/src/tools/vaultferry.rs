@@ -85,9 +85,11 @@ impl Vaultferry {
         Action { daemon: Some(self.agent.pid()), ..Action::discarding(vec![self.command(arguments)]) }
     }
 
-    /// The bytes that the last point's source had.
+    /// The bytes of the last point's dump.
     pub fn source_bytes(&self) -> u64 {
-        self.agent.points(INSTANCE).first().map_or(0, |point| number(&point["source_bytes"]))
+        let point = self.agent.points(INSTANCE).into_iter().next().unwrap_or_default();
+        let streams = point["streams"].as_array().map(Vec::as_slice).unwrap_or_default();
+        streams.iter().find(|stream| stream["name"] == STREAM).map_or(0, |stream| number(&stream["size"]))
     }
 
     /// The example program that reads a point to nowhere, if it was built, for a vault in a folder.

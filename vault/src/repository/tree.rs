@@ -101,15 +101,15 @@ pub struct Node {
 impl Node {
     /// A stream, or a part of one.
     pub fn file(name: &str, time: jiff::Timestamp, size: u64, content: Vec<Id>) -> Self {
-        Self { content: Some(content), links: 1, ..Self::node(name, "file", 0o400, time, size) }
+        Self { content: Some(content), links: 1, ..Self::plain(name, "file", 0o400, time, size) }
     }
 
     /// A directory with `size` bytes of a stream below it.
     pub fn directory(name: &str, time: jiff::Timestamp, size: u64, subtree: Id) -> Self {
-        Self { subtree: Some(subtree), ..Self::node(name, "dir", GO_DIRECTORY | 0o500, time, size) }
+        Self { subtree: Some(subtree), ..Self::plain(name, "dir", GO_DIRECTORY | 0o500, time, size) }
     }
 
-    fn node(name: &str, kind: &str, mode: u32, time: jiff::Timestamp, size: u64) -> Self {
+    fn plain(name: &str, kind: &str, mode: u32, time: jiff::Timestamp, size: u64) -> Self {
         let time = time.to_string();
         Self {
             name: name.to_owned(),

@@ -181,7 +181,7 @@ async fn an_image_keeps_its_holes_and_stores_its_blocks_once() {
     let length = image.len() as u64 + hole;
     let backup = begin(&repository, Options::default()).await;
     let cancel = CancellationToken::new();
-    let source = |extents: &[Extent]| stream::iter(extents.to_vec().into_iter().map(Ok));
+    let source = |extents: &[Extent]| stream::iter(extents.iter().cloned().map(Ok).collect::<Vec<_>>());
     let summary = backup.streams().write_image("long.raw", length, source(&extents), &cancel).await.expect("written");
     assert_eq!((summary.size, summary.sha256.as_str()), (length, ""));
     extents.pop();

@@ -106,6 +106,10 @@ reasons! {
     VaultKeyMissing => FailedPrecondition, "Put the vault's key file back at the path in the message.";
     /// The vault's key file does not open this vault.
     VaultKeyWrong => FailedPrecondition, "Put the key file of this vault at the path in the message.";
+    /// Azure Key Vault, which keeps the vault's key, did not answer.
+    KeyVaultUnavailable => Unavailable, "Look at the network and at Key Vault's state, then try again; a recovery key opens the vault without it.";
+    /// Azure Key Vault refused the token, or the token lacks a right on the key.
+    KeyVaultAccessDenied => PermissionDenied, "Renew the token that [vault.key] names, and grant its identity the role Key Vault Crypto User on the key.";
     /// A pack, an index, a snapshot or another record of the repository is damaged or missing.
     RepositoryDamaged => DataLoss, "Restore another point, and keep the vault as it is. Missing files are stored again by the next backup, as far as the source still has them.";
     /// A file that a staged backup needs is missing or has another size; it was not committed.

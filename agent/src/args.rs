@@ -72,7 +72,7 @@ pub enum Command {
     /// Run the agent, or check its configuration
     #[command(subcommand)]
     Agent(Agent),
-    /// Make the vault, look at it, and export keys
+    /// Make the vault, attach it, look at it, and change its keys
     #[command(subcommand)]
     Vault(Vault),
     /// When backups run, and how long they are kept
@@ -119,9 +119,28 @@ A new vault's recovery key is printed once. Keep it away from this machine.")]
         #[arg(long, value_enum, default_value_t = Redundancy::GeoRedundant)]
         redundancy: Redundancy,
     },
-    /// The vault's place, region and format
+    /// The vault's place, region and format, its owner and its keys
     Show,
-    /// Keys that open a repository without Vaultferry
+    /// Give an existing vault to this machine: key, ownership, catalog; no agent may run here
+    #[command(after_help = "Examples:
+  vaultferry vault attach --config agent.toml --recovery-key-file /media/safe/recovery.txt
+  vaultferry vault attach --config agent.toml --recovery-key-file - --take-over
+
+The recovery key is the one that vault init printed. It is not needed where the vault key is already.")]
+    Attach {
+        /// The file that holds the recovery key; - reads standard input
+        #[arg(long, value_name = "FILE")]
+        recovery_key_file: Option<PathBuf>,
+        /// Take the vault from the agent that owns it; that one starts no job from then on
+        #[arg(long)]
+        take_over: bool,
+    },
+    /// Make the agent's catalog anew from the vault alone; no agent may run here
+    #[command(after_help = "The catalog that is there is kept beside the new one. The history of jobs begins anew.")]
+    RebuildCatalog,
+    /// Bring the vault's records up to this version; no agent may run here, and nothing is changed that is there
+    Upgrade,
+    /// The keys that open the vault
     #[command(subcommand)]
     Key(Key),
 }
@@ -147,6 +166,26 @@ impl Redundancy {
 
 #[derive(Debug, Subcommand)]
 pub enum Key {
+    /// The vault key, the recovery keys, and which key wraps each instance's password
+    List,
+    /// Make another recovery key; it is printed once
+    Add,
+    /// Change the vault key and the recovery key; no agent may run here, no data is uploaded again
+    #[command(
+        after_help = "A new vault key wraps the passwords of all repositories anew, and a new recovery key is printed once;
+the recovery keys before it are of no use any more. The passwords stay as they are: a rotation does
+not shut out whoever has learnt one, or has the old key and a copy of the vault's old records."
+    )]
+    Rotate,
+    /// Remove a recovery key
+    Remove {
+        /// Its id, or the beginning of it: vault key list
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Also the last one
+        #[arg(long)]
+        yes: bool,
+    },
     /// Print RESTIC_REPOSITORY and RESTIC_PASSWORD of an instance
     #[command(after_help = "Examples:
   eval \"$(vaultferry vault key export shop | sed 's/^/export /')\"

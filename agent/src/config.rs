@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use vaultferry_coordinator::vault::Location;
+use vaultferry_coordinator::vault::{KeyUrl, Location};
 use vaultferry_proto::{Problem, Reason};
 
 mod coordinator;
@@ -66,6 +66,36 @@ pub struct Vault {
     pub region: Option<String>,
     /// Only for `azure://` locations.
     pub azure: Option<Azure>,
+    /// Where the vault key is kept.
+    pub key: Key,
+}
+
+/// `[vault.key]`
+#[derive(Debug)]
+pub enum Key {
+    /// In a file; none: `vault.key` under `state_dir`.
+    File(Option<PathBuf>),
+    /// In Azure Key Vault.
+    KeyVault {
+        /// The key's address.
+        key: KeyUrl,
+        /// Where the bearer token comes from.
+        token: Token,
+    },
+}
+
+/// Where a bearer token comes from.
+#[derive(Debug)]
+pub enum Token {
+    /// A file that is read before every request, so that somebody else can keep a valid token in it.
+    File(PathBuf),
+    /// A variable of the environment.
+    Variable {
+        /// Its name.
+        variable: String,
+        /// Its value; none when the variable is not set, which is a fault for [`Purpose::Agent`].
+        secret: Option<SecretString>,
+    },
 }
 
 /// `[vault.azure]`
@@ -206,8 +236,41 @@ fn vault(mut section: Section, surroundings: &Surroundings, purpose: Purpose, fa
         faults.add("vault.azure", "is only for a location azure://account/name");
     }
     let azure = azure(azure_section, surroundings, purpose, on_azure, faults);
+    let key = key(section.section("key", faults), surroundings, purpose, faults);
     section.finish(faults);
-    Vault { location, region, azure: azure.filter(|_| on_azure) }
+    Vault { location, region, azure: azure.filter(|_| on_azure), key }
+}
+
+fn key(mut section: Section, surroundings: &Surroundings, purpose: Purpose, faults: &mut Faults) -> Key {
+    let places = ["file", "key_vault"].map(|key| section.has(key));
+    let tokens = ["token_env", "token_file"].map(|key| section.has(key));
+    let file = section.parsed("file", faults, values::absolute_path);
+    let key_vault = section.parsed("key_vault", faults, values::key_url);
+    let token_env = section.parsed("token_env", faults, values::variable_name);
+    let token_file = section.parsed("token_file", faults, values::absolute_path);
+    section.finish(faults);
+    match places {
+        [true, true] => faults.add("vault.key", "is in a file or in Key Vault, not in both"),
+        [_, false] if tokens.contains(&true) => faults.add("vault.key", "a token is for key_vault only"),
+        [_, true] if tokens[0] == tokens[1] => {
+            faults.add("vault.key", "key_vault needs a token: token_env or token_file, and one of them");
+        }
+        _ => {}
+    }
+    let Some(key) = key_vault else { return Key::File(file) };
+    let token = match (token_file, token_env) {
+        (Some(path), _) => Token::File(path),
+        (None, variable) => {
+            let variable = variable.unwrap_or_default();
+            let secret = surroundings.variable(&variable).map(|value| SecretString::from(value.to_owned()));
+            if purpose == Purpose::Agent && !variable.is_empty() && secret.is_none() {
+                let fault = format!("the environment has no variable {variable}, or it is empty");
+                faults.add("vault.key.token_env", fault);
+            }
+            Token::Variable { variable, secret }
+        }
+    };
+    Key::KeyVault { key, token }
 }
 
 fn azure(

@@ -86,6 +86,11 @@ impl Api {
         sockets::serve(router, listen, shutdown).await
     }
 
+    /// Only the vault's owner adds to it.
+    async fn check_owner(&self) -> Result<(), Problem> {
+        Ok(crate::owner::check(&self.shared.vault, &self.shared.agent_id, &self.stopping).await?)
+    }
+
     /// The instance of that name or id.
     async fn find_instance(&self, name: &str) -> Result<Instance, Problem> {
         let missing = || Problem::new(Reason::InstanceNotFound, format!("no backup instance is called {name:?}"));

@@ -389,4 +389,9 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
 
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;
+
+    /// Every version of every policy, by name and version.
+    async fn all_policies(&self) -> Result<Vec<Policy>, Error>;
+    /// Adds points that the vault has; those that are there are left as they are.
+    async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error>;
 }

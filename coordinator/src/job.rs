@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::admin::KeyPlace;
 use vaultferry_vault::keys::WrapKey;
 use vaultferry_vault::location::Access;
 
@@ -60,6 +61,10 @@ pub struct Shared {
     pub vault: Access,
     /// Unwraps the repositories' passwords.
     pub vault_key: WrapKey,
+    /// Where that key is kept.
+    pub vault_key_place: KeyPlace,
+    /// Who this agent is, for the vault.
+    pub agent_id: String,
     /// Plugins by source type.
     pub plugins: std::collections::BTreeMap<String, plugin::Command>,
     /// Where plugins' sockets are.
@@ -157,6 +162,7 @@ impl Jobs {
             permit = self.inner.slots.acquire() => permit,
         };
         let _permit = permit.map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
+        crate::owner::check(&self.shared.vault, &self.shared.agent_id, cancel).await?;
         match &job.work {
             Work::Backup { rule } => backup::run(self, job, rule, cancel).await,
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,

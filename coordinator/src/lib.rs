@@ -9,16 +9,27 @@ mod api;
 pub mod catalog;
 mod job;
 mod link;
+mod offline;
+mod owner;
 pub mod plugin;
 pub mod policy;
+mod rebuild;
+mod recorded;
 mod scheduler;
 mod service;
 
-pub use service::{Config, InitOutcome, Service, init_vault};
+pub use offline::{
+    Attached, InitOutcome, Rotation, add_recovery_key, attach, default_key_path, init_vault, list_keys,
+    rebuild_catalog, remove_recovery_key, rotate_key, upgrade,
+};
+pub use rebuild::Rebuilt;
+pub use service::{Config, Service};
 
 /// What the configuration of a vault is made of, so that whoever configures a coordinator need not know the vault's own crate.
 pub mod vault {
     pub use vaultferry_vault::MIN_BYTES_IN_FLIGHT;
+    pub use vaultferry_vault::admin::{Cleaned, InstanceKey, KeyList, KeyPlace, RecoveryKey, Rotated};
+    pub use vaultferry_vault::keys::{AzureKeyVault, FixedToken, InvalidKeyUrl, KeyUrl, TokenFile, TokenSource};
     pub use vaultferry_vault::location::{Access, InvalidLocation, Location};
     pub use vaultferry_vault::store::azure::Credential;
 }

@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::admin;
-use vaultferry_vault::keys::WrapKey;
+use vaultferry_vault::admin::{self, KeyPlace};
 use vaultferry_vault::location::Access;
 use vaultferry_vault::records::VaultRecord;
 
@@ -21,8 +19,9 @@ use crate::catalog::Catalog;
 use crate::catalog::sqlite::Sqlite;
 use crate::job::{Jobs, Shared};
 use crate::link::Link;
-use crate::plugin;
+use crate::offline::{create_private_dir, lock};
 use crate::scheduler::Scheduler;
+use crate::{offline, owner, plugin};
 
 /// Running jobs may finish for this long after the agent was told to stop; systemd's own patience is 90 s.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -30,12 +29,14 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// What the coordinator needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Catalog, vault key, lock. Made when it is not there, mode 0700.
+    /// Catalog, lock, the agent's id. Made when it is not there, mode 0700.
     pub state_dir: PathBuf,
     /// Sockets on which the API is served.
     pub listen: Vec<PathBuf>,
     /// The vault.
     pub vault: Access,
+    /// Where its key is kept.
+    pub vault_key: KeyPlace,
     /// Its region, when a new one is made.
     pub region: Option<String>,
     /// Plugins by source type.
@@ -50,50 +51,8 @@ pub struct Config {
     pub create_default_vault: bool,
 }
 
-/// What came of [`init_vault`].
-#[derive(Debug)]
-pub struct InitOutcome {
-    /// 32 hexadecimal digits.
-    pub vault_id: String,
-    /// A folder, or azure://account/name.
-    pub location: String,
-    /// Where the vault key is.
-    pub key_path: PathBuf,
-    /// Of a new vault: to be shown once.
-    pub recovery_key: Option<SecretString>,
-    /// It was there already; nothing was changed.
-    pub existed: bool,
-}
-
-/// Makes the configured vault, unless it is there. Needs no running agent. May be repeated after a kill.
-pub async fn init_vault(config: &Config, redundancy: &str) -> Result<InitOutcome, Problem> {
-    create_private_dir(&config.state_dir)?;
-    let key_path = admin::key_path(&config.state_dir);
-    let region = config.region.as_deref().unwrap_or("");
-    let cancel = CancellationToken::new();
-    let made = admin::init(&config.vault, region, redundancy, &key_path, &cancel).await?;
-    Ok(InitOutcome {
-        vault_id: made.vault.id,
-        location: config.vault.location.to_string(),
-        key_path,
-        recovery_key: made.recovery_key,
-        existed: made.existed,
-    })
-}
-
 /// Geo-redundant storage is the field's default (V49).
 const DEFAULT_REDUNDANCY: &str = "geo-redundant";
-
-fn create_private_dir(path: &Path) -> Result<(), Problem> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path).map_err(|error| {
-        let message = format!("the folder {} cannot be made: {error}", path.display());
-        Problem::new(Reason::InvalidConfiguration, message)
-    })
-}
 
 /// A coordinator that is ready to serve.
 #[derive(Debug)]
@@ -113,27 +72,34 @@ impl Service {
         create_private_dir(&config.state_dir)?;
         let lock = lock(&config.state_dir)?;
         if config.create_default_vault {
-            let made = init_vault(&config, DEFAULT_REDUNDANCY).await?;
+            let made = offline::init_default_vault(&config, DEFAULT_REDUNDANCY).await?;
             if !made.existed {
-                // A recovery key is for people, and a log is no place for it: `vault init` prints one for the vault that it makes.
-                tracing::info!(
-                    vault = made.location,
-                    key = %made.key_path.display(),
-                    "made the default vault; keep a copy of its key elsewhere: without it nobody can read the vault"
+                tracing::info!(vault = made.location, key = made.key, "made the default vault");
+            }
+            let recovery_key = offline::recovery_path(&config.state_dir);
+            if recovery_key.exists() {
+                // At every start, because it is of use only when it is elsewhere.
+                tracing::warn!(
+                    file = %recovery_key.display(),
+                    "the vault's recovery key is still in a file of this machine: keep it elsewhere, then remove the file"
                 );
             }
         }
         let cancel = CancellationToken::new();
         let root = config.vault.open_root()?;
         let vault = admin::open(&root, &cancel).await?;
-        let vault_key = WrapKey::load(&admin::key_path(&config.state_dir))?;
-        let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&config.state_dir.join("catalog.sqlite"))?);
+        let vault_key = config.vault_key.load(&root, &cancel).await?;
+        let agent_id = owner::agent_id(&config.state_dir)?;
+        owner::claim_at_start(&root, &agent_id, &cancel).await?;
+        let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&offline::catalog_path(&config.state_dir))?);
         let runtime_dir = config.state_dir.join("run");
         fresh_dir(&runtime_dir)?;
         let shared = Arc::new(Shared {
             catalog: catalog.clone(),
             vault: config.vault,
             vault_key,
+            vault_key_place: config.vault_key,
+            agent_id,
             plugins: config.plugins,
             runtime_dir,
             state_dir: config.state_dir,
@@ -160,23 +126,6 @@ impl Service {
         tasks.wait().await;
         self.jobs.drain(DRAIN).await;
         served
-    }
-}
-
-fn lock(state_dir: &Path) -> Result<File, Problem> {
-    let path = state_dir.join("agent.lock");
-    let cannot = |detail: String| Problem::new(Reason::InvalidConfiguration, format!("{}: {detail}", path.display()));
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|error| cannot(error.to_string()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(cannot("another agent uses this state folder".to_owned())
-            .with_fix("Stop the other agent, or give this one a state_dir of its own.")),
-        Err(std::fs::TryLockError::Error(error)) => Err(cannot(error.to_string())),
     }
 }
 

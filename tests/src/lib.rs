@@ -14,6 +14,7 @@ pub mod agent;
 pub mod azurite;
 pub mod compare;
 pub mod fault_proxy;
+pub mod key_vault;
 pub mod policy;
 pub mod postgres;
 pub mod process;

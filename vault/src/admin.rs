@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 
@@ -9,93 +10,69 @@ use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::keys::WrapKey;
 use crate::location::Access;
-use crate::records::{self, InstanceRecord, PasswordRecord, PolicyRecord, RecoveryKeyRecord, VaultRecord};
+use crate::records::{self, InstanceRecord, PasswordRecord, VaultRecord};
 use crate::repository::Repository;
 use crate::repository::crypto::fill_random;
 use crate::store::{self, Key, Put};
+
+mod init;
+mod key_place;
+mod keys;
+pub mod owner;
+mod passwords;
+mod recorded;
+pub mod upgrade;
+
+pub use init::{Initialized, init, init_with};
+pub use key_place::KeyPlace;
+pub use keys::{Cleaned, InstanceKey, KeyList, RecoveryKey, Rotated, add_recovery_key, clean_up_rotation, list_keys};
+pub use keys::{recovery_keys, remove_recovery_key, rotate};
+pub use passwords::password_of;
+pub use recorded::{instances, policies, put_instance, put_policy};
+
+/// Where the stores of a vault come from: [`Access`], or what a test puts in its place.
+#[async_trait]
+pub trait Stores: std::fmt::Debug + Send + Sync {
+    /// As [`Access::open_root`].
+    fn root(&self) -> Result<store::Shared, store::Error>;
+    /// As [`Access::open_instance`].
+    fn instance(&self, instance_id: &str) -> Result<store::Shared, store::Error>;
+    /// As [`Access::instance_ids`].
+    async fn instance_ids(&self) -> Result<Vec<String>, store::Error>;
+}
+
+#[async_trait]
+impl Stores for Access {
+    fn root(&self) -> Result<store::Shared, store::Error> {
+        self.open_root()
+    }
+
+    fn instance(&self, instance_id: &str) -> Result<store::Shared, store::Error> {
+        self.open_instance(instance_id)
+    }
+
+    async fn instance_ids(&self) -> Result<Vec<String>, store::Error> {
+        Access::instance_ids(self).await
+    }
+}
 
 fn vault_key() -> Key {
     Key::new("vault.json").expect("a constant")
 }
 
 /// Named by the recovery key's id, so that an interrupted init's record never stands in the way of the next one's.
-fn recovery_record(recovery: &WrapKey) -> Key {
-    Key::new(format!("keys/recovery-{}.json", recovery.id())).expect("hexadecimal digits make a valid key")
+fn recovery_record(recovery_id: &str) -> Result<Key, Error> {
+    Key::new(format!("{}{recovery_id}.json", records::RECOVERY_KEYS)).map_err(Error::internal)
 }
 
-const RECOVERY_CONTEXT: &str = "vault-key";
+/// The context of the wrapped vault key.
+const VAULT_KEY_CONTEXT: &str = "vault-key";
 
 /// A new random id: 32 hexadecimal digits.
 pub fn new_id() -> Result<String, Error> {
     let mut bytes = [0; 16];
     fill_random(&mut bytes)?;
     Ok(hex::encode(bytes))
-}
-
-/// What came of [`init`].
-#[derive(Debug)]
-pub struct Initialized {
-    /// The vault.
-    pub vault: VaultRecord,
-    /// The vault was there already; nothing was changed.
-    pub existed: bool,
-    /// The recovery key of a new vault: to be shown once and kept elsewhere.
-    pub recovery_key: Option<SecretString>,
-}
-
-/// Makes the vault, its key file and its recovery key, unless a vault is there.
-///
-/// Order: the key file, the recovery record, `vault.json`. A kill in between leaves no vault; the next call goes on with the same key
-/// file and prints a new recovery key. An existing key file is used, never overwritten.
-pub async fn init(
-    access: &Access,
-    region: &str,
-    redundancy: &str,
-    key_path: &Path,
-    cancel: &CancellationToken,
-) -> Result<Initialized, Error> {
-    with_cancel(cancel, access.create_root()).await?;
-    let root = access.open_root()?;
-    if let Some(vault) = find(&root, cancel).await? {
-        return Ok(Initialized { vault, existed: true, recovery_key: None });
-    }
-    let key = load_or_create_key(key_path)?;
-    let recovery = WrapKey::generate()?;
-    let now = jiff::Timestamp::now();
-    let vault = VaultRecord {
-        version: records::VERSION,
-        id: new_id()?,
-        create_time: now,
-        region: region.to_owned(),
-        redundancy: redundancy.to_owned(),
-        format_version: records::FORMAT_VERSION,
-        immutability_days: 0,
-        soft_delete_days: 14,
-    };
-    let record = RecoveryKeyRecord {
-        version: records::VERSION,
-        create_time: now,
-        vault_key: recovery.wrap(key.to_text().expose_secret().as_bytes(), RECOVERY_CONTEXT)?,
-    };
-    with_cancel(cancel, records::put(&*root, &recovery_record(&recovery), &record)).await?;
-    if with_cancel(cancel, records::put(&*root, &vault_key(), &vault)).await? == Put::Existed {
-        let vault = open(&root, cancel).await?;
-        return Ok(Initialized { vault, existed: true, recovery_key: None });
-    }
-    Ok(Initialized { vault, existed: false, recovery_key: Some(recovery.to_text()) })
-}
-
-fn load_or_create_key(path: &Path) -> Result<WrapKey, Error> {
-    let io = |error: std::io::Error| Error::KeyMissing {
-        path: path.display().to_string(),
-        detail: format!("cannot be written: {error}"),
-    };
-    if path.try_exists().map_err(io)? {
-        return WrapKey::load(path);
-    }
-    let key = WrapKey::generate()?;
-    key.save_new(path).map_err(io)?;
-    Ok(key)
 }
 
 async fn find(root: &store::Shared, cancel: &CancellationToken) -> Result<Option<VaultRecord>, Error> {
@@ -113,24 +90,6 @@ async fn find(root: &store::Shared, cancel: &CancellationToken) -> Result<Option
 /// The vault's record. [`Error::NoVault`] when there is none.
 pub async fn open(root: &store::Shared, cancel: &CancellationToken) -> Result<VaultRecord, Error> {
     find(root, cancel).await?.ok_or_else(|| Error::NoVault { location: root.location().to_owned() })
-}
-
-/// Keeps a version of a policy in the vault. False when the vault holds another document under that name and version, which an older
-/// catalog wrote; nothing is changed then.
-pub async fn put_policy(
-    root: &store::Shared,
-    record: &PolicyRecord,
-    cancel: &CancellationToken,
-) -> Result<bool, Error> {
-    let key =
-        Key::new(format!("policies/{}/{:010}.json", record.name, record.policy_version)).map_err(Error::internal)?;
-    let put = async {
-        match records::put(&**root, &key, record).await? {
-            Put::Created => Ok(true),
-            Put::Existed => Ok(records::get::<PolicyRecord>(&**root, &key).await?.document == record.document),
-        }
-    };
-    with_cancel::<_, Error>(cancel, put).await
 }
 
 /// Makes an instance's store, password, repository and record, in this order; the record is what makes it an instance.
@@ -151,40 +110,18 @@ pub async fn create_instance(
         create_time: record.create_time,
         password: key.wrap(password.as_bytes(), &context(&record.id))?,
     };
-    let place = records::numbered(PASSWORDS, 1);
+    let place = records::numbered(records::PASSWORDS, 1);
     with_cancel(cancel, records::put(&*store, &place, &wrapped)).await?;
     // What stands there counts: an earlier, interrupted call may have written it.
     let password = password_of(&store, key, &record.id, cancel).await?;
     Repository::init(store.clone(), &password, cancel).await?;
-    with_cancel(cancel, records::put(&*store, &records::numbered(INSTANCE, 1), record)).await?;
+    with_cancel(cancel, records::put(&*store, &records::numbered(records::INSTANCE, 1), record)).await?;
     Ok(())
 }
 
-const PASSWORDS: &str = "keys/";
-const INSTANCE: &str = "instance/";
-
+/// The context of an instance's wrapped password.
 fn context(instance_id: &str) -> String {
     format!("instance:{instance_id}")
-}
-
-/// The password of an instance's repository: 64 hexadecimal digits.
-pub async fn password_of(
-    store: &store::Shared,
-    key: &WrapKey,
-    instance_id: &str,
-    cancel: &CancellationToken,
-) -> Result<SecretString, Error> {
-    let newest = with_cancel(cancel, records::numbers(&**store, PASSWORDS)).await?.last().copied().unwrap_or(1);
-    let record: PasswordRecord =
-        match with_cancel(cancel, records::get(&**store, &records::numbered(PASSWORDS, newest))).await {
-            Err(Error::Store(store::Error::NotFound { key, store })) => {
-                return Err(Error::damaged(format!("{key} in {store}"), "the repository's password is missing"));
-            }
-            other => other?,
-        };
-    let plain = key.unwrap(&record.password, &context(instance_id))?;
-    let text = std::str::from_utf8(&plain).map_err(|_| Error::KeyWrong { what: context(instance_id) })?;
-    Ok(SecretString::from(text))
 }
 
 /// The key file's place below a state folder.
@@ -199,11 +136,15 @@ pub async fn recover_key(
     cancel: &CancellationToken,
 ) -> Result<WrapKey, Error> {
     let wrong = || Error::KeyWrong { what: format!("the vault in {}", root.location()) };
-    let record: RecoveryKeyRecord = match with_cancel(cancel, records::get(&**root, &recovery_record(recovery))).await {
-        Err(Error::Store(store::Error::NotFound { .. })) => return Err(wrong()),
-        other => other?,
-    };
-    let plain = recovery.unwrap(&record.vault_key, RECOVERY_CONTEXT)?;
-    let text = std::str::from_utf8(&plain).map_err(|_| wrong())?;
-    WrapKey::from_text(&SecretString::from(text)).ok_or_else(wrong)
+    let record: records::RecoveryKeyRecord =
+        match with_cancel(cancel, records::get(&**root, &recovery_record(&recovery.id())?)).await {
+            Err(Error::Store(store::Error::NotFound { .. })) => return Err(wrong()),
+            other => other?,
+        };
+    key_of(&recovery.unwrap(&record.vault_key, VAULT_KEY_CONTEXT)?).ok_or_else(wrong)
+}
+
+/// The key whose text was wrapped.
+fn key_of(plain: &[u8]) -> Option<WrapKey> {
+    WrapKey::from_text(&SecretString::from(std::str::from_utf8(plain).ok()?))
 }

@@ -47,6 +47,34 @@ pub enum Error {
         /// What was to be opened.
         what: String,
     },
+    /// Azure Key Vault did not answer, or answered with errors until the deadline.
+    #[error("the key {key} in Key Vault is not available: {detail}")]
+    KeyVaultUnavailable {
+        /// Its address.
+        key: String,
+        /// What happened.
+        detail: String,
+    },
+    /// Azure Key Vault refused the token, or the token lacks a right.
+    #[error("the key {key} in Key Vault must not be used: {detail}")]
+    KeyVaultAccessDenied {
+        /// Its address.
+        key: String,
+        /// Key Vault's words.
+        detail: String,
+    },
+    /// Another agent works with the vault.
+    #[error("the vault at {location} belongs to the agent {agent_id} on {hostname} since {since}")]
+    OwnedByOther {
+        /// The vault.
+        location: String,
+        /// The owner.
+        agent_id: String,
+        /// Its machine.
+        hostname: String,
+        /// When it took the vault.
+        since: jiff::Timestamp,
+    },
     /// A staged backup refers to a file that is missing or has another size.
     #[error("the staged backup is not complete: {detail}")]
     StagedIncomplete {
@@ -135,6 +163,9 @@ impl From<Error> for Problem {
             Error::Unreadable { .. } => Reason::VaultUnreadable,
             Error::KeyMissing { .. } => Reason::VaultKeyMissing,
             Error::KeyWrong { .. } => Reason::VaultKeyWrong,
+            Error::KeyVaultUnavailable { .. } => Reason::KeyVaultUnavailable,
+            Error::KeyVaultAccessDenied { .. } => Reason::KeyVaultAccessDenied,
+            Error::OwnedByOther { .. } => Reason::VaultOwnedByOther,
             Error::StagedIncomplete { .. } => Reason::StagedIncomplete,
             Error::PrunedMeanwhile { .. } => Reason::PrunedMeanwhile,
             Error::JobAlreadyCommitted { .. } => Reason::JobAlreadyCommitted,

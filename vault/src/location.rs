@@ -188,6 +188,26 @@ impl Access {
         }
     }
 
+    /// The ids of all instances, ascending, also of those whose making was interrupted. On Azure the credential must be allowed to list the
+    /// account's containers.
+    pub async fn instance_ids(&self) -> Result<Vec<String>, Error> {
+        let names = match &self.location {
+            Location::Folder(path) => Folder::new(path.join(INSTANCES_DIR)).subfolders().await?,
+            Location::Azure { account, name } => {
+                let azure = self.azure(account, name)?;
+                let prefix = format!("{name}-");
+                let (retry, store) = (self.retry(), self.location.to_string());
+                let names =
+                    retry::retrying(&retry, &store, "list containers", || azure.list_containers(&prefix)).await?;
+                names.into_iter().filter_map(|name| name.strip_prefix(&prefix).map(str::to_owned)).collect()
+            }
+        };
+        // Containers of a vault whose name begins with this one's are not of this vault, nor is anything else that somebody laid there.
+        let mut ids: Vec<String> = names.into_iter().filter(|name| self.check_instance_id(name).is_ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
     /// Removes what killed processes left unfinished in a folder vault: of the instance, or of the vault's own records. Only files older
     /// than `older_than` go: choose an age that no running put reaches. In Azure nothing unfinished is kept. Returns how many went.
     pub async fn sweep_temporary(&self, instance_id: Option<&str>, older_than: Duration) -> Result<u64, Error> {

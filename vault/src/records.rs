@@ -5,6 +5,7 @@
 //!   vault.json            VaultRecord              instance/<version>.json        InstanceRecord
 //!   keys/recovery-<id>.json  RecoveryKeyRecord      keys/<n>.json                  PasswordRecord
 //!   policies/<name>/<version>.json  PolicyRecord   points/<snapshot>/<n>.json     PointEvent
+//!   keys/vault/<n>.json   VaultKeyRecord
 //!   owner/<n>.json        OwnerRecord              packs/<n>.json                 PackList
 //!                                                  prune/<n>.json                 PruneMark
 //!                                                  damaged/<n>.json               DamageRecord
@@ -14,7 +15,7 @@
 //! In a folder vault an instance's store is `instances/<id>/` below the vault's own. Invariants:
 //! - Every record has `version`; a reader refuses a version that it does not know, and ignores fields that it does not know.
 //! - Nothing here is secret: passwords and keys are wrapped.
-//! - Numbered records (`<n>`) count from 1 without gaps, ten digits, so that listings are in order.
+//! - Numbered records (`<n>`) count from 1 without gaps, ten digits, so that listings are in order. Only wrapped keys are ever deleted.
 
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
@@ -60,6 +61,23 @@ pub struct RecoveryKeyRecord {
     pub create_time: jiff::Timestamp,
     /// The wrapped vault key.
     pub vault_key: Wrapped,
+    /// The id of the vault key in it. Not there in records of early versions, which a vault has of its first vault key only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault_key_id: Option<String>,
+}
+
+/// `keys/vault/<n>.json`: the vault key as its text, wrapped by a key in Azure Key Vault. Context: `vault-key`. The highest n whose key is
+/// the configured one counts. Not there when the vault key is in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VaultKeyRecord {
+    /// 1.
+    pub version: u32,
+    /// When it was made.
+    pub create_time: jiff::Timestamp,
+    /// The wrapped vault key.
+    pub vault_key: Wrapped,
+    /// The id of the vault key in it.
+    pub vault_key_id: String,
 }
 
 /// `policies/<name>/<version>.json`: a policy as its author wrote it.
@@ -75,6 +93,9 @@ pub struct PolicyRecord {
     pub create_time: jiff::Timestamp,
     /// TOML.
     pub document: String,
+    /// 32 hexadecimal digits, the same for all versions. Empty in records of early versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
 }
 
 /// `instance/<version>.json`: what is protected, how, and since when.
@@ -99,6 +120,9 @@ pub struct InstanceRecord {
     /// Where the agent finds the password; never the password itself.
     #[serde(default, skip_serializing_if = "SourceLogin::is_default")]
     pub login: SourceLogin,
+    /// Two spellings of one source have one identity. Empty in records of early versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source_identity: String,
 }
 
 /// How the agent logs in at a source: where to look, never what it finds there.
@@ -121,7 +145,8 @@ impl SourceLogin {
     }
 }
 
-/// `keys/<n>.json`: the repository's password, wrapped by the vault key. Context: `instance:<id>`.
+/// `keys/<n>.json`: the repository's password, wrapped by the vault key. Context: `instance:<id>`. The highest n that the vault key
+/// wrapped counts; a rotation adds one and deletes those before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PasswordRecord {
     /// 1.
@@ -384,6 +409,18 @@ pub const DAMAGED: &str = "damaged/";
 pub const OWNERS: &str = "owner/";
 /// Where an instance's archive store lies in its store: again `repo/` and `packs/`.
 pub const ARCHIVE: &str = "archive/";
+/// Where the vault key lies, wrapped by Azure Key Vault, in the vault's own store.
+pub const VAULT_KEYS: &str = "keys/vault/";
+/// Where everything that wraps the vault key lies, in the vault's own store.
+pub const KEYS: &str = "keys/";
+/// Where the vault key lies, wrapped by recovery keys, in the vault's own store: names begin with this.
+pub const RECOVERY_KEYS: &str = "keys/recovery-";
+/// Where policies lie, in the vault's own store.
+pub const POLICIES: &str = "policies/";
+/// Where wrapped passwords lie, in an instance's store.
+pub const PASSWORDS: &str = "keys/";
+/// Where the records of an instance itself lie, in its store.
+pub const INSTANCE: &str = "instance/";
 /// Where pack lists lie.
 pub const PACK_LISTS: &str = "packs/";
 

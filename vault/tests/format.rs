@@ -39,6 +39,7 @@ fn wrapped() -> Wrapped {
         key_id: "0011223344556677".to_owned(),
         nonce: "AAAAAAAAAAAAAAAA".to_owned(),
         ciphertext: "AAAA".to_owned(),
+        wrapped_key: None,
     }
 }
 
@@ -74,6 +75,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         policy_version: 1,
         create_time: time(),
         document: "name = \"nightly\"\n".to_owned(),
+        id: String::new(),
     };
     let instance = InstanceRecord {
         version: 1,
@@ -85,6 +87,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         region: String::new(),
         policy: "nightly".to_owned(),
         login: vaultferry_vault::records::SourceLogin::Default,
+        source_identity: String::new(),
     };
     let packs = |previous| PackList {
         version: 1,
@@ -97,7 +100,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
     let event = PointEvent { version: 1, time: time(), event: PointEventKind::Created(created()) };
     let prune =
         PruneMark { version: 1, epoch: 1, create_time: time(), marked: vec![Id::of(b"pack")], candidates: Vec::new() };
-    let recovery = RecoveryKeyRecord { version: 1, create_time: time(), vault_key: wrapped() };
+    let recovery = RecoveryKeyRecord { version: 1, create_time: time(), vault_key: wrapped(), vault_key_id: None };
     let password = PasswordRecord { version: 1, create_time: time(), password: wrapped() };
     vec![
         ("vault.json", bytes(records::to_bytes(&vault))),

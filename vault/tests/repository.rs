@@ -342,6 +342,7 @@ async fn a_policys_version_in_the_vault_is_never_another_document() {
         policy_version: 1,
         create_time: jiff::Timestamp::from_second(second).expect("a time"),
         document: document.to_owned(),
+        id: String::new(),
     };
     for (document, second, kept) in [("a", 1, true), ("a", 1, true), ("a", 2, true), ("b", 1, false)] {
         let answer = admin::put_policy(&root, &policy(document, second), &CancellationToken::new()).await.expect("put");

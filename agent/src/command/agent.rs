@@ -99,6 +99,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
         settings.postgres.client_dirs.iter().map(|path| path.display().to_string()).collect();
     let azure = settings.vault.azure.as_ref();
     let endpoint = azure.and_then(|azure| azure.endpoint.as_ref()).map(ToString::to_string);
+    let key = settings.to_coordinator()?.vault_key.to_string();
     let deadline_s = settings.limits.store_deadline.as_secs();
     let as_json = json!({ "config": {
         "file": settings.file,
@@ -112,6 +113,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
                 "credential": azure.credential.as_str(),
                 "variable": azure.variable,
             })),
+            "key": key,
         },
         "postgres": settings.postgres,
         "limits": {
@@ -130,6 +132,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("listen", listen.join(", ")),
             ("vault.location", settings.location().to_string()),
             ("vault.region", settings.vault.region.clone().unwrap_or_default()),
+            ("vault.key", key),
             ("vault.azure.endpoint", endpoint.clone().unwrap_or_default()),
             ("vault.azure.credential", credential.unwrap_or_default()),
             ("postgres.client_dirs", client_dirs.join(", ")),

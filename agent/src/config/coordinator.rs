@@ -1,12 +1,15 @@
 //! The settings in the coordinator's words.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use vaultferry_coordinator::plugin::Command;
-use vaultferry_coordinator::vault::{Access, Credential, Location};
+use vaultferry_coordinator::vault::{
+    Access, AzureKeyVault, Credential, FixedToken, KeyPlace, Location, TokenFile, TokenSource,
+};
 use vaultferry_proto::{Problem, Reason};
 
-use super::{CredentialKind, Settings};
+use super::{CredentialKind, Key, Settings, Token};
 
 /// Below `state_dir`, where a vault is when no other place is configured.
 const DEFAULT_VAULT_DIR: &str = "vault";
@@ -36,6 +39,7 @@ impl Settings {
             state_dir: self.state_dir.clone(),
             listen: self.listen.iter().map(|endpoint| endpoint.path().to_path_buf()).collect(),
             vault: self.access(),
+            vault_key: self.key_place()?,
             region: self.vault.region.clone(),
             plugins: BTreeMap::from([("postgres".to_owned(), postgres)]),
             bytes_in_flight: self.limits.bytes_in_flight,
@@ -43,6 +47,24 @@ impl Settings {
             jobs: self.limits.jobs,
             create_default_vault: self.vault.location.is_none(),
         })
+    }
+
+    fn key_place(&self) -> Result<KeyPlace, Problem> {
+        let (key, token) = match &self.vault.key {
+            Key::File(Some(path)) => return Ok(KeyPlace::File(path.clone())),
+            Key::File(None) => return Ok(KeyPlace::File(vaultferry_coordinator::default_key_path(&self.state_dir))),
+            Key::KeyVault { key, token } => (key, token),
+        };
+        let token: Box<dyn TokenSource> = match token {
+            Token::File(path) => Box::new(TokenFile(path.clone())),
+            Token::Variable { secret: Some(secret), .. } => Box::new(FixedToken(secret.clone())),
+            Token::Variable { variable, secret: None } => {
+                let message = format!("the environment has no variable {variable}, or it is empty");
+                return Err(Problem::new(Reason::InvalidConfiguration, message));
+            }
+        };
+        let key = AzureKeyVault::new(key.clone(), token, self.limits.store_deadline)?;
+        Ok(KeyPlace::Wrapped(Arc::new(key)))
     }
 
     fn access(&self) -> Access {

@@ -196,3 +196,40 @@ fn a_missing_file_is_a_fault_of_the_configuration() {
     assert_eq!(problem.reason, Reason::InvalidConfiguration);
     assert!(problem.message.contains("/nonexistent/agent.toml"));
 }
+
+#[test]
+fn the_vault_key_is_in_a_file_or_in_key_vault() {
+    let root = |variables: &[(&str, &str)]| Surroundings::new(variables, true);
+    let place = |text: &str, variables: &[(&str, &str)]| {
+        let settings = read(text, &root(variables), Purpose::Agent).unwrap();
+        let place = settings.to_coordinator().unwrap().vault_key;
+        assert!(!format!("{settings:?} {place:?}").contains("secret-token"), "secrets redact themselves");
+        place.to_string()
+    };
+    assert_eq!(place("", &[]), "/var/lib/vaultferry/vault.key");
+    assert_eq!(place("[vault.key]\nfile = \"/etc/vaultferry/vault.key\"", &[]), "/etc/vaultferry/vault.key");
+    let key = "https://my.vault.azure.net/keys/backup";
+    let token = ("KV_TOKEN", "secret-token");
+    let text = format!("[vault.key]\nkey_vault = \"{key}\"\ntoken_env = \"KV_TOKEN\"");
+    assert_eq!(place(&text, &[token]), key);
+    assert_eq!(place(&format!("[vault.key]\nkey_vault = \"{key}\"\ntoken_file = \"/run/token\""), &[]), key);
+    assert!(read(&text, &root(&[]), Purpose::Client).is_ok(), "a client needs no token");
+    for (text, found) in [
+        (text.as_str(), "vault.key.token_env: the environment has no variable"),
+        ("[vault.key]\nfile = \"relative\"", "vault.key.file"),
+        (
+            "[vault.key]\nkey_vault = \"https://my.vault.azure.net/secrets/s\"\ntoken_file = \"/t\"",
+            "vault.key.key_vault",
+        ),
+        ("[vault.key]\nkey_vault = \"https://my.vault.azure.net/keys/k\"", "vault.key: key_vault needs a token"),
+        ("[vault.key]\ntoken_file = \"/t\"", "vault.key: a token is for key_vault only"),
+        ("[vault.key]\ncolour = \"blue\"", "vault.key.colour: unknown key"),
+        (
+            "[vault.key]\nfile = \"/k\"\nkey_vault = \"https://my.vault.azure.net/keys/k\"\ntoken_file = \"/t\"",
+            "vault.key: is in a file or in Key Vault",
+        ),
+    ] {
+        let all = faults(text, &[]);
+        assert!(all.len() == 1 && all[0].starts_with(found), "{text}: {all:?}");
+    }
+}

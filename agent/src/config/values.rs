@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vaultferry_coordinator::vault::{InvalidLocation, Location};
+use vaultferry_coordinator::vault::{InvalidKeyUrl, InvalidLocation, KeyUrl, Location};
 
 use super::CredentialKind;
 
@@ -68,6 +68,13 @@ pub(super) fn http_url(text: &str) -> Result<url::Url, String> {
         }
         _ => Err("must be http://… or https://…, without a signature or a password".to_owned()),
     }
+}
+
+/// The text is not repeated: somebody may have pasted a token.
+pub(super) fn key_url(text: &str) -> Result<KeyUrl, String> {
+    text.parse().map_err(|_: InvalidKeyUrl| {
+        "must be a key's address: https://NAME.vault.azure.net/keys/KEY, with or without /VERSION".to_owned()
+    })
 }
 
 pub(super) fn credential_kind(text: &str) -> Result<CredentialKind, String> {

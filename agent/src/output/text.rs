@@ -31,14 +31,31 @@ fn operation_name(job: &Job) -> String {
 
 pub fn vault(vault: Option<&Vault>) -> String {
     let Some(vault) = vault else { return String::new() };
+    let owner = vault.owner.as_ref().map_or("nobody yet".to_owned(), |owner| {
+        let whose = if owner.this_agent { "this agent" } else { "another agent, so this one starts no job" };
+        format!("{} on {} since {} ({whose})", owner.agent_id, owner.hostname, time(owner.create_time.as_ref()))
+    });
+    let redundancy = match vault.storage_redundancy.as_str() {
+        "" => vault.redundancy.clone(),
+        same if same == vault.redundancy => format!("{same}, as the storage is"),
+        other => format!("{} is what the vault was made for. WARNING: the storage is {other}", vault.redundancy),
+    };
+    let keys = vault.keys.clone().unwrap_or_default();
+    let recovery_keys = match keys.recovery_key_ids.is_empty() {
+        true => "none: make one with vaultferry vault key add".to_owned(),
+        false => keys.recovery_key_ids.join(", "),
+    };
     fields(&[
         ("id", vault.id.clone()),
         ("name", vault.name.clone()),
         ("created", time(vault.create_time.as_ref())),
         ("location", vault.location.clone()),
         ("region", vault.region.clone()),
-        ("redundancy", vault.redundancy.clone()),
+        ("redundancy", redundancy),
         ("format", vault.format_version.to_string()),
+        ("owner", owner),
+        ("vault key", format!("{} in {}", keys.id, keys.place)),
+        ("recovery keys", recovery_keys),
     ])
 }
 

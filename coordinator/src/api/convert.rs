@@ -30,6 +30,7 @@ pub(super) fn vault(vault: &VaultRecord, location: &vaultferry_vault::location::
         region: vault.region.clone(),
         redundancy: vault.redundancy.clone(),
         format_version: vault.format_version,
+        ..wire::Vault::default()
     }
 }
 

@@ -9,13 +9,12 @@ use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanc
 use vaultferry_proto::plugin::v1 as plugin_wire;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin;
-use vaultferry_vault::records::{self, InstanceRecord, SourceLogin};
 
 use super::{Api, convert};
 use crate::catalog::{Credential, Error, Instance, Job, Policy, Status as JobStatus, Work};
 use crate::job::{self, env_of, source};
 use crate::plugin::{Plugin, Start};
-use crate::policy;
+use crate::{policy, recorded};
 
 /// Sources in one request.
 const MAX_SOURCES: usize = 1000;
@@ -36,6 +35,7 @@ impl Api {
         let credential = credential(request.credential)?;
         check_request(&request.source_uris, &request.name)?;
         self.check_region(&request.region, "source")?;
+        self.check_owner().await?;
         let mut ready = Vec::new();
         for uri in request.source_uris {
             ready.push(self.check_source(uri, &policy, &credential).await?);
@@ -43,8 +43,13 @@ impl Api {
         let instances = self.name_instances(ready, &request.name, &request.region, &policy, &credential).await?;
         self.keep_policy(&policy).await?;
         for instance in &instances {
-            admin::create_instance(&self.shared.vault, &self.shared.vault_key, &record(instance), &self.stopping)
-                .await?;
+            admin::create_instance(
+                &self.shared.vault,
+                &self.shared.vault_key,
+                &recorded::instance_record(instance),
+                &self.stopping,
+            )
+            .await?;
         }
         self.catalog.insert_instances(instances.clone()).await.map_err(|error| match error {
             Error::Taken(what) => Problem::new(Reason::NameTaken, format!("{what} was taken at this very moment")),
@@ -263,24 +268,6 @@ pub(super) fn credential(reference: Option<wire::CredentialReference>) -> Result
             }
             Ok(Credential::PasswordEnv(name))
         }
-    }
-}
-
-fn record(instance: &Instance) -> InstanceRecord {
-    InstanceRecord {
-        version: records::VERSION,
-        id: instance.id.clone(),
-        name: instance.name.clone(),
-        create_time: instance.create_time,
-        source_type: instance.source_type.clone(),
-        source_uri: instance.source_uri.clone(),
-        region: instance.region.clone(),
-        policy: instance.policy.clone(),
-        login: match &instance.credential {
-            Credential::None => SourceLogin::Default,
-            Credential::Passfile(path) => SourceLogin::Passfile(path.display().to_string()),
-            Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
-        },
     }
 }
 

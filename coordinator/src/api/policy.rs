@@ -8,11 +8,10 @@ use vaultferry_proto::control::v1::{
 };
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin;
-use vaultferry_vault::records::{self, PolicyRecord};
 
 use super::{Api, convert};
 use crate::catalog::{Error, Policy};
-use crate::policy;
+use crate::{policy, recorded};
 
 impl Api {
     async fn create(&self, text: String) -> Result<Policy, Problem> {
@@ -29,6 +28,9 @@ impl Api {
             create_time: jiff::Timestamp::now(),
             document: text,
         };
+        // In the vault first: a rebuilt catalog must have every policy that this one ever had.
+        self.check_owner().await?;
+        self.keep_policy(&policy).await?;
         match self.catalog.insert_policy(policy.clone()).await {
             Ok(()) => Ok(policy),
             Err(Error::Taken(_)) => Err(taken()),
@@ -38,13 +40,7 @@ impl Api {
 
     /// Writes a policy's version into the vault, which must hold every version that a point refers to.
     pub(super) async fn keep_policy(&self, policy: &Policy) -> Result<(), Problem> {
-        let record = PolicyRecord {
-            version: records::VERSION,
-            name: policy.name.clone(),
-            policy_version: policy.version,
-            create_time: policy.create_time,
-            document: policy.document.clone(),
-        };
+        let record = recorded::policy_record(policy);
         let root = self.shared.vault.open_root()?;
         if admin::put_policy(&root, &record, &self.stopping).await? {
             return Ok(());

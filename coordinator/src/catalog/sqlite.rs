@@ -66,6 +66,18 @@ impl Sqlite {
         Ok(Self { path: name, tasks })
     }
 
+    /// Closes the catalog; everything is in one file then, without a journal beside it.
+    pub async fn into_single_file(self) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        let task: Task = Box::new(move |connection| {
+            let _ = answer.send(fold_journal(connection));
+        });
+        let failed = |detail: String| Error::Database { path: self.path.clone(), detail };
+        self.tasks.send(task).map_err(|_| failed("its thread is gone".to_owned()))?;
+        let folded = answered.await.map_err(|_| failed("its thread is gone".to_owned()))?;
+        folded.map_err(|error| failed(error.to_string()))
+    }
+
     /// Runs a transaction on the catalog's thread.
     async fn run<T: Send + 'static>(
         &self,
@@ -89,6 +101,28 @@ impl Sqlite {
             Failure::Sqlite(error) => Error::Database { path: self.path.clone(), detail: error.to_string() },
             Failure::Body(error) => Error::Database { path: self.path.clone(), detail: error },
         })
+    }
+}
+
+/// Folds the journal of a catalog that nobody has open into its one file.
+pub fn single_file(path: &Path) -> Result<(), Error> {
+    let fold = || {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        fold_journal(&connection)
+    };
+    fold().map_err(|error: rusqlite::Error| Error::Database {
+        path: path.display().to_string(),
+        detail: error.to_string(),
+    })
+}
+
+fn fold_journal(connection: &Connection) -> rusqlite::Result<()> {
+    // Leaving WAL copies it into the file and removes it. SQLite's answer says whether it could.
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "delete", |row| row.get(0))?;
+    match mode.as_str() {
+        "delete" => Ok(()),
+        mode => Err(rusqlite::Error::ToSqlConversionFailure(format!("its journal stays {mode}").into())),
     }
 }
 
@@ -206,6 +240,13 @@ fn policies(tx: &Transaction<'_>, condition: &str, params: impl rusqlite::Params
         Ok(Policy { id, name, version, create_time: time_from(create_time)?, document })
     })
     .collect()
+}
+
+fn insert_point(tx: &Transaction<'_>, point: &Point) -> Result<(), Failure> {
+    let (time, stored) = (point.time.as_microsecond(), signed(point.stored_bytes));
+    let sql = "insert or ignore into points(instance_id, id, time, stored_bytes, body) values (?1, ?2, ?3, ?4, ?5)";
+    tx.execute(sql, params![point.instance_id, point.id.to_string(), time, stored, encode(point)?])?;
+    Ok(())
 }
 
 /// 40 bytes for each pack: its id, and its size in little endian.
@@ -439,11 +480,8 @@ impl Catalog for Sqlite {
     async fn complete_backup(&self, job_id: &str, point: Point, warnings: Vec<StoredProblem>) -> Result<(), Error> {
         let job_id = job_id.to_owned();
         self.run(move |tx| {
+            insert_point(tx, &point)?;
             let text = encode(&point)?;
-            let (time, stored) = (point.time.as_microsecond(), signed(point.stored_bytes));
-            let sql =
-                "insert or ignore into points(instance_id, id, time, stored_bytes, body) values (?1, ?2, ?3, ?4, ?5)";
-            tx.execute(sql, params![point.instance_id, point.id.to_string(), time, stored, text])?;
             let now = jiff::Timestamp::now();
             let sql = "insert or ignore into outbox(job_id, create_time, body) values (?1, ?2, ?3)";
             tx.execute(sql, params![job_id, now.as_microsecond(), text])?;
@@ -560,6 +598,24 @@ impl Catalog for Sqlite {
             })
         })
         .await
+    }
+
+    async fn all_policies(&self) -> Result<Vec<Policy>, Error> {
+        self.run(|tx| {
+            let sql = "select id, name, version, create_time, document from policies order by name, version";
+            let mut statement = tx.prepare_cached(sql)?;
+            let rows = statement.query_map([], policy_of)?;
+            rows.map(|row| {
+                let (id, name, version, create_time, document) = row?;
+                Ok(Policy { id, name, version, create_time: time_from(create_time)?, document })
+            })
+            .collect()
+        })
+        .await
+    }
+
+    async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error> {
+        self.run(move |tx| points.iter().try_for_each(|point| insert_point(tx, point))).await
     }
 }
 

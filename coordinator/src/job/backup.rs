@@ -173,6 +173,8 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job, resume: bool) -> Resul
         let prepared = async {
             commit::verify(&*store, &record, stop).await?;
             pause::at(&shared.state_dir, "packs-verified").await;
+            // The vault may have changed hands while the backup ran.
+            crate::owner::check(&shared.vault, &shared.agent_id, stop).await?;
             commit::prepare(&*store, &record, stop).await
         };
         if let Err(error) = prepared.await {

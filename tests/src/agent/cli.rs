@@ -139,6 +139,16 @@ impl Agent {
         Reply { code: output.code, stdout: output.text(), stderr: output.stderr }
     }
 
+    /// A command that needs no running agent, with the agent's configuration and environment, as JSON.
+    #[track_caller]
+    pub fn offline(&self, arguments: &[&str], stdin: &[u8]) -> Reply {
+        let mut command = Command::new(binary());
+        command.args(arguments).args(["--output", "json", "--config"]).arg(self.config_path());
+        self.set_environment(&mut command);
+        let output = process::run(&mut command, stdin, Duration::from_secs(300));
+        Reply { code: output.code, stdout: output.text(), stderr: output.stderr }
+    }
+
     /// [`Agent::cli`] with `--output json`.
     #[track_caller]
     pub fn cli_json(&self, arguments: &[&str]) -> Reply {

@@ -24,7 +24,7 @@ pub(super) async fn check(root: &dyn Store) -> Result<Report, Error> {
                 bytes => bytes?,
             };
             vault |= prefix == "vault.json";
-            recovery |= prefix == "keys/";
+            recovery |= key.as_str().starts_with(records::RECOVERY_KEYS);
             if let Some(number) = key.name().strip_suffix(".json").and_then(|number| number.parse().ok()) {
                 let dir = key.as_str().trim_end_matches(key.name());
                 numbers.entry(dir.to_owned()).or_default().insert(number);

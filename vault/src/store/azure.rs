@@ -27,7 +27,8 @@ use azure_storage_blob::models::{
     AccessTier, BlobClientDownloadOptions, BlobClientGetPropertiesResultHeaders as _,
     BlobClientSetImmutabilityPolicyOptions, BlobClientStartCopyFromUrlOptions,
     BlobContainerClientGetAccountInfoResultHeaders as _, BlobContainerClientListBlobsOptions,
-    BlockBlobClientUploadOptions, ImmutabilityPolicyMode, ListBlobsIncludeItem, RehydratePriority,
+    BlobServiceClientListContainersOptions, BlockBlobClientUploadOptions, ImmutabilityPolicyMode, ListBlobsIncludeItem,
+    RehydratePriority,
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -112,6 +113,31 @@ impl Azure {
         match self.container.call(0, client.create(None)).await {
             Err(failure) if failure.code == "ContainerAlreadyExists" => Ok(()),
             result => result.map(|_| ()).map_err(Error::from),
+        }
+    }
+
+    /// The names of the account's containers that begin with `prefix`. The credential must be allowed to list them.
+    pub(crate) async fn list_containers(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        let client = self.container.account()?;
+        let mut names = Vec::new();
+        let mut marker = None;
+        loop {
+            let options = BlobServiceClientListContainersOptions {
+                prefix: Some(prefix.to_owned()),
+                marker: marker.take(),
+                maxresults: Some(PAGE_ENTRIES),
+                ..Default::default()
+            };
+            let request = async {
+                let mut pages = client.list_containers(Some(options))?.into_pages();
+                pages.next().await.transpose()?.map(|page| page.into_model()).transpose()
+            };
+            let Some(page) = self.container.call(0, request).await? else { return Ok(names) };
+            names.extend(page.container_items.into_iter().filter_map(|item| item.name));
+            marker = page.next_marker.filter(|marker| !marker.is_empty());
+            if marker.is_none() {
+                return Ok(names);
+            }
         }
     }
 

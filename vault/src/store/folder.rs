@@ -92,6 +92,26 @@ impl Folder {
         self.blocking(move |inner| inner.sweep(older_than).map_err(|error| inner.error(Access::Write, error))).await
     }
 
+    /// The names of the folders right below the root, in no order; none when the root is missing.
+    pub(crate) async fn subfolders(&self) -> Result<Vec<String>, Error> {
+        self.blocking(|inner| {
+            let failed = |error| inner.error(Access::Read, error);
+            let entries = match std::fs::read_dir(&inner.root) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries.map_err(failed)?,
+            };
+            let mut names = Vec::new();
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    names.extend(entry.file_name().into_string());
+                }
+            }
+            Ok(names)
+        })
+        .await
+    }
+
     fn unsupported(&self, what: &str) -> Error {
         Error::Unsupported { store: self.inner.location.clone(), what: what.to_owned() }
     }

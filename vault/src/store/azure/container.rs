@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use azure_core::http::{ClientOptions, RetryOptions, Transport};
 use azure_storage_blob::{
-    BlobClient, BlobClientOptions, BlobContainerClient, BlobContainerClientOptions, BlockBlobClient,
-    BlockBlobClientOptions,
+    BlobClient, BlobClientOptions, BlobContainerClient, BlobContainerClientOptions, BlobServiceClient,
+    BlobServiceClientOptions, BlockBlobClient, BlockBlobClientOptions,
 };
 use secrecy::ExposeSecret as _;
 use url::{Host, Url};
@@ -85,6 +85,16 @@ impl Container {
     pub(crate) fn client(&self) -> Result<BlobContainerClient, Failure> {
         let options = BlobContainerClientOptions { client_options: self.options.clone(), ..Default::default() };
         BlobContainerClient::new(self.url.clone(), None, Some(options)).map_err(|error| self.failure(&error))
+    }
+
+    /// The account that the container is in.
+    pub(crate) fn account(&self) -> Result<BlobServiceClient, Failure> {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop();
+        }
+        let options = BlobServiceClientOptions { client_options: self.options.clone(), ..Default::default() };
+        BlobServiceClient::new(url, None, Some(options)).map_err(|error| self.failure(&error))
     }
 
     pub(crate) fn blob(&self, name: &str) -> Result<BlobClient, Failure> {

@@ -1,0 +1,97 @@
+//! Policies and instances as the vault records them.
+
+use futures::StreamExt as _;
+
+use super::*;
+use crate::records::PolicyRecord;
+
+/// Keeps a version of a policy in the vault. False when the vault holds another document under that name and version, which an older
+/// catalog wrote; nothing is changed then.
+pub async fn put_policy(
+    root: &store::Shared,
+    record: &PolicyRecord,
+    cancel: &CancellationToken,
+) -> Result<bool, Error> {
+    let key = Key::new(format!("{}{}/{:010}.json", records::POLICIES, record.name, record.policy_version))
+        .map_err(Error::internal)?;
+    let put = async {
+        match records::put(&**root, &key, record).await? {
+            Put::Created => Ok(true),
+            Put::Existed => Ok(records::get::<PolicyRecord>(&**root, &key).await?.document == record.document),
+        }
+    };
+    with_cancel::<_, Error>(cancel, put).await
+}
+
+/// Every version of every policy, by name and version. What cannot be read is told in the second list.
+pub async fn policies(
+    root: &store::Shared,
+    cancel: &CancellationToken,
+) -> Result<(Vec<PolicyRecord>, Vec<Error>), Error> {
+    let read = async {
+        let (mut policies, mut unreadable) = (Vec::new(), Vec::new());
+        let mut entries = store::list(&**root, records::POLICIES);
+        while let Some(entry) = entries.next().await {
+            match records::get::<PolicyRecord>(&**root, &entry?.key).await {
+                Ok(policy) => policies.push(policy),
+                Err(error @ Error::Unreadable { .. }) => unreadable.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        policies.sort_by(|a, b| (&a.name, a.policy_version).cmp(&(&b.name, b.policy_version)));
+        Ok((policies, unreadable))
+    };
+    with_cancel::<_, Error>(cancel, read).await
+}
+
+/// The newest record of an instance, and its number. `None`: its making was interrupted.
+pub(super) async fn newest_instance(
+    store: &store::Shared,
+    cancel: &CancellationToken,
+) -> Result<Option<(u64, InstanceRecord)>, Error> {
+    let read = async {
+        let Some(n) = records::numbers(&**store, records::INSTANCE).await?.last().copied() else { return Ok(None) };
+        Ok(Some((n, records::get(&**store, &records::numbered(records::INSTANCE, n)).await?)))
+    };
+    with_cancel::<_, Error>(cancel, read).await
+}
+
+/// The newest record of every instance, by id. What cannot be read is told in the second list.
+pub async fn instances(
+    stores: &dyn Stores,
+    cancel: &CancellationToken,
+) -> Result<(Vec<InstanceRecord>, Vec<Error>), Error> {
+    let (mut instances, mut unreadable) = (Vec::new(), Vec::new());
+    for instance_id in with_cancel(cancel, stores.instance_ids()).await? {
+        let store = stores.instance(&instance_id)?;
+        match newest_instance(&store, cancel).await {
+            Ok(Some((_, record))) if record.id == instance_id => instances.push(record),
+            Ok(Some((n, _))) => {
+                let what = format!("{} in {}", records::numbered(records::INSTANCE, n), store.location());
+                unreadable.push(Error::Unreadable { what, detail: "it is of another instance".to_owned() });
+            }
+            Ok(None) => {}
+            Err(error @ Error::Unreadable { .. }) => unreadable.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((instances, unreadable))
+}
+
+/// Records what an instance is from now on, unless the newest record says so already. True when a record was written.
+pub async fn put_instance(
+    store: &store::Shared,
+    record: &InstanceRecord,
+    cancel: &CancellationToken,
+) -> Result<bool, Error> {
+    loop {
+        let n = match newest_instance(store, cancel).await? {
+            Some((_, newest)) if newest == *record => return Ok(false),
+            newest => newest.map_or(0, |(n, _)| n),
+        };
+        let place = records::numbered(records::INSTANCE, n + 1);
+        if with_cancel(cancel, records::put(&**store, &place, record)).await? == Put::Created {
+            return Ok(true);
+        }
+    }
+}

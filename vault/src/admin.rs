@@ -10,6 +10,7 @@ use crate::blocking::with_cancel;
 use crate::error::Error;
 use crate::keys::WrapKey;
 use crate::location::Access;
+use crate::manifest;
 use crate::records::{self, InstanceRecord, PasswordRecord, VaultRecord};
 use crate::repository::Repository;
 use crate::repository::crypto::fill_random;
@@ -116,6 +117,7 @@ pub async fn create_instance(
     let password = password_of(&store, key, &record.id, cancel).await?;
     Repository::init(store.clone(), &password, cancel).await?;
     with_cancel(cancel, records::put(&*store, &records::numbered(records::INSTANCE, 1), record)).await?;
+    manifest::append(&*store, manifest::Scope::Instance, &[], cancel).await?;
     Ok(())
 }
 

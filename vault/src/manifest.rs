@@ -35,7 +35,7 @@ const READS: usize = 16;
 /// Records in the vault's own store.
 const VAULT: [&str; 5] = ["vault.json", "keys/", "policies/", "owner/", "settings/"];
 /// Records, and the files of a repository that never change, in an instance's store.
-const INSTANCE: [&str; 12] = [
+const INSTANCE: [&str; 14] = [
     "instance/",
     "keys/",
     "points/",
@@ -44,10 +44,12 @@ const INSTANCE: [&str; 12] = [
     "damaged/",
     "repo/config",
     "repo/keys/",
+    "repo/snapshots/",
     "archive/packs/",
     "archive/prune/",
     "archive/repo/config",
     "archive/repo/keys/",
+    "archive/repo/snapshots/",
 ];
 
 /// Which store a manifest is for.

@@ -32,6 +32,7 @@ async fn instance() -> (Arc<Memory>, Arc<Repository>) {
         region: String::new(),
         policy: "nightly".to_owned(),
         login: SourceLogin::Default,
+        source_identity: String::new(),
     };
     let key = vaultferry_vault::keys::WrapKey::generate().expect("random");
     let password =

@@ -41,6 +41,7 @@ fn instance_record(name: &str) -> InstanceRecord {
         region: String::new(),
         policy: "nightly".to_owned(),
         login: SourceLogin::Default,
+        source_identity: String::new(),
     }
 }
 
@@ -111,13 +112,14 @@ async fn vault() -> Arc<Memory> {
         let recovery = WrapKey::generate().expect("random");
         let vault_key = recovery.wrap(b"secret", "vault-key").expect("wrapped");
         let key = format!("keys/recovery-{}.json", recovery.id());
-        put(&store, &key, &RecoveryKeyRecord { version: 1, create_time: time(), vault_key }).await;
+        put(&store, &key, &RecoveryKeyRecord { version: 1, create_time: time(), vault_key, vault_key_id: None }).await;
         let policy = PolicyRecord {
             version: 1,
             name: "nightly".to_owned(),
             policy_version: n,
             create_time: time(),
             document: "name = \"nightly\"\n".to_owned(),
+            id: String::new(),
         };
         put(&store, &format!("policies/nightly/{n:010}.json"), &policy).await;
         let owner = OwnerRecord { version: 1, create_time: time(), agent_id: "a".repeat(32), hostname: "h".to_owned() };

@@ -6,11 +6,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::files::{Files, Listed, State};
-use super::{AffectedPoint, Finding, FindingKind as Kind, Report};
+use super::{AffectedPoint, Finding, FindingKind as Kind, Report, Severity};
 use crate::id::Id;
 use crate::manifest;
 use crate::records::{self, PointEvent, PointEventKind};
 
+/// Below the base of a repository's store.
+const SNAPSHOTS: &str = "repo/snapshots/";
 pub(super) const NOT_ITS_NAME: &str = "its bytes are not those that its name stands for";
 
 /// The snapshot's bytes in an event are those of the point.
@@ -105,7 +107,8 @@ pub(super) fn check_listed(
         };
         findings.push(Finding::new(kind, problem.key.as_str(), detail));
     }
-    for (key, listed) in &manifests.files {
+    // Snapshot files come and go with deletions; the points' logs say whether one has to be there.
+    for (key, listed) in manifests.files.iter().filter(|(key, _)| !key.contains(SNAPSHOTS)) {
         match read(key) {
             None => findings.push(Finding::new(Kind::Missing, key.as_str(), "a manifest names it")),
             Some(read) if read != (listed.size, listed.sha256) => {
@@ -161,10 +164,15 @@ fn check_points(state: &State, findings: &mut Vec<Finding>) {
         }
         let gone = "the log says that the point is there: the file was removed, or the commit was not ended";
         if !log.removed_from_vault && !state.hot.snapshots.contains_key(id) {
-            findings.push(Finding::new(Kind::Missing, state.hot.key("repo/snapshots/", id), gone));
+            let mut finding = Finding::new(Kind::Missing, state.hot.key(SNAPSHOTS, id), gone);
+            if is_unfinished(state, id, &finding.file) {
+                finding.severity = Severity::Note;
+                finding.detail = "its commit has not come to its end, or was interrupted".to_owned();
+            }
+            findings.push(finding);
         }
         if log.archived && !state.archive.snapshots.contains_key(id) {
-            findings.push(Finding::new(Kind::Missing, state.archive.key("repo/snapshots/", id), gone));
+            findings.push(Finding::new(Kind::Missing, state.archive.key(SNAPSHOTS, id), gone));
         }
         if log.archived && by_list(&state.archive).is_empty() {
             let file = records::numbered(&format!("{}{}", records::ARCHIVE, records::PACK_LISTS), 1);
@@ -196,9 +204,21 @@ fn check_points(state: &State, findings: &mut Vec<Finding>) {
             let detail = format!(
                 "pack list {number} was written for it: it was removed with its log, or the commit was not ended"
             );
-            findings.push(Finding::new(Kind::Missing, state.hot.key("repo/snapshots/", id), detail));
+            let mut finding = Finding::new(Kind::Missing, state.hot.key(SNAPSHOTS, id), detail);
+            if is_unfinished(state, id, &finding.file) {
+                finding.severity = Severity::Note;
+            }
+            findings.push(finding);
         }
     }
+}
+
+/// True when nothing says that the point was ever there: its log is its creation alone, and no manifest has seen its snapshot. Where there
+/// are no manifests at all (a vault of an early version) nobody can know, and the worse is assumed.
+fn is_unfinished(state: &State, id: &Id, snapshot: &str) -> bool {
+    let events = records::point_events(id);
+    let is_young = state.numbers.get(&events).is_none_or(|numbers| numbers.len() == 1);
+    is_young && !state.manifests.files.is_empty() && !state.manifests.files.contains_key(snapshot)
 }
 
 /// What every instance has, and every repository with packs in it.
@@ -214,10 +234,11 @@ fn check_parts(state: &State, findings: &mut Vec<Finding>) {
         if !used && !files.base.is_empty() {
             continue;
         }
+        let holds_listed = files.listed.keys().any(|id| files.packs.contains_key(id));
         let parts = [
             (files.config, "repo/config", "every repository has it"),
             (!files.key_files.is_empty(), "repo/keys/", "no key file is there, so nothing can be opened"),
-            (files.listed.is_empty() || !files.indexes.is_empty(), "repo/index/", "no index is there"),
+            (!holds_listed || !files.indexes.is_empty(), "repo/index/", "no index is there"),
         ];
         for (_, part, detail) in parts.into_iter().filter(|(there, ..)| !there) {
             findings.push(Finding::new(Kind::Missing, format!("{}{part}", files.base), detail));
@@ -229,8 +250,7 @@ fn check_parts(state: &State, findings: &mut Vec<Finding>) {
 /// The archive's config and key files are copies of the hot ones.
 fn check_same(state: &State, findings: &mut Vec<Finding>) {
     for (key, read) in &state.read {
-        let Some(original) = key.strip_prefix(records::ARCHIVE).filter(|below| !below.starts_with(records::PACK_LISTS))
-        else {
+        let Some(original) = key.strip_prefix(records::ARCHIVE).filter(|below| below.starts_with("repo/")) else {
             continue;
         };
         if let Some(hot) = state.read.get(original)

@@ -9,7 +9,12 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::Endpoint;
 
+mod maintenance;
 mod values;
+
+pub use maintenance::{
+    PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify, VaultCheck, VaultPrune,
+};
 
 #[cfg(test)]
 mod tests;
@@ -72,7 +77,7 @@ pub enum Command {
     /// Run the agent, or check its configuration
     #[command(subcommand)]
     Agent(Agent),
-    /// Make the vault, attach it, look at it, and change its keys
+    /// Make the vault, attach it, check and prune it, and change its keys
     #[command(subcommand)]
     Vault(Vault),
     /// When backups run, and how long they are kept
@@ -121,6 +126,10 @@ A new vault's recovery key is printed once. Keep it away from this machine.")]
     },
     /// The vault's place, region and format, its owner and its keys
     Show,
+    /// Look for altered, missing and unexpected files
+    Check(VaultCheck),
+    /// Delete what no point needs any more
+    Prune(VaultPrune),
     /// Give an existing vault to this machine: key, ownership, catalog; no agent may run here
     #[command(after_help = "Examples:
   vaultferry vault attach --config agent.toml --recovery-key-file /media/safe/recovery.txt
@@ -292,10 +301,7 @@ pub struct Wait {
 #[derive(Debug, Subcommand)]
 pub enum Point {
     /// All points of an instance, newest first
-    List {
-        /// Name or id
-        instance: String,
-    },
+    List(PointList),
     /// One point with its streams
     Show {
         /// Name or id
@@ -304,6 +310,18 @@ pub enum Point {
         #[arg(default_value = "latest")]
         point: String,
     },
+    /// Read every byte of a point, and note that it is right
+    Verify(PointVerify),
+    /// Keep a point from deletion until it is released
+    Hold(PointHold),
+    /// End a hold
+    Release(PointRelease),
+    /// Take a point off the list; it can be brought back for some days
+    Delete(PointDelete),
+    /// Bring a deleted point back
+    Undelete(PointUndelete),
+    /// Copy a point to the archive store
+    Archive(PointArchive),
 }
 
 #[derive(Debug, Subcommand)]
@@ -398,7 +416,8 @@ pub struct JobList {
     /// InProgress, Completed, CompletedWithWarnings, Failed, Cancelling or Cancelled
     #[arg(long)]
     pub status: Option<String>,
-    /// Backup, RestoreAsDatabase, RestoreAsFiles or ConfigureBackup
+    /// Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureBackup, Check, VerifyPoint, Prune, DeletePoint, UndeletePoint
+    /// or ArchivePoint
     #[arg(long)]
     pub operation: Option<String>,
     /// Only jobs that started then or later: a date, or a time such as 2026-11-20T22:00 or ...Z
@@ -413,6 +432,8 @@ pub struct JobList {
 pub enum Plugin {
     /// The PostgreSQL plugin
     Postgres,
+    /// The maintenance plugin
+    Maintenance,
 }
 
 impl Args {

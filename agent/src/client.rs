@@ -10,6 +10,7 @@ use tonic_types::StatusExt as _;
 use vaultferry_proto::control::v1::backup_instance_service_client::BackupInstanceServiceClient;
 use vaultferry_proto::control::v1::backup_service_client::BackupServiceClient;
 use vaultferry_proto::control::v1::job_service_client::JobServiceClient;
+use vaultferry_proto::control::v1::maintenance_service_client::MaintenanceServiceClient;
 use vaultferry_proto::control::v1::policy_service_client::PolicyServiceClient;
 use vaultferry_proto::control::v1::recovery_point_service_client::RecoveryPointServiceClient;
 use vaultferry_proto::control::v1::restore_service_client::RestoreServiceClient;
@@ -47,6 +48,7 @@ impl Client {
         instances: BackupInstanceServiceClient,
         backups: BackupServiceClient,
         jobs: JobServiceClient,
+        maintenance: MaintenanceServiceClient,
         policies: PolicyServiceClient,
         points: RecoveryPointServiceClient,
         restores: RestoreServiceClient,

@@ -13,6 +13,7 @@ mod backup;
 mod instance;
 mod job;
 mod login;
+mod maintenance;
 mod point;
 mod policy;
 mod restore;
@@ -70,6 +71,11 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
         Command::Summary => summary(&context).await,
         Command::Plugin(Plugin::Postgres) => {
             let served = vaultferry_plugin_sdk::serve(vaultferry_plugin_postgres::Postgres).await;
+            served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
+            Ok(Outcome::Done)
+        }
+        Command::Plugin(Plugin::Maintenance) => {
+            let served = vaultferry_plugin_maintenance::serve().await;
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
             Ok(Outcome::Done)
         }

@@ -35,7 +35,9 @@ const DEFAULT_JOBS: usize = 4;
 /// Each job is a process with its own memory; more than this on one machine is taken for a slip of the finger.
 const MOST_JOBS: usize = 64;
 /// Longer than a store's usual restart or failover, shorter than anybody's patience.
-const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(120);
+pub const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(120);
+/// A rehydration takes hours: asking more often costs requests and tells nothing.
+const DEFAULT_REHYDRATION_POLL: Duration = Duration::from_secs(600);
 /// The names that Azure's own command line uses.
 const DEFAULT_ACCESS_KEY_ENV: &str = "AZURE_STORAGE_KEY";
 const DEFAULT_SAS_ENV: &str = "AZURE_STORAGE_SAS_TOKEN";
@@ -109,6 +111,8 @@ pub struct Azure {
     pub variable: String,
     /// Its value; none when the variable is not set, which is a fault for [`Purpose::Agent`].
     pub secret: Option<SecretString>,
+    /// A shared access signature for the maintenance plugin alone, which may delete; none: `secret` is used for everything.
+    pub maintenance_secret: Option<SecretString>,
 }
 
 /// `credential` of `[vault.azure]`
@@ -148,6 +152,8 @@ pub struct Limits {
     pub jobs: usize,
     /// An operation on the store is given up after so long a time of retries.
     pub store_deadline: Duration,
+    /// Between two questions whether an archived point can be read.
+    pub rehydration_poll: Duration,
 }
 
 /// What the configuration is read for.
@@ -284,6 +290,7 @@ fn azure(
     let credential = section.parsed("credential", faults, values::credential_kind);
     let access_key_env = section.parsed("access_key_env", faults, values::variable_name);
     let sas_env = section.parsed("sas_env", faults, values::variable_name);
+    let maintenance_sas_env = section.parsed("maintenance_sas_env", faults, values::variable_name);
     if needed && credential.is_none() && !section.is_faulty("credential", faults) {
         faults.add("vault.azure.credential", "is missing: access-key or sas");
     }
@@ -301,7 +308,15 @@ fn azure(
         faults
             .add(&format!("vault.azure.{key}"), format!("the environment has no variable {variable}, or it is empty"));
     }
-    Some(Azure { endpoint, credential, variable, secret })
+    let maintenance_secret = maintenance_sas_env.and_then(|variable| {
+        let value = surroundings.variable(&variable);
+        if needed && purpose == Purpose::Agent && value.is_none() {
+            let fault = format!("the environment has no variable {variable}, or it is empty");
+            faults.add("vault.azure.maintenance_sas_env", fault);
+        }
+        value.map(|value| SecretString::from(value.to_owned()))
+    });
+    Some(Azure { endpoint, credential, variable, secret, maintenance_secret })
 }
 
 fn postgres(mut section: Section, faults: &mut Faults) -> Postgres {
@@ -327,11 +342,13 @@ fn limits(mut section: Section, faults: &mut Faults) -> Limits {
         _ => Err(format!("must be a number from 1 to {MOST_JOBS}")),
     });
     let store_deadline = section.parsed("store_deadline", faults, values::seconds);
+    let rehydration_poll = section.parsed("rehydration_poll", faults, values::seconds);
     section.finish(faults);
     Limits {
         bytes_in_flight: bytes_in_flight.unwrap_or(DEFAULT_BYTES_IN_FLIGHT),
         upload,
         jobs: jobs.unwrap_or(DEFAULT_JOBS),
         store_deadline: store_deadline.unwrap_or(DEFAULT_STORE_DEADLINE),
+        rehydration_poll: rehydration_poll.unwrap_or(DEFAULT_REHYDRATION_POLL),
     }
 }

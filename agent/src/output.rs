@@ -10,6 +10,7 @@ use vaultferry_proto::{Problem, Reason, control, json};
 
 use crate::args::Format;
 
+pub mod findings;
 pub mod table;
 pub mod text;
 pub mod units;

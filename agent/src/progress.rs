@@ -15,6 +15,7 @@ pub struct Progress {
     /// Whether the total is known, so that there is a bar to fill.
     has_total: bool,
     phase: String,
+    note: String,
     is_lost: bool,
 }
 
@@ -22,7 +23,7 @@ impl Progress {
     /// Draws nothing until the first update.
     pub fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new_spinner().with_style(spinner_style()));
-        Self { bar, has_total: false, phase: String::new(), is_lost: false }
+        Self { bar, has_total: false, phase: String::new(), note: String::new(), is_lost: false }
     }
 
     /// Shows where the job is.
@@ -31,10 +32,13 @@ impl Progress {
         let was_lost = std::mem::take(&mut self.is_lost);
         match &self.bar {
             Some(bar) => draw(bar, report, &mut self.has_total),
-            None if was_lost || self.phase != report.phase => progress_line(&text::progress(report)),
+            None if was_lost || self.phase != report.phase || self.note != report.note => {
+                progress_line(&text::progress(report))
+            }
             None => {}
         }
         self.phase.clone_from(&report.phase);
+        self.note.clone_from(&report.note);
     }
 
     /// Tells, once, that the agent is looked for.

@@ -22,33 +22,36 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 ///
 /// Errors: the job's own problem when it failed or was cancelled; [`Reason::AgentUnreachable`] when the agent stays away (the job may run on).
 pub async fn until_end(client: Client, job_id: &str, output: Output) -> Result<Outcome, Problem> {
+    let Some(job) = watch(client, job_id, output).await? else { return Ok(Outcome::Detached) };
+    let response = GetJobResponse { job: Some(job) };
+    output.message(&response, |response| response.job.as_ref().map(ended_text).unwrap_or_default())?;
+    conclude(response.job.unwrap_or_default(), output)
+}
+
+/// A job that has ended, as text. Problem and warnings follow on standard error; a terminal shows both streams.
+pub fn ended_text(job: &Job) -> String {
+    text::job(Some(&Job { problem: None, warnings: Vec::new(), ..job.clone() }))
+}
+
+/// Watches until the job has ended; prints progress only. `None`: Ctrl-C ended the watching.
+pub async fn watch(client: Client, job_id: &str, output: Output) -> Result<Option<Job>, Problem> {
     let mut progress = Progress::new();
     let watched = tokio::select! {
         ended = follow(client, job_id, &mut progress) => ended.map(Some),
         signal = tokio::signal::ctrl_c() => signal.map(|()| None).map_err(|error| Problem::new(Reason::Internal, format!("cannot wait for Ctrl-C: {error}"))),
     };
     progress.finish();
-    match watched? {
-        None => {
-            output.hint(&format!(
-                "The job goes on. Watch it again: vaultferry job watch {job_id}\nCancel it: vaultferry job cancel {job_id}"
-            ));
-            Ok(Outcome::Detached)
-        }
-        Some(job) => {
-            let response = GetJobResponse { job: Some(job) };
-            output.message(&response, |response| {
-                // Problem and warnings follow on standard error; a terminal shows both streams.
-                let job = response.job.clone().unwrap_or_default();
-                text::job(Some(&Job { problem: None, warnings: Vec::new(), ..job }))
-            })?;
-            conclude(response.job.unwrap_or_default(), output)
-        }
+    let watched = watched?;
+    if watched.is_none() {
+        output.hint(&format!(
+            "The job goes on. Watch it again: vaultferry job watch {job_id}\nCancel it: vaultferry job cancel {job_id}"
+        ));
     }
+    Ok(watched)
 }
 
 /// What the end of a job means for the exit code.
-fn conclude(job: Job, output: Output) -> Result<Outcome, Problem> {
+pub fn conclude(job: Job, output: Output) -> Result<Outcome, Problem> {
     for warning in &job.warnings {
         output.warning(warning);
     }

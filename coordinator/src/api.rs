@@ -20,6 +20,7 @@ use crate::job::{Jobs, Shared};
 mod convert;
 mod instance;
 mod job;
+mod maintenance;
 mod point;
 mod policy;
 mod restore;
@@ -62,6 +63,7 @@ impl Api {
             "vaultferry.control.v1.RecoveryPointService",
             "vaultferry.control.v1.RestoreService",
             "vaultferry.control.v1.JobService",
+            "vaultferry.control.v1.MaintenanceService",
             "vaultferry.control.v1.SummaryService",
         ];
         for name in names {
@@ -82,6 +84,7 @@ impl Api {
             .add_service(wire::recovery_point_service_server::RecoveryPointServiceServer::new(self.clone()))
             .add_service(wire::restore_service_server::RestoreServiceServer::new(self.clone()))
             .add_service(wire::job_service_server::JobServiceServer::new(self.clone()))
+            .add_service(wire::maintenance_service_server::MaintenanceServiceServer::new(self.clone()))
             .add_service(wire::summary_service_server::SummaryServiceServer::new(self));
         sockets::serve(router, listen, shutdown).await
     }
@@ -97,18 +100,30 @@ impl Api {
         self.catalog.instance(name).await?.ok_or_else(missing)
     }
 
-    /// The instance's point: an id or a beginning of one, or the latest for "latest" and "".
+    /// The instance's listed point: an id or a beginning of one, or the latest for "latest" and "".
     async fn find_point(&self, instance: &Instance, point: &str) -> Result<Point, Problem> {
-        let not_found = |detail: &str| {
-            Problem::new(Reason::PointNotFound, format!("{} has {detail} point {point:?}", instance.name))
-        };
         if point.is_empty() || point == "latest" {
             let newest = self.catalog.points(&instance.id, None, 1).await?.pop();
             let message = format!("{} has no recovery point yet", instance.name);
             return newest.ok_or_else(|| Problem::new(Reason::NoRecoveryPoint, message));
         }
+        let point = self.find_any_point(instance, point).await?;
+        if point.standing.purge_time.is_some() {
+            let message = format!("the point {} of {} is deleted", point.id, instance.name);
+            let fix = format!("Bring it back first: vaultferry point undelete {} {}.", instance.name, point.id);
+            return Err(Problem::new(Reason::PointNotFound, message).with_fix(fix));
+        }
+        Ok(point)
+    }
+
+    /// The same, listed or deleted; by its id only: what is to be deleted is named.
+    async fn find_any_point(&self, instance: &Instance, point: &str) -> Result<Point, Problem> {
+        let not_found = |detail: &str| {
+            Problem::new(Reason::PointNotFound, format!("{} has {detail} point {point:?}", instance.name))
+        };
         if point.len() < 6 || !point.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(not_found("no").with_fix("Name a point by at least 6 digits of its id, or by \"latest\"."));
+            return Err(not_found("no")
+                .with_fix("Name a point by at least 6 digits of its id: vaultferry point list INSTANCE."));
         }
         let mut points = self.catalog.points_by_prefix(&instance.id, point).await?;
         match (points.pop(), points.is_empty()) {

@@ -3,9 +3,10 @@
 //! Invariants:
 //! - Every method is one transaction: it happened whole or not at all, and is durable when it has answered.
 //! - A job that has ended never changes again.
-//! - At most one backup job per instance is running.
+//! - At most one backup and one maintenance job per instance are running.
 //! - A staged record exists from "everything is uploaded" until the job has ended: it is what a restart commits from.
-//! - The vault is the truth about points; the catalog's list of them can be made again from it.
+//! - The vault is the truth about points; the catalog's list of them, and how they stand, can be made again from it. What happens to a
+//!   point is written into the vault first, and here after it.
 //! - No credential is stored, only where to find one.
 
 use std::path::PathBuf;
@@ -16,7 +17,12 @@ use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::records::PointStream;
 use vaultferry_vault::{Id, commit};
 
+mod job;
 pub mod sqlite;
+
+pub use job::{
+    CheckFigures, Exclusive, Finding, Inserted, Job, PruneFigures, Report, ReportFigures, Status, StoredProblem, Work,
+};
 
 /// A version of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,150 +98,41 @@ pub struct Point {
     pub source_bytes: u64,
     /// Bytes that the backup added to the vault.
     pub stored_bytes: u64,
+    /// What has happened to it since.
+    #[serde(default)]
+    pub standing: Standing,
 }
 
-/// What a job does.
+/// How a point stands: a copy of what its events in the vault say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "operation", rename_all = "kebab-case")]
-pub enum Work {
-    /// A new point.
-    Backup {
-        /// The rule that the point will carry.
-        rule: String,
-    },
-    /// A point into a new database.
-    RestoreDatabase {
-        /// What is restored.
-        point_id: Id,
-        /// The server; without credentials.
-        target_uri: String,
-        /// The new database.
-        database: String,
-        /// Neither owners nor privileges.
-        no_owner: bool,
-        /// How to log in there.
-        credential: Credential,
-    },
-    /// A point's streams into files.
-    RestoreFiles {
-        /// What is restored.
-        point_id: Id,
-        /// A folder, or a container's URI.
-        to: String,
-        /// A variable of the agent's environment; empty: none.
-        credential_env: String,
-    },
-    /// Protection was configured.
-    ConfigureProtection,
+#[serde(default)]
+pub struct Standing {
+    /// When every byte of it was last read and found right.
+    pub proven_time: Option<jiff::Timestamp>,
+    /// It must not be deleted, for this reason.
+    pub held: Option<String>,
+    /// It is deleted: not listed, and its data may go from then on.
+    pub purge_time: Option<jiff::Timestamp>,
+    /// The storage refuses to delete its files before.
+    pub immutable_until: Option<jiff::Timestamp>,
+    /// It is in the vault store.
+    pub in_vault: bool,
+    /// It is in the archive store.
+    pub in_archive: bool,
 }
 
-impl Work {
-    /// The operation's name in the catalog and in logs.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Backup { .. } => "backup",
-            Self::RestoreDatabase { .. } => "restore-database",
-            Self::RestoreFiles { .. } => "restore-files",
-            Self::ConfigureProtection => "configure-protection",
+impl Default for Standing {
+    /// A new point's.
+    fn default() -> Self {
+        Self {
+            proven_time: None,
+            held: None,
+            purge_time: None,
+            immutable_until: None,
+            in_vault: true,
+            in_archive: false,
         }
     }
-}
-
-/// How a job stands. What belongs to a state is in it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "status", rename_all = "kebab-case")]
-pub enum Status {
-    /// It runs, or waits for its turn.
-    InProgress,
-    /// Somebody asked it to stop.
-    Cancelling,
-    /// It ended well (with warnings, when there are any).
-    Completed {
-        /// When.
-        end_time: jiff::Timestamp,
-        /// The point that a backup made.
-        point_id: Option<Id>,
-        /// Bytes read or restored.
-        bytes_read: u64,
-        /// Bytes added to the vault.
-        bytes_stored: u64,
-    },
-    /// It did not do what it was for, and left nothing half-done visible.
-    Failed {
-        /// When.
-        end_time: jiff::Timestamp,
-        /// Why.
-        problem: StoredProblem,
-    },
-    /// It was stopped on request.
-    Cancelled {
-        /// When.
-        end_time: jiff::Timestamp,
-    },
-}
-
-impl Status {
-    /// True when the job will not change any more.
-    pub fn has_ended(&self) -> bool {
-        !matches!(self, Self::InProgress | Self::Cancelling)
-    }
-
-    /// A failure, now.
-    pub fn failed(problem: &Problem) -> Self {
-        Self::Failed { end_time: jiff::Timestamp::now(), problem: problem.into() }
-    }
-}
-
-/// A [`Problem`] as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredProblem {
-    /// Its name.
-    pub reason: String,
-    /// What happened.
-    pub message: String,
-    /// What to do.
-    pub fix: String,
-}
-
-impl From<&Problem> for StoredProblem {
-    fn from(problem: &Problem) -> Self {
-        let Problem { reason, message, fix } = problem.clone();
-        Self { reason: reason.to_string(), message, fix }
-    }
-}
-
-/// One run of an operation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Job {
-    /// 32 hexadecimal digits.
-    pub id: String,
-    /// When it was asked for.
-    pub create_time: jiff::Timestamp,
-    /// On what.
-    pub instance_id: String,
-    /// Its name then.
-    pub instance_name: String,
-    /// What it does.
-    pub work: Work,
-    /// How it stands.
-    pub status: Status,
-    /// True when a schedule started it.
-    pub scheduled: bool,
-    /// The caller's own id for the request, or the schedule's slot; unique. None: any number of times.
-    pub request_id: Option<String>,
-    /// What did not stop it.
-    pub warnings: Vec<StoredProblem>,
-}
-
-/// What came of asking for a job.
-#[derive(Debug)]
-pub enum Inserted {
-    /// It is new.
-    New,
-    /// The same request was made before; this is its job.
-    Known(Box<Job>),
-    /// A backup of the instance is running: its job's id.
-    Busy(String),
 }
 
 /// A plugin process of a job, to be reaped after a crash.
@@ -337,7 +234,7 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// All, by name.
     async fn instances(&self) -> Result<Vec<Instance>, Error>;
 
-    /// Adds a job, unless its request is known or a backup of the instance is running.
+    /// Adds a job, unless its request is known, or a job of the instance is running that it may not run beside.
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error>;
     /// By id, or by a beginning of it that only one job has.
     async fn job(&self, id: &str) -> Result<Option<Job>, Error>;
@@ -350,6 +247,12 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// Moves a job that has not ended to another state, adds warnings to it, and forgets its staged record when the state is an ended one.
     /// False when it had ended before.
     async fn set_status(&self, job_id: &str, status: Status, warnings: Vec<StoredProblem>) -> Result<bool, Error>;
+    /// Notes what a job that has not ended has found and done. Findings of an earlier call are replaced.
+    async fn set_report(&self, job_id: &str, report: Report, findings: Vec<Finding>) -> Result<(), Error>;
+    /// What a job has found, in its own order.
+    async fn findings(&self, job_id: &str) -> Result<Vec<Finding>, Error>;
+    /// Notes whether a restore that has not ended waits for its point's rehydration ([`Job::rehydrating`]).
+    async fn set_rehydrating(&self, job_id: &str, rehydrating: bool) -> Result<(), Error>;
 
     /// Remembers the job's plugin process.
     async fn set_plugin_process(&self, process: PluginProcess) -> Result<(), Error>;
@@ -365,16 +268,27 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// The commit happened: adds the point and the message to the service, and ends the job. May be repeated.
     async fn complete_backup(&self, job_id: &str, point: Point, warnings: Vec<StoredProblem>) -> Result<(), Error>;
 
-    /// An instance's points, newest first, older than `before` (time and id of the last one seen).
+    /// An instance's listed points, newest first, older than `before` (time and id of the last one seen).
     async fn points(
         &self,
         instance_id: &str,
         before: Option<(jiff::Timestamp, Id)>,
         limit: u32,
     ) -> Result<Vec<Point>, Error>;
-    /// Points whose id begins with this, two at most.
+    /// The same of its deleted points, which are not listed and count nowhere else.
+    async fn deleted_points(
+        &self,
+        instance_id: &str,
+        before: Option<(jiff::Timestamp, Id)>,
+        limit: u32,
+    ) -> Result<Vec<Point>, Error>;
+    /// Notes how points stand now, in one transaction. `None`: the point is gone for good. Points that are not there are left out.
+    async fn set_standings(&self, instance_id: &str, standings: Vec<(Id, Option<Standing>)>) -> Result<(), Error>;
+    /// Adds points that the vault has, with their standing; those that are there are left as they are.
+    async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error>;
+    /// Points whose id begins with this, listed or deleted, two at most.
     async fn points_by_prefix(&self, instance_id: &str, prefix: &str) -> Result<Vec<Point>, Error>;
-    /// How many points an instance has.
+    /// How many listed points an instance has.
     async fn point_count(&self, instance_id: &str) -> Result<u64, Error>;
 
     /// Messages that were not acknowledged, oldest first.
@@ -392,6 +306,4 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
 
     /// Every version of every policy, by name and version.
     async fn all_policies(&self) -> Result<Vec<Policy>, Error>;
-    /// Adds points that the vault has; those that are there are left as they are.
-    async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error>;
 }

@@ -3,7 +3,10 @@
 //! ```text
 //! backup:   insert ─ plugin reads and uploads ─ journal the staged record ─ verify ─ prepare ─ publish ─ complete + outbox ─ confirm
 //! killed:     └── no staged record: Failed (Interrupted) ──┘└──── staged record: verify and commit again ────┘└─ confirm again
-//! restore:  insert ─ plugin restores ─ complete          killed: the plugin's leftovers are removed, Failed (Interrupted)
+//! restore:  insert ─ (rehydrate) ─ plugin restores ─ complete     killed: the plugin's leftovers are removed, Failed (Interrupted);
+//!                                                              while rehydrating: goes on waiting
+//! maintenance: insert ─ plugin works in the vault ─ catalog brought in line ─ complete
+//!                                                    killed: the vault's work is ended, the catalog brought in line, Failed (Interrupted)
 //! ```
 //! Invariants:
 //! - Every job ends; none is InProgress without somebody working on it.
@@ -20,18 +23,20 @@ use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin::KeyPlace;
 use vaultferry_vault::keys::WrapKey;
-use vaultferry_vault::location::Access;
+use vaultferry_vault::location::{Access, RoleAccess};
 
-use crate::catalog::{Catalog, Inserted, Instance, Job, Status, StoredProblem, Work};
+use crate::catalog::{Catalog, Exclusive, Inserted, Instance, Job, Status, StoredProblem, Work};
 use crate::link::Link;
 use crate::plugin;
 
 mod backup;
+mod maintenance;
 mod pause;
 mod recover;
 mod restore;
 mod session;
 
+pub(crate) use maintenance::{note_standing, standing};
 pub(crate) use session::{command, env_of, source};
 
 /// How long interrupted jobs may take to end: a plugin gives itself 20 s to remove what it made, and its host 25 s.
@@ -50,6 +55,8 @@ pub struct Progress {
     pub bytes_total: u64,
     /// Over the last seconds.
     pub bytes_per_second: u64,
+    /// More of the phase, for people.
+    pub note: String,
 }
 
 /// What all jobs share.
@@ -59,6 +66,8 @@ pub struct Shared {
     pub catalog: Arc<dyn Catalog>,
     /// The vault.
     pub vault: Access,
+    /// The same, with the rights of each part of the program.
+    pub roles: RoleAccess,
     /// Unwraps the repositories' passwords.
     pub vault_key: WrapKey,
     /// Where that key is kept.
@@ -75,6 +84,8 @@ pub struct Shared {
     pub bytes_in_flight: u64,
     /// Bytes that one plugin sends to the vault in a second at most; `None`: no limit.
     pub upload_bytes_per_s: Option<u64>,
+    /// Between two questions whether an archived point can be read.
+    pub rehydration_poll: Duration,
     /// To the backup service.
     pub link: Link,
 }
@@ -98,6 +109,8 @@ struct Inner {
     slots: Semaphore,
     running: Mutex<HashMap<String, Running>>,
     tasks: TaskTracker,
+    /// The agent stops soon: what only waits ends now, and goes on at the next start.
+    draining: CancellationToken,
     /// The agent stops: what can be interrupted is.
     stop: CancellationToken,
     /// A job ended: a schedule may have waited for it.
@@ -111,6 +124,7 @@ impl Jobs {
             slots: Semaphore::new(slots),
             running: Mutex::default(),
             tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             ended: Notify::new(),
         };
@@ -130,8 +144,16 @@ impl Jobs {
             Inserted::New => {}
             Inserted::Known(known) => return Ok(*known),
             Inserted::Busy(other) => {
-                let message = format!("job {other} is backing {} up already", instance.name);
-                return Err(Problem::new(Reason::InstanceBusy, message));
+                return Err(match job.work.exclusive() {
+                    Some(Exclusive::Maintenance) => {
+                        let message = format!("job {other} is at work in the vault of {} already", instance.name);
+                        Problem::new(Reason::MaintenanceBusy, message)
+                    }
+                    Some(Exclusive::Backup) | None => {
+                        let message = format!("job {other} is backing {} up already", instance.name);
+                        Problem::new(Reason::InstanceBusy, message)
+                    }
+                });
             }
         }
         self.spawn(job.clone(), false);
@@ -156,17 +178,40 @@ impl Jobs {
         if resume {
             return backup::commit_staged(self, job, true).await;
         }
-        let permit = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(Problem::new(Reason::Cancelled, "cancelled before it began")),
-            permit = self.inner.slots.acquire() => permit,
-        };
-        let _permit = permit.map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
-        crate::owner::check(&self.shared.vault, &self.shared.agent_id, cancel).await?;
+        if restore::leaves_something(&job.work) {
+            self.check_owner(cancel).await?;
+            if restore::rehydrate(self, job, cancel).await? == Rehydrated::NotYet {
+                return Ok(End::LeftToRestart);
+            }
+        }
+        let _permit = self.permit(cancel).await?;
+        self.check_owner(cancel).await?;
         match &job.work {
             Work::Backup { rule } => backup::run(self, job, rule, cancel).await,
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
             Work::ConfigureProtection => Ok(End::Done(Outcome::default())),
+            Work::Check { .. }
+            | Work::VerifyPoint { .. }
+            | Work::Prune { .. }
+            | Work::DeletePoint { .. }
+            | Work::UndeletePoint { .. }
+            | Work::ArchivePoint { .. } => maintenance::run(self, job, cancel).await,
+        }
+    }
+
+    /// Only the vault's owner works in it.
+    async fn check_owner(&self, cancel: &CancellationToken) -> Result<(), Problem> {
+        Ok(crate::owner::check(&self.shared.vault, &self.shared.agent_id, cancel).await?)
+    }
+
+    /// Waits for the job's turn.
+    async fn permit(&self, cancel: &CancellationToken) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Problem::new(Reason::Cancelled, "cancelled before it began")),
+            permit = self.inner.slots.acquire() => {
+                permit.map_err(|error| Problem::new(Reason::Internal, error.to_string()))
+            }
         }
     }
 
@@ -267,6 +312,7 @@ impl Jobs {
     /// Waits for running jobs until the deadline, interrupts the rest, and waits for their ends. New jobs must not come any more.
     pub async fn drain(&self, deadline: Duration) {
         self.inner.tasks.close();
+        self.inner.draining.cancel();
         if tokio::time::timeout(deadline, self.inner.tasks.wait()).await.is_err() {
             let left: Vec<String> = self.lock().keys().cloned().collect();
             tracing::info!(jobs = ?left, "interrupting the jobs that did not finish in {deadline:?}");
@@ -288,6 +334,15 @@ enum End {
     Recorded,
     /// The agent stops, and the restart goes on with the job.
     LeftToRestart,
+}
+
+/// Whether a restore's point can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rehydrated {
+    /// Now.
+    Ready,
+    /// The agent stops; the next start goes on waiting.
+    NotYet,
 }
 
 /// What a job that did what it was for has to tell.
@@ -322,5 +377,7 @@ pub fn new_job(instance: &Instance, work: Work, request_id: Option<String>, sche
         scheduled,
         request_id,
         warnings: Vec::new(),
+        rehydrating: false,
+        report: None,
     }
 }

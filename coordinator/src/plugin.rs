@@ -18,6 +18,7 @@ use tokio::process::{Child, ChildStdin};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::{Channel, Endpoint, Uri};
 use vaultferry_proto::plugin::v1 as wire;
+use vaultferry_proto::plugin::v1::maintenance_plugin_client::MaintenancePluginClient;
 use vaultferry_proto::plugin::v1::workload_plugin_client::WorkloadPluginClient;
 use vaultferry_proto::{Problem, Reason};
 
@@ -25,6 +26,8 @@ use crate::catalog::PluginProcess;
 
 pub mod reap;
 
+/// The type of the plugin that checks, prunes and moves what lies in the vault; it has a service of its own.
+pub const MAINTENANCE: &str = "maintenance";
 /// First words of the handshake line: the protocol's name and version.
 const HANDSHAKE: &str = "vaultferry-plugin|1|unix://";
 /// A process that has not said its line by then will not.
@@ -74,7 +77,7 @@ pub struct Plugin {
     log: AbortOnDropHandle<()>,
     /// Removed with the plugin.
     _dir: tempdir::Dir,
-    client: WorkloadPluginClient<Channel>,
+    channel: Channel,
 }
 
 impl Plugin {
@@ -126,15 +129,20 @@ impl Plugin {
         if !path.starts_with(dir.path()) {
             return Err(cannot(format!("it listens at {}, outside of its folder", path.display())));
         }
-        let client = connect(path).await.map_err(|error| cannot(error.to_string()))?;
+        let channel = connect(path).await.map_err(|error| cannot(error.to_string()))?;
         let child = starting.child.take().expect("taken nowhere else");
-        let mut plugin = Self { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir, client };
+        let mut plugin = Self { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir, channel };
         plugin.check(start.source_type).await?;
         Ok(plugin)
     }
 
     async fn check(&mut self, source_type: &str) -> Result<(), Problem> {
-        let info = match self.client.get_info(wire::GetInfoRequest {}).await {
+        let request = wire::GetInfoRequest {};
+        let info = match source_type {
+            MAINTENANCE => self.maintenance().get_info(request).await,
+            _ => self.client().get_info(request).await,
+        };
+        let info = match info {
             Ok(info) => info.into_inner(),
             Err(status) => return Err(self.problem(&status).await),
         };
@@ -145,9 +153,14 @@ impl Plugin {
         Ok(())
     }
 
-    /// The plugin's interface.
+    /// A workload plugin's interface.
     pub fn client(&self) -> WorkloadPluginClient<Channel> {
-        self.client.clone()
+        WorkloadPluginClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The maintenance plugin's interface.
+    pub fn maintenance(&self) -> MaintenancePluginClient<Channel> {
+        MaintenancePluginClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// What is to be remembered of the process for the time after a crash of this one.
@@ -202,15 +215,14 @@ impl Drop for Starting {
     }
 }
 
-async fn connect(path: PathBuf) -> Result<WorkloadPluginClient<Channel>, tonic::transport::Error> {
+async fn connect(path: PathBuf) -> Result<Channel, tonic::transport::Error> {
     // The address is never looked up; the connector below knows the socket.
     let endpoint = Endpoint::from_static("http://plugin.invalid");
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
         async move { stream_to(&path).await.map(TokioIo::new) }
     });
-    let channel = endpoint.connect_with_connector(connector).await?;
-    Ok(WorkloadPluginClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    endpoint.connect_with_connector(connector).await
 }
 
 #[cfg(unix)]

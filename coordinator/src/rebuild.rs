@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use futures::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::points::{self, PointState};
 use vaultferry_vault::records::{self, PointEvent, PointEventKind};
 use vaultferry_vault::repository::FileKind;
 use vaultferry_vault::store::{self, Key};
@@ -25,6 +26,7 @@ use vaultferry_vault::{Error, Id, admin};
 use crate::Config;
 use crate::catalog::sqlite::{Sqlite, single_file};
 use crate::catalog::{Catalog as _, Point};
+use crate::job::standing;
 use crate::{offline, recorded};
 
 /// Events that are read at once: hides the store's latency; an event is some KiB.
@@ -106,6 +108,14 @@ async fn points(
     problems: &mut Vec<String>,
     cancel: &CancellationToken,
 ) -> Result<Vec<Point>, Problem> {
+    // What happened to points since, and deleted ones that can be brought back, are in their logs.
+    match points::read_all(&**store, cancel).await {
+        Ok(states) => return Ok(states.into_iter().filter_map(|state| known_point(instance_id, state)).collect()),
+        // One log that cannot be read must not take the others along: then every listed point comes back as it was made, the broken one is
+        // told below, and the next check of the instance brings in what happened to the others.
+        Err(Error::Unreadable { .. } | Error::Damaged { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
     let mut listed = BTreeSet::new();
     for prefix in
         [FileKind::Snapshot.prefix().to_owned(), format!("{}{}", records::ARCHIVE, FileKind::Snapshot.prefix())]
@@ -132,6 +142,16 @@ async fn points(
         }
     }
     Ok(points)
+}
+
+/// A point that people know: listed, or deleted and not gone yet.
+fn known_point(instance_id: &str, state: PointState) -> Option<Point> {
+    if !state.is_listed() && state.soft_deleted.is_none() {
+        return None;
+    }
+    let standing = standing(&state)?;
+    let point = recorded::point_of(instance_id, state.id, state.time, state.created);
+    Some(Point { standing, ..point })
 }
 
 async fn names(store: &store::Shared, prefix: &str, cancel: &CancellationToken) -> Result<Vec<Id>, Problem> {

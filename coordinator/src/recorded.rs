@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use vaultferry_vault::Id;
 use vaultferry_vault::records::{self, InstanceRecord, PointCreated, PolicyRecord, SourceLogin};
 
-use crate::catalog::{Credential, Instance, Point, Policy};
+use crate::catalog::{Credential, Instance, Point, Policy, Standing};
 
 /// A policy's version, as the vault keeps it.
 pub(crate) fn policy_record(policy: &Policy) -> PolicyRecord {
@@ -86,5 +86,6 @@ pub(crate) fn point_of(instance_id: &str, id: Id, time: jiff::Timestamp, created
         streams: created.streams,
         source_bytes: created.source_bytes,
         stored_bytes: created.stored_bytes,
+        standing: Standing::default(),
     }
 }

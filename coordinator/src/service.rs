@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin::{self, KeyPlace};
-use vaultferry_vault::location::Access;
+use vaultferry_vault::location::{Access, RoleAccess};
 use vaultferry_vault::records::VaultRecord;
+use vaultferry_vault::store::azure::{Credential, sas::Role};
 
 use crate::api;
 use crate::catalog::Catalog;
@@ -37,6 +38,8 @@ pub struct Config {
     pub vault: Access,
     /// Where its key is kept.
     pub vault_key: KeyPlace,
+    /// The credential that may delete; left out: the vault's own is used for everything.
+    pub maintenance: Option<Credential>,
     /// Its region, when a new one is made.
     pub region: Option<String>,
     /// Plugins by source type.
@@ -47,6 +50,8 @@ pub struct Config {
     pub upload_bytes_per_s: Option<u64>,
     /// Jobs that run at once.
     pub jobs: usize,
+    /// Between two questions whether an archived point can be read.
+    pub rehydration_poll: Duration,
     /// The vault is this program's default, and is made when it is not there.
     pub create_default_vault: bool,
 }
@@ -96,6 +101,7 @@ impl Service {
         fresh_dir(&runtime_dir)?;
         let shared = Arc::new(Shared {
             catalog: catalog.clone(),
+            roles: roles(&config),
             vault: config.vault,
             vault_key,
             vault_key_place: config.vault_key,
@@ -105,6 +111,7 @@ impl Service {
             state_dir: config.state_dir,
             bytes_in_flight: config.bytes_in_flight,
             upload_bytes_per_s: config.upload_bytes_per_s,
+            rehydration_poll: config.rehydration_poll,
             link: Link,
         });
         let jobs = Jobs::new(shared.clone(), config.jobs);
@@ -126,6 +133,14 @@ impl Service {
         tasks.wait().await;
         self.jobs.drain(DRAIN).await;
         served
+    }
+}
+
+fn roles(config: &Config) -> RoleAccess {
+    let roles = RoleAccess::from(config.vault.clone());
+    match &config.maintenance {
+        Some(credential) => roles.with(Role::Maintenance, credential.clone()),
+        None => roles,
     }
 }
 

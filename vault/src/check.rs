@@ -93,6 +93,21 @@ pub enum FindingKind {
     Inconsistent,
 }
 
+impl FindingKind {
+    /// Its name in reports: a promise, programs compare it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Altered => "altered",
+            Self::Missing => "missing",
+            Self::WrongSize => "wrong-size",
+            Self::Unexpected => "unexpected",
+            Self::Unreadable => "unreadable",
+            Self::BrokenChain => "broken-chain",
+            Self::Inconsistent => "inconsistent",
+        }
+    }
+}
+
 /// A point that a finding touches.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AffectedPoint {

@@ -10,6 +10,14 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
     text.parse()
 }
 
+/// "5%", "5" or "0.5": more than 0, at most 100.
+pub(super) fn percent(text: &str) -> Result<f64, String> {
+    match text.trim().trim_end_matches('%').trim_end().parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("write a part of the data such as 5%, more than 0% and at most 100%".to_owned()),
+    }
+}
+
 /// A date means its first moment in the local zone.
 pub(super) fn from_time(text: &str) -> Result<Timestamp, String> {
     time(text, Ok)

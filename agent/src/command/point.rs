@@ -1,28 +1,44 @@
 //! `vaultferry point`
 
-use vaultferry_proto::Problem;
-use vaultferry_proto::control::v1::{
-    GetRecoveryPointRequest, ListRecoveryPointsRequest, ListRecoveryPointsResponse, RecoveryPoint,
-};
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-use super::{Context, Outcome};
-use crate::args::Point;
+use vaultferry_proto::control::v1::{
+    GetRecoveryPointRequest, HoldRecoveryPointRequest, ListRecoveryPointsRequest, ListRecoveryPointsResponse,
+    RecoveryPoint, ReleaseRecoveryPointRequest, StartArchivePointRequest, StartDeletePointRequest,
+    StartUndeletePointRequest, StartVerifyPointRequest,
+};
+use vaultferry_proto::{Problem, Reason};
+
+use super::{Context, Outcome, job};
+use crate::args::{Point, PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify};
+use crate::client::Client;
 use crate::output::text;
 
 pub(super) async fn run(context: &Context, command: Point) -> Result<Outcome, Problem> {
     match command {
-        Point::List { instance } => list(context, instance).await,
+        Point::List(command) => list(context, command).await,
         Point::Show { instance, point } => show(context, instance, point).await,
+        Point::Verify(command) => verify(context, command).await,
+        Point::Hold(command) => hold(context, command).await,
+        Point::Release(command) => release(context, command).await,
+        Point::Delete(command) => delete(context, command).await,
+        Point::Undelete(command) => undelete(context, command).await,
+        Point::Archive(command) => archive(context, command).await,
     }
 }
 
 /// All pages, as one response.
-async fn list(context: &Context, instance: String) -> Result<Outcome, Problem> {
+async fn list(context: &Context, command: PointList) -> Result<Outcome, Problem> {
     let client = context.client().await?;
     let mut points: Vec<RecoveryPoint> = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = ListRecoveryPointsRequest { instance: instance.clone(), page_size: 0, page_token };
+        let request = ListRecoveryPointsRequest {
+            instance: command.instance.clone(),
+            page_size: 0,
+            page_token,
+            deleted: command.deleted,
+        };
         let answer = client.points().list_recovery_points(request).await;
         let page = answer.map_err(|status| client.problem(&status))?.into_inner();
         let is_last = page.next_page_token.is_empty() || page.points.is_empty();
@@ -43,4 +59,105 @@ async fn show(context: &Context, instance: String, point: String) -> Result<Outc
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
     context.output.message(&answer, |response| text::point(response.point.as_ref()))?;
     Ok(Outcome::Done)
+}
+
+async fn hold(context: &Context, command: PointHold) -> Result<Outcome, Problem> {
+    let request = HoldRecoveryPointRequest { instance: command.instance, point: command.point, note: command.note };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.points().hold_recovery_point(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    context.output.message(&answer, |response| text::point(response.point.as_ref()))?;
+    Ok(Outcome::Done)
+}
+
+async fn release(context: &Context, command: PointRelease) -> Result<Outcome, Problem> {
+    let request = ReleaseRecoveryPointRequest { instance: command.instance, point: command.point };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.points().release_recovery_point(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    context.output.message(&answer, |response| text::point(response.point.as_ref()))?;
+    Ok(Outcome::Done)
+}
+
+async fn verify(context: &Context, command: PointVerify) -> Result<Outcome, Problem> {
+    let request =
+        StartVerifyPointRequest { instance: command.instance, point: command.point, request_id: job::new_request_id() };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.maintenance().start_verify_point(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+async fn delete(context: &Context, command: PointDelete) -> Result<Outcome, Problem> {
+    confirm(&command)?;
+    let request =
+        StartDeletePointRequest { instance: command.instance, point: command.point, request_id: job::new_request_id() };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.maintenance().start_delete_point(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+/// Asks at a terminal; elsewhere only --yes will do.
+fn confirm(command: &PointDelete) -> Result<(), Problem> {
+    if command.yes {
+        return Ok(());
+    }
+    let refused = |message: &str| Problem::new(Reason::InvalidRequest, message).with_fix("Say so with --yes.");
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(refused("a deletion must be confirmed"));
+    }
+    let unread = |error: std::io::Error| refused(&format!("the answer cannot be read: {error}"));
+    let mut stderr = std::io::stderr();
+    write!(stderr, "Delete the point {} of {}? [y/N] ", command.point, command.instance).map_err(unread)?;
+    stderr.flush().map_err(unread)?;
+    let mut answer = String::new();
+    stdin.lock().read_line(&mut answer).map_err(unread)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Problem::new(Reason::Cancelled, "nothing was deleted")),
+    }
+}
+
+async fn undelete(context: &Context, command: PointUndelete) -> Result<Outcome, Problem> {
+    let request = StartUndeletePointRequest {
+        instance: command.instance,
+        point: command.point,
+        request_id: job::new_request_id(),
+    };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.maintenance().start_undelete_point(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+async fn archive(context: &Context, command: PointArchive) -> Result<Outcome, Problem> {
+    let request = StartArchivePointRequest {
+        instance: command.instance,
+        point: command.point,
+        request_id: job::new_request_id(),
+    };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.maintenance().start_archive_point(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
 }

@@ -6,7 +6,7 @@ use vaultferry_coordinator::Rebuilt;
 use vaultferry_proto::control::v1::{ExportRepositoryKeyRequest, GetVaultRequest};
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Context, Outcome};
+use super::{Context, Outcome, maintenance};
 use crate::args::{Key, Redundancy, Vault};
 use crate::config::Purpose;
 use crate::output::table::fields;
@@ -27,6 +27,8 @@ pub(super) async fn run(context: &Context, command: Vault) -> Result<Outcome, Pr
         }
         Vault::RebuildCatalog => rebuild_catalog(context).await,
         Vault::Upgrade => upgrade(context).await,
+        Vault::Check(command) => maintenance::check(context, command).await,
+        Vault::Prune(command) => maintenance::prune(context, command).await,
         Vault::Key(Key::Export { instance }) => export_key(context, instance).await,
         Vault::Key(Key::List) => key::list(context).await,
         Vault::Key(Key::Add) => key::add(context).await,

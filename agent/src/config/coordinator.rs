@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use vaultferry_coordinator::plugin::Command;
+use vaultferry_coordinator::plugin::{Command, MAINTENANCE};
 use vaultferry_coordinator::vault::{
     Access, AzureKeyVault, Credential, FixedToken, KeyPlace, Location, TokenFile, TokenSource,
 };
@@ -34,17 +34,23 @@ impl Settings {
             let message = format!("postgres.client_dirs cannot be handed to the plugin: {error}");
             Problem::new(Reason::InvalidConfiguration, message)
         })?;
-        let postgres = Command { program, args: vec!["plugin".into(), "postgres".into()], settings_json };
+        let plugin = |name: &str, settings_json: String| {
+            let args = vec!["plugin".into(), name.into()];
+            (name.to_owned(), Command { program: program.clone(), args, settings_json })
+        };
+        let plugins = BTreeMap::from([plugin("postgres", settings_json), plugin(MAINTENANCE, String::new())]);
         Ok(vaultferry_coordinator::Config {
             state_dir: self.state_dir.clone(),
             listen: self.listen.iter().map(|endpoint| endpoint.path().to_path_buf()).collect(),
             vault: self.access(),
             vault_key: self.key_place()?,
+            maintenance: self.maintenance(),
             region: self.vault.region.clone(),
-            plugins: BTreeMap::from([("postgres".to_owned(), postgres)]),
+            plugins,
             bytes_in_flight: self.limits.bytes_in_flight,
             upload_bytes_per_s: self.limits.upload,
             jobs: self.limits.jobs,
+            rehydration_poll: self.limits.rehydration_poll,
             create_default_vault: self.vault.location.is_none(),
         })
     }
@@ -67,7 +73,14 @@ impl Settings {
         Ok(KeyPlace::Wrapped(Arc::new(key)))
     }
 
-    fn access(&self) -> Access {
+    /// The credential that may delete, when there is one apart.
+    fn maintenance(&self) -> Option<Credential> {
+        let secret = self.vault.azure.as_ref()?.maintenance_secret.clone()?;
+        Some(Credential::Sas(secret))
+    }
+
+    /// The vault, and what it takes to get in. Holds its credential.
+    pub fn access(&self) -> Access {
         let azure = self.vault.azure.as_ref();
         let credential = azure.and_then(|azure| {
             let secret = azure.secret.clone()?;

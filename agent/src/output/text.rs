@@ -1,7 +1,8 @@
 //! Each response as text for people.
 
 use vaultferry_proto::control::v1::{
-    BackupInstance, Job, Policy, Progress, RecoveryPoint, Summary, Vault, backup_instance, job,
+    BackupInstance, CheckReport, Finding, Job, Policy, Progress, PruneReport, RecoveryPoint, Summary, Vault,
+    backup_instance, job, recovery_point,
 };
 
 use super::table::{fields, printable, table};
@@ -56,7 +57,16 @@ pub fn vault(vault: Option<&Vault>) -> String {
         ("owner", owner),
         ("vault key", format!("{} in {}", keys.id, keys.place)),
         ("recovery keys", recovery_keys),
+        ("soft delete", format!("{} days", vault.soft_delete_days)),
+        ("immutability", immutability(vault)),
     ])
+}
+
+fn immutability(vault: &Vault) -> String {
+    match vault.immutability_days {
+        0 => vault.immutability.clone(),
+        days => format!("{} ({days} days)", vault.immutability),
+    }
 }
 
 pub fn policies(policies: &[Policy]) -> String {
@@ -164,7 +174,7 @@ pub fn instance(instance: Option<&BackupInstance>) -> String {
 }
 
 pub fn points(points: &[RecoveryPoint]) -> String {
-    let rows: Vec<[String; 6]> = points
+    let rows: Vec<[String; 11]> = points
         .iter()
         .map(|point| {
             [
@@ -174,10 +184,33 @@ pub fn points(points: &[RecoveryPoint]) -> String {
                 size(point.source_bytes),
                 size(point.stored_bytes),
                 time(point.expire_time.as_ref()),
+                point_state(point),
+                time(point.proven_time.as_ref()),
+                if point.held { "yes" } else { "-" }.to_owned(),
+                time(point.immutable_until_time.as_ref()),
+                stores(point).to_owned(),
             ]
         })
         .collect();
-    table(["ID", "CREATED", "RULE", "READ", "STORED", "EXPIRES"], &rows, "There are no points yet.")
+    let headings =
+        ["ID", "CREATED", "RULE", "READ", "STORED", "EXPIRES", "STATE", "PROVEN", "HELD", "IMMUTABLE UNTIL", "STORE"];
+    table(headings, &rows, "There are no points.")
+}
+
+fn point_state(point: &RecoveryPoint) -> String {
+    match point.state() {
+        recovery_point::State::Unspecified => String::new(),
+        state => state.as_str_name().to_owned(),
+    }
+}
+
+fn stores(point: &RecoveryPoint) -> &'static str {
+    match (point.in_vault, point.in_archive) {
+        (true, true) => "vault, archive",
+        (true, false) => "vault",
+        (false, true) => "archive",
+        (false, false) => "-",
+    }
 }
 
 pub fn point(point: Option<&RecoveryPoint>) -> String {
@@ -198,6 +231,12 @@ pub fn point(point: Option<&RecoveryPoint>) -> String {
         ("job", point.job_id.clone()),
         ("read", size(point.source_bytes)),
         ("stored", size(point.stored_bytes)),
+        ("state", point_state(point)),
+        ("can be brought back until", point.purge_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
+        ("proven", point.proven_time.as_ref().map_or("never".to_owned(), |at| time(Some(at)))),
+        ("held", if point.held { format!("yes: {}", point.hold_note) } else { String::new() }),
+        ("immutable until", point.immutable_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
+        ("store", stores(point).to_owned()),
         ("streams", streams.join("\n")),
     ])
 }
@@ -246,7 +285,118 @@ pub fn job(job: Option<&Job>) -> String {
         ("progress", job.progress.as_ref().map_or(String::new(), progress)),
         ("problem", problem),
         ("warnings", warnings.join("\n")),
+        ("report", report(job)),
+        ("findings", findings(&job.findings, job.finding_count)),
     ])
+}
+
+/// Findings that are printed for people; JSON has more of them.
+const PRINTED_FINDINGS: usize = 50;
+
+fn findings(findings: &[Finding], count: u64) -> String {
+    let line = |finding: &Finding| {
+        let kind = if finding.damage { finding.kind.as_str() } else { "note" };
+        let mut text = format!("{kind}: {}: {}", finding.file, finding.message);
+        for point in &finding.points {
+            text.push_str(&format!(
+                "\n  concerns the point {} of {}",
+                short(&point.id),
+                time(point.create_time.as_ref())
+            ));
+        }
+        text
+    };
+    let mut lines: Vec<String> = findings.iter().take(PRINTED_FINDINGS).map(line).collect();
+    let more = count.saturating_sub(lines.len() as u64);
+    // A list of jobs tells the number only.
+    if more > 0 && !lines.is_empty() {
+        lines.push(format!("and {more} more"));
+    } else if more > 0 {
+        lines.push(count.to_string());
+    }
+    lines.join("\n")
+}
+
+fn report(job: &Job) -> String {
+    match &job.report {
+        Some(job::Report::CheckReport(report)) => check_report(report),
+        Some(job::Report::PruneReport(report)) => prune_report(report),
+        Some(job::Report::ArchiveReport(report)) => {
+            format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
+        }
+        None => String::new(),
+    }
+}
+
+fn check_report(report: &CheckReport) -> String {
+    let mut lines = vec![format!(
+        "{} points, {} packs with {}; {} files with {} read",
+        report.points,
+        report.packs,
+        size(report.pack_bytes),
+        report.files_read,
+        size(report.bytes_read)
+    )];
+    if report.files_unreadable > 0 {
+        lines.push(format!("{} archived files: only their sizes were checked", report.files_unreadable));
+    }
+    if report.read_data_percent > 0.0 && report.read_data_percent < 100.0 {
+        lines.push(format!("{} of {} packs were drawn (seed {})", report.packs_drawn, report.packs, report.seed));
+        lines.push(probability(report.detects_one, report.detects_one_percent));
+    }
+    lines.join("\n")
+}
+
+/// What a check of a part can find.
+pub fn probability(detects_one: f64, detects_one_percent: f64) -> String {
+    format!(
+        "Of one damaged pack this finds out with a probability of {:.1} %, of damage in 1 % of the packs with {:.1} %",
+        detects_one * 100.0,
+        detects_one_percent * 100.0
+    )
+}
+
+fn prune_report(report: &PruneReport) -> String {
+    let would = |done: &str, would: &str| if report.dry_run { would.to_owned() } else { done.to_owned() };
+    let packs = |count: u64, bytes: u64| format!("{count} packs with {}", size(bytes));
+    let mut lines = Vec::new();
+    if report.points_purged > 0 {
+        let verb = would("were", "would be");
+        lines.push(format!("{} deleted points {verb} given up: their time has come", report.points_purged));
+    }
+    lines.push(format!("{} {} deleted", packs(report.packs_deleted, report.bytes_deleted), would("were", "would be")));
+    lines.push(format!(
+        "{} {} marked: the next prune deletes them, if nothing needs them then",
+        packs(report.packs_marked, report.bytes_marked),
+        would("are", "would be")
+    ));
+    if report.packs_noted > 0 {
+        let noted = packs(report.packs_noted, report.bytes_noted);
+        lines.push(format!("{noted} were never needed: the next prune marks them"));
+    }
+    if report.packs_protected > 0 {
+        let protected = packs(report.packs_protected, report.bytes_protected);
+        lines.push(format!("{protected} are not needed, but protected from deletion"));
+    }
+    lines.push(format!(
+        "{} kept for listed points, {} for deleted ones, {} for backups that run; {} of it unused",
+        size(report.bytes_kept),
+        size(report.bytes_kept_deleted),
+        size(report.bytes_kept_uncommitted),
+        size(report.bytes_unused)
+    ));
+    if report.archive_packs_deleted > 0 {
+        let deleted = packs(report.archive_packs_deleted, report.archive_bytes_deleted);
+        lines.push(format!("in the archive store {deleted} {} deleted", would("were", "would be")));
+    }
+    lines.push(format!(
+        "{} index files, of which {} {} replaced",
+        report.index_files,
+        report.index_files_replaced,
+        would("were", "would be")
+    ));
+    lines.extend(report.damage.iter().map(|what| format!("damage: {what}")));
+    lines.join("\n")
 }
 
 /// "reading: 1.2 GiB of about 3.0 GiB read, 400.0 MiB stored, 80.0 MiB/s"
@@ -261,6 +411,9 @@ pub fn progress(progress: &Progress) -> String {
     }
     if progress.bytes_per_second > 0 {
         text.push_str(&format!(", {}/s", size(progress.bytes_per_second)));
+    }
+    if !progress.note.is_empty() {
+        text.push_str(&format!("; {}", printable(&progress.note)));
     }
     text
 }

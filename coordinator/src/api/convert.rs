@@ -3,8 +3,9 @@
 use vaultferry_proto::Problem;
 use vaultferry_proto::control::v1 as wire;
 use vaultferry_vault::records::VaultRecord;
+use vaultferry_vault::settings::{Immutability, Settings};
 
-use crate::catalog::{Figures, Job, Point, Policy, Status, StoredProblem, Work};
+use crate::catalog::{Figures, Finding, Job, Point, Policy, Report, ReportFigures, Status, StoredProblem, Work};
 use crate::job::Progress;
 use crate::policy;
 
@@ -20,7 +21,16 @@ fn stored_problem(problem: StoredProblem) -> wire::Problem {
     wire::Problem { reason: problem.reason, message: problem.message, fix: problem.fix }
 }
 
-pub(super) fn vault(vault: &VaultRecord, location: &vaultferry_vault::location::Location) -> wire::Vault {
+pub(super) fn vault(
+    vault: &VaultRecord,
+    settings: &Settings,
+    location: &vaultferry_vault::location::Location,
+) -> wire::Vault {
+    let (immutability, immutability_days) = match settings.immutability {
+        Immutability::Disabled => ("Disabled", 0),
+        Immutability::Enabled => ("Enabled", settings.immutability_days),
+        Immutability::Locked => ("Locked", settings.immutability_days),
+    };
     let location = location.to_string();
     wire::Vault {
         id: vault.id.clone(),
@@ -28,8 +38,11 @@ pub(super) fn vault(vault: &VaultRecord, location: &vaultferry_vault::location::
         create_time: Some(time(vault.create_time)),
         location,
         region: vault.region.clone(),
-        redundancy: vault.redundancy.clone(),
+        redundancy: settings.redundancy.clone(),
         format_version: vault.format_version,
+        soft_delete_days: settings.soft_delete_days,
+        immutability: immutability.to_owned(),
+        immutability_days,
         ..wire::Vault::default()
     }
 }
@@ -67,7 +80,22 @@ pub(super) fn point(point: Point, instance_name: &str, expires: Option<jiff::Tim
         size: stream.size,
         sha256: stream.sha256,
     };
+    let standing = &point.standing;
+    let state = match (standing.purge_time.is_some(), standing.in_vault, standing.in_archive) {
+        (true, _, _) => wire::recovery_point::State::Deleted,
+        (false, true, _) => wire::recovery_point::State::Available,
+        (false, false, true) => wire::recovery_point::State::Archived,
+        (false, false, false) => wire::recovery_point::State::Missing,
+    };
     wire::RecoveryPoint {
+        state: state.into(),
+        proven_time: standing.proven_time.map(time),
+        held: standing.held.is_some(),
+        hold_note: standing.held.clone().unwrap_or_default(),
+        purge_time: standing.purge_time.map(time),
+        immutable_until_time: standing.immutable_until.map(time),
+        in_vault: standing.in_vault,
+        in_archive: standing.in_archive,
         id: point.id.to_string(),
         name: format!("{instance_name} {}", point.time.strftime("%FT%TZ")),
         create_time: Some(time(point.time)),
@@ -86,22 +114,30 @@ pub(super) fn point(point: Point, instance_name: &str, expires: Option<jiff::Tim
 /// `progress` is that of a running job; an ended one tells its own figures.
 pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
     use wire::job::{Operation, Status as WireStatus};
-    let (operation, verb, rule, mut point_id) = match &job.work {
-        Work::Backup { rule } => (Operation::Backup, "Backup of", rule.clone(), None),
-        Work::RestoreDatabase { point_id, .. } => {
-            (Operation::RestoreAsDatabase, "Restore as database of", String::new(), Some(*point_id))
-        }
-        Work::RestoreFiles { point_id, .. } => {
-            (Operation::RestoreAsFiles, "Restore as files of", String::new(), Some(*point_id))
-        }
-        Work::ConfigureProtection => (Operation::ConfigureProtection, "Configure protection of", String::new(), None),
+    let (operation, verb) = match &job.work {
+        Work::Backup { .. } => (Operation::Backup, "Backup of"),
+        Work::RestoreDatabase { .. } => (Operation::RestoreAsDatabase, "Restore as database of"),
+        Work::RestoreFiles { .. } => (Operation::RestoreAsFiles, "Restore as files of"),
+        Work::ConfigureProtection => (Operation::ConfigureProtection, "Configure protection of"),
+        Work::Check { .. } => (Operation::Check, "Check of"),
+        Work::VerifyPoint { .. } => (Operation::VerifyPoint, "Verify a point of"),
+        Work::Prune { dry_run: false } => (Operation::Prune, "Prune of"),
+        Work::Prune { dry_run: true } => (Operation::Prune, "Dry run of a prune of"),
+        Work::DeletePoint { .. } => (Operation::DeletePoint, "Delete a point of"),
+        Work::UndeletePoint { .. } => (Operation::UndeletePoint, "Undelete a point of"),
+        Work::ArchivePoint { .. } => (Operation::ArchivePoint, "Archive a point of"),
     };
+    let rule = if let Work::Backup { rule } = &job.work { rule.clone() } else { String::new() };
+    let mut point_id = job.work.point_id();
+    let finding_count = job.report.as_ref().map_or(0, |report| report.finding_count);
+    let report = job.report.as_ref().and_then(|report| self::report(report, &job.work));
     let mut progress = progress.map(|progress| wire::Progress {
         phase: progress.phase,
         bytes_read: progress.bytes_read,
         bytes_stored: progress.bytes_stored,
         bytes_total: progress.bytes_total,
         bytes_per_second: progress.bytes_per_second,
+        note: progress.note,
     });
     let (status, end_time, problem) = match job.status {
         Status::InProgress => (WireStatus::InProgress, None, None),
@@ -116,6 +152,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
                 bytes_stored,
                 bytes_total: bytes_read,
                 bytes_per_second: 0,
+                note: String::new(),
             });
             let clean = job.warnings.is_empty();
             (if clean { WireStatus::Completed } else { WireStatus::CompletedWithWarnings }, Some(end_time), None)
@@ -137,7 +174,74 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         point_id: point_id.map(|id| id.to_string()).unwrap_or_default(),
         rule,
         target: job.work.target().unwrap_or_default(),
+        findings: Vec::new(),
+        finding_count,
+        report,
     }
+}
+
+pub(super) fn finding(finding: Finding) -> wire::Finding {
+    let point = |(id, at): (vaultferry_vault::Id, Option<_>)| wire::AffectedPoint {
+        id: id.to_string(),
+        create_time: at.map(time),
+    };
+    wire::Finding {
+        kind: finding.kind,
+        damage: finding.damage,
+        file: finding.file,
+        message: finding.message,
+        points: finding.points.into_iter().map(point).collect(),
+    }
+}
+
+fn report(report: &Report, work: &Work) -> Option<wire::job::Report> {
+    let probability = |ppm: u32| f64::from(ppm) / 1e6;
+    let (keyless, read_data_percent) = match work {
+        Work::Check { keyless, read_data_ppm } => (*keyless, f64::from(*read_data_ppm) / 1e4),
+        _ => (false, 100.0),
+    };
+    Some(match report.figures.clone()? {
+        ReportFigures::Check(check) => wire::job::Report::CheckReport(wire::CheckReport {
+            keyless,
+            read_data_percent,
+            points: check.points,
+            packs: check.packs,
+            pack_bytes: check.pack_bytes,
+            files_read: check.files_read,
+            bytes_read: check.bytes_read,
+            blobs_read: check.blobs_read,
+            files_unreadable: check.files_unreadable,
+            seed: check.seed,
+            packs_drawn: check.packs_drawn,
+            detects_one: probability(check.detects_one_ppm),
+            detects_one_percent: probability(check.detects_one_percent_ppm),
+        }),
+        ReportFigures::Prune(prune) => wire::job::Report::PruneReport(wire::PruneReport {
+            dry_run: matches!(work, Work::Prune { dry_run: true }),
+            epoch: prune.epoch,
+            packs_marked: prune.packs_marked,
+            bytes_marked: prune.bytes_marked,
+            packs_deleted: prune.packs_deleted,
+            bytes_deleted: prune.bytes_deleted,
+            packs_noted: prune.packs_noted,
+            bytes_noted: prune.bytes_noted,
+            packs_protected: prune.packs_protected,
+            bytes_protected: prune.bytes_protected,
+            bytes_kept: prune.bytes_kept,
+            bytes_kept_deleted: prune.bytes_kept_deleted,
+            bytes_kept_uncommitted: prune.bytes_kept_uncommitted,
+            bytes_unused: prune.bytes_unused,
+            points_purged: prune.points_purged,
+            index_files: prune.index_files,
+            index_files_replaced: prune.index_files_replaced,
+            archive_packs_deleted: prune.archive_packs_deleted,
+            archive_bytes_deleted: prune.archive_bytes_deleted,
+            damage: prune.damage,
+        }),
+        ReportFigures::Archive { packs, bytes } => {
+            wire::job::Report::ArchiveReport(wire::ArchiveReport { packs, bytes })
+        }
+    })
 }
 
 pub(super) fn summary(figures: &Figures) -> wire::Summary {

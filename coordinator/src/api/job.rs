@@ -34,6 +34,15 @@ impl Api {
         convert::job(job, progress)
     }
 
+    /// With its findings, once it has any.
+    async fn job_with_findings(&self, job: Job) -> Result<WireJob, Problem> {
+        let findings = match job.report {
+            Some(_) => self.catalog.findings(&job.id).await?,
+            None => Vec::new(),
+        };
+        Ok(WireJob { findings: findings.into_iter().map(convert::finding).collect(), ..self.job_to_wire(job) })
+    }
+
     async fn list(&self, request: ListJobsRequest) -> Result<Vec<WireJob>, Problem> {
         let status = status_of(&request.status)?;
         let operation = operation_of(&request.operation)?;
@@ -58,12 +67,27 @@ fn status_of(text: &str) -> Result<Option<WireStatus>, Problem> {
 }
 
 fn operation_of(text: &str) -> Result<Option<Operation>, Problem> {
-    use Operation::{Backup, ConfigureProtection, RestoreAsDatabase, RestoreAsFiles};
+    use Operation::{
+        ArchivePoint, Backup, Check, ConfigureProtection, DeletePoint, Prune, RestoreAsDatabase, RestoreAsFiles,
+        UndeletePoint, VerifyPoint,
+    };
+    let all = [
+        Backup,
+        RestoreAsDatabase,
+        RestoreAsFiles,
+        ConfigureProtection,
+        Check,
+        VerifyPoint,
+        Prune,
+        DeletePoint,
+        UndeletePoint,
+        ArchivePoint,
+    ];
     // D17: the portal's name for it.
     if text.eq_ignore_ascii_case("ConfigureBackup") {
         return Ok(Some(ConfigureProtection));
     }
-    one_of("operation", text, &[Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureProtection], Operation::as_str_name)
+    one_of("operation", text, &all, Operation::as_str_name)
 }
 
 fn one_of<T: Copy>(what: &str, text: &str, all: &[T], name: impl Fn(&T) -> &'static str) -> Result<Option<T>, Problem> {
@@ -81,7 +105,7 @@ fn one_of<T: Copy>(what: &str, text: &str, all: &[T], name: impl Fn(&T) -> &'sta
 impl JobService for Api {
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
         let job = self.find_job(&request.into_inner().job).await?;
-        Ok(Response::new(GetJobResponse { job: Some(self.job_to_wire(job)) }))
+        Ok(Response::new(GetJobResponse { job: Some(self.job_with_findings(job).await?) }))
     }
 
     async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
@@ -100,8 +124,11 @@ impl JobService for Api {
                 let watch = api.jobs.watch(&id);
                 let answer = api.find_job(&id).await;
                 let ended = answer.as_ref().map_or(true, |job| job.status.has_ended());
-                let answer =
-                    answer.map(|job| WatchJobResponse { job: Some(api.job_to_wire(job)) }).map_err(Status::from);
+                let answer = match answer {
+                    Ok(job) => api.job_with_findings(job).await,
+                    Err(problem) => Err(problem),
+                };
+                let answer = answer.map(|job| WatchJobResponse { job: Some(job) }).map_err(Status::from);
                 if sender.send(answer).await.is_err() || ended {
                     return;
                 }

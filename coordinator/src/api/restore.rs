@@ -11,7 +11,7 @@ use vaultferry_proto::control::v1::{
 };
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Api, convert, instance};
+use super::{Api, instance};
 use crate::catalog::{Instance, Work};
 use crate::policy::{self, DEFAULT_RULE};
 
@@ -20,12 +20,7 @@ const MAX_TARGET: usize = 4096;
 
 impl Api {
     async fn start(&self, instance: &Instance, work: Work, request_id: &str) -> Result<WireJob, Problem> {
-        if self.stopping.is_cancelled() {
-            return Err(Problem::new(Reason::AgentUnreachable, "the agent is stopping and takes no new jobs"));
-        }
-        let job = self.jobs.start(instance, work, request_id_of(request_id)?, false).await?;
-        let progress = self.jobs.progress(&job.id);
-        Ok(convert::job(job, progress))
+        self.start_job(instance, work, request_id_of(request_id)?).await
     }
 
     async fn backup(&self, request: StartBackupRequest) -> Result<WireJob, Problem> {
@@ -74,7 +69,7 @@ impl Api {
 }
 
 /// A caller's own id for a request, kept apart from ours.
-fn request_id_of(text: &str) -> Result<Option<String>, Problem> {
+pub(super) fn request_id_of(text: &str) -> Result<Option<String>, Problem> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -5,6 +5,7 @@ use vaultferry_proto::Problem;
 use vaultferry_proto::control::v1::vault_service_server::VaultService;
 use vaultferry_proto::control::v1::{self as wire, GetVaultRequest, GetVaultResponse};
 use vaultferry_vault::admin;
+use vaultferry_vault::settings::{self, Settings};
 
 use super::{Api, convert};
 
@@ -37,8 +38,14 @@ impl Api {
             owner,
             keys: Some(keys),
             storage_redundancy,
-            ..convert::vault(&self.vault, &shared.vault.location)
+            ..convert::vault(&self.vault, &self.settings().await?, &shared.vault.location)
         })
+    }
+
+    /// The vault's settings as they are now.
+    pub(super) async fn settings(&self) -> Result<Settings, Problem> {
+        let root = self.shared.vault.open_root()?;
+        Ok(settings::current(&*root, &self.vault, &self.stopping).await?.1)
     }
 }
 

@@ -7,6 +7,7 @@ use vaultferry_proto::plugin::v1 as wire;
 use vaultferry_proto::plugin::v1::backup_event::Event;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::records::{PointCreated, PointStream};
+use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Error, Id, commit};
 
 use super::session::{self, Reporter};
@@ -29,7 +30,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
         .ok_or_else(|| Problem::new(Reason::PolicyNotFound, format!("the policy {} is gone", instance.policy)))?;
     let document = policy::parse(&policy.document)?;
     document.rule(rule)?;
-    let vault = session::vault_access(shared, &instance.id, cancel).await?;
+    let vault = session::vault_access(shared, &instance.id, Role::Plugin, cancel).await?;
     let request = wire::BackupRequest {
         job_id: job.id.clone(),
         instance_name: instance.name.clone(),
@@ -277,5 +278,6 @@ fn point(job: &Job, record: &commit::Record) -> Point {
         streams: created.streams,
         source_bytes: created.source_bytes,
         stored_bytes: created.stored_bytes,
+        standing: crate::catalog::Standing::default(),
     }
 }

@@ -18,3 +18,15 @@ pub(super) async fn at(state_dir: &Path, step: &str) {
 
 #[cfg(not(debug_assertions))]
 pub(super) async fn at(_: &Path, _: &str) {}
+
+/// True while a test keeps an archive from being readable: `VAULTFERRY_TEST_PAUSE_AT` names this step, and there is no file `resume` in the
+/// state folder. Emulators rehydrate at once, and the real thing takes hours.
+#[cfg(debug_assertions)]
+pub(super) fn holds(state_dir: &Path, step: &str) -> bool {
+    std::env::var("VAULTFERRY_TEST_PAUSE_AT").as_deref() == Ok(step) && !state_dir.join("resume").exists()
+}
+
+#[cfg(not(debug_assertions))]
+pub(super) fn holds(_: &Path, _: &str) -> bool {
+    false
+}

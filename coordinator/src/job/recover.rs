@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Jobs, restore};
-use crate::catalog::{Inserted, Job, Status, Work};
+use super::{Jobs, maintenance, restore};
+use crate::catalog::{Exclusive, Inserted, Job, Status, Work};
 
 /// No put takes as long: a pack has 24 MiB at most, and a store's deadline is minutes.
 const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
@@ -25,7 +25,10 @@ impl Jobs {
             if catalog.staged(&job.id).await?.is_some() {
                 tracing::info!(job = job.id, "going on with the commit of an earlier life");
                 self.spawn(job, true);
-            } else if restore::leaves_something(&job.work) {
+            } else if job.rehydrating && job.status == Status::InProgress {
+                tracing::info!(job = job.id, "going on to wait for an archived point");
+                self.spawn(job, false);
+            } else if restore::leaves_something(&job.work) || job.work.exclusive() == Some(Exclusive::Maintenance) {
                 self.clean_up_later(job);
             } else {
                 self.end_interrupted(&job, "").await?;
@@ -54,10 +57,18 @@ impl Jobs {
         let jobs = self.clone();
         self.inner.tasks.spawn(async move {
             let cancel: CancellationToken = jobs.inner.stop.child_token();
-            let left = match restore::clean_up(&jobs, &job, &cancel).await {
+            let (cleaned, otherwise) = match job.work.exclusive() {
+                Some(Exclusive::Maintenance) => {
+                    (maintenance::clean_up(&jobs, &job, &cancel).await, "what it had begun could not be ended")
+                }
+                Some(Exclusive::Backup) | None => {
+                    (restore::clean_up(&jobs, &job, &cancel).await, "what it left could not be removed")
+                }
+            };
+            let left = match cleaned {
                 Ok(()) => String::new(),
                 Err(problem) if problem.reason == Reason::Cancelled => return,
-                Err(problem) => format!("; what it left could not be removed: {}", problem.message),
+                Err(problem) => format!("; {otherwise}: {}", problem.message),
             };
             if let Err(problem) = jobs.end_interrupted(&job, &left).await {
                 tracing::error!(job = job.id, "an interrupted job cannot be ended: {problem}");

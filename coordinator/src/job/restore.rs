@@ -4,11 +4,12 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::plugin::v1 as wire;
 use vaultferry_proto::plugin::v1::restore_event::Event;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::Id;
 use vaultferry_vault::location::{Access, Location};
+use vaultferry_vault::store::azure::sas::Role;
+use vaultferry_vault::{Id, archive, commit};
 
 use super::session::{self, Reporter};
-use super::{End, Jobs, Outcome, Shared};
+use super::{End, Jobs, Outcome, Rehydrated, Shared, maintenance, pause};
 use crate::catalog::{Job, Work};
 use crate::plugin::Plugin;
 
@@ -39,7 +40,14 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
             let credential = files_credential(credential_env)?;
             (*point_id, Target::Files(wire::FilesTarget { to: to.clone(), credential }), Vec::new())
         }
-        Work::Backup { .. } | Work::ConfigureProtection => {
+        Work::Backup { .. }
+        | Work::ConfigureProtection
+        | Work::Check { .. }
+        | Work::VerifyPoint { .. }
+        | Work::Prune { .. }
+        | Work::DeletePoint { .. }
+        | Work::UndeletePoint { .. }
+        | Work::ArchivePoint { .. } => {
             return Err(Problem::new(Reason::Internal, "the job is not a restore"));
         }
     };
@@ -66,7 +74,12 @@ fn files_credential(credential_env: &str) -> Result<Option<wire::StoreCredential
 }
 
 pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<End, Problem> {
-    match with_plugin(jobs, job, cancel).await {
+    let from_archive = is_archived(&jobs.shared, job, cancel).await?;
+    let result = with_plugin(jobs, job, from_archive, cancel).await;
+    if from_archive {
+        maintenance::clean_up_rehydrated(jobs, job).await;
+    }
+    match result {
         Ok(outcome) => Ok(End::Done(outcome)),
         // A plugin that ends by itself removes what it made; one that died could not.
         Err(problem) if died(problem.reason) => Err(match clean_up(jobs, job, &jobs.inner.stop).await {
@@ -84,10 +97,15 @@ fn died(reason: Reason) -> bool {
     matches!(reason, Reason::PluginCrashed | Reason::PluginTimeout | Reason::PluginProtocol)
 }
 
-async fn with_plugin(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Outcome, Problem> {
+async fn with_plugin(
+    jobs: &Jobs,
+    job: &Job,
+    from_archive: bool,
+    cancel: &CancellationToken,
+) -> Result<Outcome, Problem> {
     let shared = &jobs.shared;
     let parts = parts(shared, job).await?;
-    let vault = session::vault_access(shared, &job.instance_id, cancel).await?;
+    let vault = session::vault_access(shared, &job.instance_id, Role::Plugin, cancel).await?;
     let target = match parts.target {
         Target::Database(target) => wire::restore_request::Target::Database(target),
         Target::Files(mut target) => {
@@ -103,6 +121,7 @@ async fn with_plugin(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Resu
         vault: Some(vault),
         settings_json: parts.settings_json,
         target: Some(target),
+        from_archive,
     };
     let work = async |plugin: &mut Plugin| restore(jobs, job, plugin, request).await;
     session::with_plugin(jobs, job, &parts.source_type, parts.pass_env, cancel, work).await
@@ -148,6 +167,10 @@ fn endpoint_for(vault: &Access, to: &str) -> String {
 
 /// Removes what an interrupted restore has left. A failure says what to remove by hand.
 pub(super) async fn clean_up(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<(), Problem> {
+    // A vault that does not answer must not keep the target from being cleaned.
+    if let Ok(true) = is_archived(&jobs.shared, job, cancel).await {
+        maintenance::clean_up_rehydrated(jobs, job).await;
+    }
     let parts = parts(&jobs.shared, job).await?;
     let target = match parts.target {
         Target::Database(target) => wire::clean_up_request::Target::Database(target),
@@ -173,7 +196,87 @@ impl Work {
         match self {
             Self::RestoreDatabase { target_uri, database, .. } => Some(format!("{database} on {target_uri}")),
             Self::RestoreFiles { to, .. } => Some(to.clone()),
-            Self::Backup { .. } | Self::ConfigureProtection => None,
+            Self::Backup { .. }
+            | Self::ConfigureProtection
+            | Self::Check { .. }
+            | Self::VerifyPoint { .. }
+            | Self::Prune { .. }
+            | Self::DeletePoint { .. }
+            | Self::UndeletePoint { .. }
+            | Self::ArchivePoint { .. } => None,
         }
     }
+}
+
+/// True when the point is in the archive store only, as its snapshot files say: the catalog's copy may be old, and a point whose log is
+/// damaged can be restored all the same.
+async fn is_archived(shared: &Shared, job: &Job, cancel: &CancellationToken) -> Result<bool, Problem> {
+    let Some(point_id) = job.work.point_id() else { return Ok(false) };
+    let store = shared.vault.open_instance(&job.instance_id)?;
+    if commit::is_committed(&*store, &point_id, cancel).await? {
+        return Ok(false);
+    }
+    Ok(archive::contains(&store, &point_id, cancel).await?)
+}
+
+/// Before a restore touches anything: asks for the packs of an archived point, and waits until they can be read. It is journaled that the
+/// job waits, so that a restart goes on with it. While it waits it holds no slot and no process.
+pub(super) async fn rehydrate(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Rehydrated, Problem> {
+    let shared = &jobs.shared;
+    if !is_archived(shared, job, cancel).await? {
+        return Ok(Rehydrated::Ready);
+    }
+    shared.catalog.set_rehydrating(&job.id, true).await?;
+    let waited = wait_until_readable(jobs, job, cancel).await;
+    if waited.is_err() {
+        maintenance::clean_up_rehydrated(jobs, job).await;
+    } else if waited == Ok(Rehydrated::Ready) {
+        // From here on something may be made at the target: a restart must not simply begin again.
+        shared.catalog.set_rehydrating(&job.id, false).await?;
+    }
+    waited
+}
+
+async fn wait_until_readable(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Rehydrated, Problem> {
+    loop {
+        let asked = async {
+            let _permit = jobs.permit(cancel).await?;
+            maintenance::ask_for_rehydration(jobs, job, cancel).await
+        }
+        .await;
+        match asked {
+            Ok(report) if report.waiting == 0 && !pause::holds(&jobs.shared.state_dir, "rehydrating") => {
+                return Ok(Rehydrated::Ready);
+            }
+            Ok(report) => {
+                let note = waiting_note(&report);
+                tracing::info!(job = job.id, "rehydrating: {note}");
+                jobs.update(&job.id, |progress| {
+                    "rehydrating".clone_into(&mut progress.phase);
+                    progress.note = note;
+                });
+            }
+            // The store may be away for a while; hours of waiting are not given up for that.
+            Err(problem) if problem.reason == Reason::VaultUnavailable => {
+                tracing::warn!(job = job.id, "the archive does not answer, asking again later: {problem}");
+            }
+            Err(problem) if problem.reason == Reason::Cancelled && jobs.inner.stop.is_cancelled() => {
+                return Ok(Rehydrated::NotYet);
+            }
+            Err(problem) => return Err(problem),
+        }
+        tokio::select! {
+            biased;
+            () = jobs.inner.draining.cancelled() => return Ok(Rehydrated::NotYet),
+            () = cancel.cancelled() => return Err(Problem::new(Reason::Cancelled, "the job was cancelled")),
+            () = tokio::time::sleep(jobs.shared.rehydration_poll) => {}
+        }
+    }
+}
+
+/// "3 of 10 packs are on their way out of the archive, up to 15 h more"
+fn waiting_note(report: &wire::RehydrationReport) -> String {
+    let total = report.waiting + report.ready;
+    let hours = report.estimate_s.div_ceil(3600);
+    format!("{} of {total} packs are on their way out of the archive, up to {hours} h more", report.waiting)
 }

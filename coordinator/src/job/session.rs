@@ -1,13 +1,13 @@
 //! A plugin at work for one job: started with the job's credentials only, remembered for the reaper, its events turned into progress.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::plugin::v1 as wire;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::store::azure;
+use vaultferry_vault::store::azure::{self, sas::Role};
 use vaultferry_vault::{Id, admin};
 
 use super::{Jobs, Shared};
@@ -16,6 +16,9 @@ use crate::plugin::{self, Plugin, Start};
 
 /// The rate is taken over this many seconds.
 const RATE_WINDOW_S: u64 = 5;
+
+/// Longer than any backup or restore takes; a signature cannot be taken back before.
+const SIGNATURE_VALID: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Runs `work` with a plugin for this job. The plugin is stopped and forgotten, whatever comes of it; when `cancel` fires, `work` is
 /// dropped, which tells the plugin to stop.
@@ -78,31 +81,43 @@ pub(crate) fn source(uri: &str, credential: &Credential) -> wire::Source {
     source
 }
 
-/// What the plugin needs to read and write this instance's repository, and no other.
+/// What the plugin needs to read and write this instance's repository, and no other, with the rights of its role.
 pub(super) async fn vault_access(
     shared: &Shared,
     instance_id: &str,
+    role: Role,
     cancel: &CancellationToken,
 ) -> Result<wire::VaultAccess, Problem> {
     let store = shared.vault.open_instance(instance_id)?;
     let password = admin::password_of(&store, &shared.vault_key, instance_id, cancel).await?;
+    let access = store_access(shared, instance_id, role)?;
+    Ok(wire::VaultAccess { repository_password: password.expose_secret().to_owned(), ..access })
+}
+
+/// The same without the repository's password: names, sizes and plain records.
+pub(super) fn store_access(shared: &Shared, instance_id: &str, role: Role) -> Result<wire::VaultAccess, Problem> {
+    let access = match role {
+        // A worker that is taken over must not be able to delete: it gets a signature for its container, and never the account's key.
+        Role::Plugin => shared.roles.for_instance(role, instance_id, SIGNATURE_VALID)?,
+        Role::Commit | Role::Maintenance => shared.roles.of(role),
+    };
     let mut credential = wire::StoreCredential {
-        endpoint: shared.vault.endpoint.as_ref().map(ToString::to_string).unwrap_or_default(),
+        endpoint: access.endpoint.as_ref().map(ToString::to_string).unwrap_or_default(),
         ..wire::StoreCredential::default()
     };
-    match &shared.vault.credential {
+    match &access.credential {
         Some(azure::Credential::AccountKey(key)) => key.expose_secret().clone_into(&mut credential.account_key),
         Some(azure::Credential::Sas(sas)) => sas.expose_secret().clone_into(&mut credential.sas),
         None => {}
     }
     Ok(wire::VaultAccess {
-        location: shared.vault.location.to_string(),
+        location: access.location.to_string(),
         instance_id: instance_id.to_owned(),
         credential: Some(credential),
-        repository_password: password.expose_secret().to_owned(),
+        repository_password: String::new(),
         bytes_in_flight: shared.bytes_in_flight,
         upload_bytes_per_s: shared.upload_bytes_per_s.unwrap_or(0),
-        store_deadline_s: u32::try_from(shared.vault.store_deadline.as_secs()).unwrap_or(u32::MAX),
+        store_deadline_s: u32::try_from(access.store_deadline.as_secs()).unwrap_or(u32::MAX),
     })
 }
 
@@ -117,6 +132,16 @@ pub(super) async fn next_event<T>(plugin: &mut Plugin, events: &mut tonic::Strea
             Err(Problem::new(Reason::PluginTimeout, message))
         }
     }
+}
+
+/// A time as the plugin gets it.
+pub(super) fn time(time: jiff::Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
+}
+
+/// A time that a plugin sent.
+pub(super) fn time_from(time: prost_types::Timestamp) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::new(time.seconds, time.nanos).ok()
 }
 
 pub(super) fn warning(warning: wire::PluginWarning) -> StoredProblem {
@@ -157,6 +182,7 @@ impl<'a> Reporter<'a> {
             progress.bytes_stored = event.bytes_stored;
             progress.bytes_total = event.bytes_total;
             progress.bytes_per_second = rate;
+            progress.note = event.note;
         });
     }
 }

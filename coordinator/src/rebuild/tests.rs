@@ -16,6 +16,8 @@ fn config(dir: &Path) -> Config {
         listen: Vec::new(),
         vault: Access { location, endpoint: None, credential: None, store_deadline: Duration::from_secs(5) },
         vault_key: KeyPlace::File(dir.join("state/vault.key")),
+        maintenance: None,
+        rehydration_poll: std::time::Duration::from_secs(600),
         region: None,
         plugins: BTreeMap::new(),
         bytes_in_flight: 0,

@@ -124,7 +124,7 @@ impl Prepared {
         let session = server.connect(cancel).await?;
         refuse_existing(&session, &target.database, cancel).await?;
         reporter.phase("opening the vault");
-        let repository = job.vault.open(cancel).await?;
+        let repository = job.open(cancel).await?;
         let point = PointReader::open(repository, job.snapshot_id, cancel).await?;
         let dump = point.streams().iter().find(|stream| stream.name == DUMP_STREAM);
         let dump =

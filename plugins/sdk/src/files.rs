@@ -54,7 +54,7 @@ async fn run(
 ) -> Result<u64, Problem> {
     let parsed = parse(&destination.to)?;
     reporter.phase("opening the vault");
-    let repository = job.vault.open(cancel).await?;
+    let repository = job.open(cancel).await?;
     let point = PointReader::open(repository, job.snapshot_id, cancel).await?;
     reporter.expect_bytes(point.streams().iter().map(|stream| stream.size).sum());
     reporter.phase("opening the target");

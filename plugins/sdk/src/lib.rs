@@ -15,14 +15,16 @@ pub mod child;
 pub mod files;
 mod host;
 pub mod report;
+mod runner;
 pub mod serve;
 mod service;
 pub mod wire;
 pub mod workload;
 
 pub use host::hostname;
-pub use report::{Reporter, Warning};
-pub use serve::serve;
+pub use report::{Progress, Reporter, Warning};
+pub use runner::{Event, Runner};
+pub use serve::{serve, serve_router};
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
     Validated, VaultAccess, Workload,

@@ -30,6 +30,7 @@ pub struct Reporter {
 #[derive(Debug)]
 struct State {
     phase: Mutex<&'static str>,
+    note: Mutex<String>,
     total: AtomicU64,
     meter: Arc<Meter>,
 }
@@ -39,6 +40,8 @@ struct State {
 pub struct Progress {
     /// What is being done, for people.
     pub phase: &'static str,
+    /// More of the phase, for people; mostly empty.
+    pub note: String,
     /// Bytes that came from the source, or went to the target.
     pub bytes_read: u64,
     /// Bytes added to the vault.
@@ -51,7 +54,12 @@ impl Reporter {
     /// A reporter, and where its warnings come out. When the other end is dropped, warnings go to the log only.
     pub fn new() -> (Self, mpsc::Receiver<Warning>) {
         let (warnings, receiver) = mpsc::channel(WARNINGS_WAITING);
-        let state = State { phase: Mutex::new("starting"), total: AtomicU64::new(0), meter: Arc::default() };
+        let state = State {
+            phase: Mutex::new("starting"),
+            note: Mutex::default(),
+            total: AtomicU64::new(0),
+            meter: Arc::default(),
+        };
         (Self { state: Arc::new(state), warnings }, receiver)
     }
 
@@ -59,6 +67,12 @@ impl Reporter {
     pub fn phase(&self, phase: &'static str) {
         tracing::info!(phase, "phase");
         *self.state.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        self.note(String::new());
+    }
+
+    /// Says more of the phase, until the next one begins.
+    pub fn note(&self, note: String) {
+        *self.state.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
     }
 
     /// Tells how many bytes are expected.
@@ -82,6 +96,7 @@ impl Reporter {
     pub fn progress(&self) -> Progress {
         Progress {
             phase: *self.state.phase.lock().unwrap_or_else(PoisonError::into_inner),
+            note: self.state.note.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             bytes_read: self.state.meter.read(),
             bytes_stored: self.state.meter.stored(),
             bytes_total: self.state.total.load(Ordering::Relaxed),

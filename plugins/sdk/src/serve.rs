@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::transport::server::Router;
+use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPluginServer;
 
+use crate::runner::Runner;
 use crate::service::Service;
 use crate::workload::Workload;
 
@@ -60,11 +63,20 @@ pub enum Error {
 ///
 /// When it returns, every job has ended, or [`DRAIN`] was over and the rest is named in the log.
 pub async fn serve<W: Workload>(workload: W) -> Result<(), Error> {
+    serve_router(|runner| {
+        let service = Service { workload: Arc::new(workload), runner };
+        tonic::transport::Server::builder().add_service(WorkloadPluginServer::new(service))
+    })
+    .await
+}
+
+/// As [`serve`], for a plugin with a gRPC service of its own: `make` builds it, and its jobs run in the [`Runner`].
+pub async fn serve_router(make: impl FnOnce(Runner) -> Router) -> Result<(), Error> {
     vaultferry_vault::memory::give_large_blocks_back();
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
     let dir = std::env::var_os(DIR_VARIABLE).map(PathBuf::from).ok_or(Error::NotStartedByHost)?;
-    let service = Service { workload: Arc::new(workload), shutdown: shutdown.clone(), tasks: tasks.clone() };
+    let router = make(Runner::new(shutdown.clone(), tasks.clone()));
     watch_stdin(shutdown.clone())?;
     watch_signals(&shutdown)?;
     let overdue = async {
@@ -73,7 +85,7 @@ pub async fn serve<W: Workload>(workload: W) -> Result<(), Error> {
     };
     tokio::pin!(overdue);
     let served = tokio::select! {
-        served = listen(service, dir, shutdown.clone()) => served,
+        served = listen(router, dir, shutdown.clone()) => served,
         // A caller that does not read its stream to the end must not hold this process up.
         () = &mut overdue => Ok(()),
     };
@@ -131,10 +143,9 @@ fn watch_signals(_shutdown: &CancellationToken) -> Result<(), Error> {
 }
 
 #[cfg(unix)]
-async fn listen<W: Workload>(service: Service<W>, dir: PathBuf, shutdown: CancellationToken) -> Result<(), Error> {
+async fn listen(router: Router, dir: PathBuf, shutdown: CancellationToken) -> Result<(), Error> {
     use std::os::unix::ffi::OsStrExt as _;
     use tokio_stream::wrappers::UnixListenerStream;
-    use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPluginServer;
 
     let path = dir.join("plugin.sock");
     if path.as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
@@ -144,9 +155,7 @@ async fn listen<W: Workload>(service: Service<W>, dir: PathBuf, shutdown: Cancel
     let listener =
         tokio::net::UnixListener::bind(&path).map_err(|source| Error::Listen { path: path.clone(), source })?;
     say_where(&format!("unix://{}", path.display()))?;
-    let server = tonic::transport::Server::builder()
-        .add_service(WorkloadPluginServer::new(service))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned());
+    let server = router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned());
     let served = server.await.map_err(Error::Serve);
     if let Err(error) = std::fs::remove_file(&path) {
         tracing::debug!("the socket was removed by somebody else: {error}");
@@ -155,8 +164,8 @@ async fn listen<W: Workload>(service: Service<W>, dir: PathBuf, shutdown: Cancel
 }
 
 #[cfg(not(unix))]
-async fn listen<W: Workload>(service: Service<W>, dir: PathBuf, shutdown: CancellationToken) -> Result<(), Error> {
-    drop((service, dir, shutdown));
+async fn listen(router: Router, dir: PathBuf, shutdown: CancellationToken) -> Result<(), Error> {
+    drop((router, dir, shutdown));
     Err(Error::Unsupported)
 }
 

@@ -76,6 +76,7 @@ pub fn restore_from(request: proto::RestoreRequest) -> Result<RestoreJob, Proble
         vault: vault_from(required(request.vault, "vault")?)?,
         settings_json: request.settings_json,
         target,
+        from_archive: request.from_archive,
     })
 }
 
@@ -89,7 +90,8 @@ pub fn clean_up_from(request: proto::CleanUpRequest) -> Result<CleanUpJob, Probl
     Ok(CleanUpJob { job_id: non_empty(request.job_id, "job_id")?, settings_json: request.settings_json, target })
 }
 
-fn id_from(text: &str) -> Result<Id, Problem> {
+/// A snapshot's name.
+pub fn id_from(text: &str) -> Result<Id, Problem> {
     text.parse::<Id>().map_err(|_| invalid("snapshot_id is not 64 hexadecimal digits"))
 }
 
@@ -116,7 +118,8 @@ fn files_from(target: proto::FilesTarget) -> Result<FilesDestination, Problem> {
     Ok(FilesDestination { to: non_empty(target.to, "target.to")?, endpoint, credential })
 }
 
-fn vault_from(vault: proto::VaultAccess) -> Result<VaultAccess, Problem> {
+/// Access to an instance's store for a task that opens nothing: its password may be missing.
+pub fn store_from(vault: proto::VaultAccess) -> Result<VaultAccess, Problem> {
     let location: Location =
         non_empty(vault.location, "vault.location")?.parse().map_err(|error| invalid(format!("{error}")))?;
     let (endpoint, credential) = credential_from(vault.credential.unwrap_or_default())?;
@@ -127,10 +130,18 @@ fn vault_from(vault: proto::VaultAccess) -> Result<VaultAccess, Problem> {
     Ok(VaultAccess {
         access: Access { location, endpoint, credential, store_deadline },
         instance_id: non_empty(vault.instance_id, "vault.instance_id")?,
-        repository_password: SecretString::from(non_empty(vault.repository_password, "vault.repository_password")?),
+        repository_password: SecretString::from(vault.repository_password),
         bytes_in_flight: if vault.bytes_in_flight == 0 { DEFAULT_BYTES_IN_FLIGHT } else { vault.bytes_in_flight },
         upload_bytes_per_s: (vault.upload_bytes_per_s != 0).then_some(vault.upload_bytes_per_s),
     })
+}
+
+/// Access to an instance's repository.
+pub fn vault_from(vault: proto::VaultAccess) -> Result<VaultAccess, Problem> {
+    if vault.repository_password.is_empty() {
+        return Err(invalid("the request lacks vault.repository_password"));
+    }
+    store_from(vault)
 }
 
 fn credential_from(credential: proto::StoreCredential) -> Result<(Option<Url>, Option<Credential>), Problem> {
@@ -156,16 +167,19 @@ pub fn validated_to(validated: Validated) -> proto::ValidateResponse {
     }
 }
 
-fn warning_to(warning: Warning) -> proto::PluginWarning {
+/// A warning of any job.
+pub fn warning_to(warning: Warning) -> proto::PluginWarning {
     proto::PluginWarning { reason: warning.reason, message: warning.message, fix: warning.fix }
 }
 
-fn progress_to(progress: Progress) -> proto::PluginProgress {
+/// Progress of any job.
+pub fn progress_to(progress: Progress) -> proto::PluginProgress {
     proto::PluginProgress {
         phase: progress.phase.to_owned(),
         bytes_read: progress.bytes_read,
         bytes_stored: progress.bytes_stored,
         bytes_total: progress.bytes_total,
+        note: progress.note,
     }
 }
 

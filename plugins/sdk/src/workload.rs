@@ -8,11 +8,11 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::Id;
 use vaultferry_vault::location::Access;
 use vaultferry_vault::repository::Repository;
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Options, Staged};
+use vaultferry_vault::{Id, archive};
 
 use crate::report::{Reporter, Warning};
 
@@ -132,6 +132,19 @@ pub struct RestoreJob {
     pub settings_json: String,
     /// Where to.
     pub target: RestoreTarget,
+    /// The point is read from the archive store; what it needs was rehydrated before.
+    pub from_archive: bool,
+}
+
+impl RestoreJob {
+    /// Opens the repository that the point is read from: the vault store's, or the archive store's. Changes nothing in it.
+    pub async fn open(&self, cancel: &CancellationToken) -> Result<Arc<Repository>, Problem> {
+        let repository = self.vault.open(cancel).await?;
+        match self.from_archive {
+            false => Ok(repository),
+            true => Ok(Arc::new(archive::open(&repository)?)),
+        }
+    }
 }
 
 /// Where a restore goes.

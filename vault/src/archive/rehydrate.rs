@@ -143,7 +143,9 @@ pub async fn clean_up_rehydrated(
             return Ok(0);
         }
         let others = requests_in(store).await?;
-        let needed = needed(&archive, others.iter().map(|request| request.snapshot_id), cancel).await?;
+        // Collected: an iterator that borrows would keep this future from being sent between threads.
+        let snapshots: Vec<Id> = others.iter().map(|request| request.snapshot_id).collect();
+        let needed = needed(&archive, snapshots, cancel).await?;
         let gone: Vec<_> = copies.iter().filter(|(id, _)| !needed.contains(*id)).collect();
         let count = gone.len() as u64;
         let deletions = gone.into_iter().map(|(_, copy)| async { store.delete(&copy.key).await.map_err(Error::from) });

@@ -1,7 +1,7 @@
 use vaultferry_vault::records::PointCreated;
 
 use super::*;
-use crate::catalog::Credential;
+use crate::catalog::{CheckFigures, Credential, ReportFigures, Work};
 
 fn instance(name: &str) -> Instance {
     Instance {
@@ -28,6 +28,8 @@ fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         scheduled: false,
         request_id: request.map(str::to_owned),
         warnings: Vec::new(),
+        rehydrating: false,
+        report: None,
     }
 }
 
@@ -64,6 +66,7 @@ fn point(n: u8, time_s: i64) -> Point {
         streams: Vec::new(),
         source_bytes: 10,
         stored_bytes: 5,
+        standing: Standing::default(),
     }
 }
 
@@ -143,16 +146,160 @@ async fn names_and_sources_are_unique_and_all_or_none_is_added() {
     assert_eq!(catalog.instance_of_source("postgres://h:5432/b").await.expect("find"), Some(instance("b")));
 }
 
-/// The journal is a promise, too: an agent that is updated while a staged record waits must commit it.
 #[tokio::test]
-async fn a_catalog_of_version_1_is_read() {
+async fn a_maintenance_job_runs_alone_on_its_instance_but_beside_a_backup() {
+    let (_dir, catalog) = open();
+    let maintenance = |id, work| Job { work, ..job(id, "i", None) };
+    assert!(matches!(catalog.insert_job(job(1, "i", None)).await.expect("insert"), Inserted::New));
+    let prune = maintenance(2, Work::Prune { dry_run: false });
+    assert!(matches!(catalog.insert_job(prune).await.expect("insert"), Inserted::New));
+    let point_id = Id::of(b"p");
+    for work in [
+        Work::Check { keyless: true, read_data_ppm: 0 },
+        Work::VerifyPoint { point_id },
+        Work::Prune { dry_run: true },
+        Work::DeletePoint { point_id, purge_time: jiff::Timestamp::UNIX_EPOCH },
+        Work::UndeletePoint { point_id },
+        Work::ArchivePoint { point_id },
+    ] {
+        let inserted = catalog.insert_job(maintenance(3, work.clone())).await.expect("insert");
+        assert!(matches!(&inserted, Inserted::Busy(id) if *id == job(2, "i", None).id), "{work:?}: {inserted:?}");
+    }
+    let restore = Work::RestoreFiles { point_id, to: "/t".to_owned(), credential_env: String::new() };
+    assert!(matches!(catalog.insert_job(maintenance(4, restore)).await.expect("insert"), Inserted::New));
+}
+
+#[tokio::test]
+async fn findings_are_kept_beside_their_job_and_replaced() {
+    let (_dir, catalog) = open();
+    let check = Job { work: Work::Check { keyless: false, read_data_ppm: Work::ALL_DATA }, ..job(1, "i", None) };
+    catalog.insert_job(check.clone()).await.expect("insert");
+    let finding = |n: u8| Finding {
+        kind: "altered".to_owned(),
+        damage: true,
+        file: format!("repo/data/{n}"),
+        message: "m".to_owned(),
+        points: vec![(Id::of(&[n]), None)],
+    };
+    let figures = Some(ReportFigures::Archive { packs: 1, bytes: 2 });
+    let report = Report { finding_count: 2, figures };
+    for findings in [vec![finding(1)], vec![finding(3), finding(2)]] {
+        catalog.set_report(&check.id, report.clone(), findings.clone()).await.expect("report");
+        assert_eq!(catalog.findings(&check.id).await.expect("findings"), findings);
+    }
+    catalog
+        .set_status(&check.id, Status::Cancelled { end_time: jiff::Timestamp::now() }, Vec::new())
+        .await
+        .expect("end");
+    catalog.set_report(&check.id, Report::default(), Vec::new()).await.expect("report");
+    assert_eq!(catalog.job(&check.id).await.expect("find").expect("there").report, Some(report), "an ended job stays");
+    assert_eq!(catalog.findings(&check.id).await.expect("findings").len(), 2);
+}
+
+#[tokio::test]
+async fn a_deleted_point_counts_nowhere_and_a_purged_one_is_gone() {
+    let (_dir, catalog) = open();
+    catalog.insert_points((1..=4).map(|n| point(n, i64::from(n))).collect()).await.expect("points");
+    let purge_time = Some(jiff::Timestamp::from_second(1_900_000_000).expect("a time"));
+    let deleted = Standing { purge_time, ..Standing::default() };
+    let held = Standing { held: Some("audit".to_owned()), in_archive: true, ..Standing::default() };
+    let changes = vec![
+        (Id::of(&[1]), Some(deleted.clone())),
+        (Id::of(&[2]), None),
+        (Id::of(&[3]), Some(held.clone())),
+        (Id::of(&[9]), Some(held.clone())),
+    ];
+    catalog.set_standings("i", changes).await.expect("set");
+    let listed = catalog.points("i", None, 10).await.expect("points");
+    assert_eq!(listed, [point(4, 4), Point { standing: held, ..point(3, 3) }]);
+    assert_eq!(
+        catalog.deleted_points("i", None, 10).await.expect("points"),
+        [Point { standing: deleted, ..point(1, 1) }]
+    );
+    assert_eq!(catalog.point_count("i").await.expect("count"), 2);
+    let figures = catalog.figures(jiff::Timestamp::UNIX_EPOCH).await.expect("figures");
+    assert_eq!((figures.points, figures.stored_bytes), (2, 15), "a deleted point's bytes are still stored");
+    assert_eq!(figures.oldest, Some(point(3, 3).time));
+    catalog.set_standings("i", vec![(Id::of(&[1]), Some(Standing::default()))]).await.expect("undeleted");
+    assert_eq!(catalog.points("i", None, 10).await.expect("points").len(), 3);
+}
+
+#[tokio::test]
+async fn a_newer_catalog_is_refused() {
+    let (dir, catalog) = open();
+    drop(catalog);
+    let path = dir.path().join("catalog.sqlite");
+    Connection::open(&path).expect("opens").pragma_update(None, "user_version", 3).expect("set");
+    let error = Sqlite::open(&path).expect_err("refused").to_string();
+    assert!(error.contains("version 3"), "{error}");
+}
+
+/// A catalog as a script of its own version left it.
+fn golden(script: &str) -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("folder");
     let path = dir.path().join("catalog.sqlite");
-    let script = include_str!("../../../tests/golden/catalog-v1.sql");
     Connection::open(&path).expect("opens").execute_batch(script).expect("the golden script runs");
     let catalog = Sqlite::open(&path).expect("opens");
+    (dir, catalog)
+}
+
+/// The journal is a promise, too: an agent that is updated while a staged record waits must commit it.
+#[tokio::test]
+async fn a_catalog_of_version_1_is_read_and_brought_up() {
+    let (dir, catalog) = golden(include_str!("../../../tests/golden/catalog-v1.sql"));
+    holds_the_golden_rows(&catalog).await;
+    // It is a catalog of the newest version now: everything that is new in it works, also after another opening.
+    let deleted = Standing { purge_time: Some(jiff::Timestamp::UNIX_EPOCH), ..Standing::default() };
+    catalog.set_standings("i", vec![(Id::of(&[2]), Some(deleted))]).await.expect("set");
+    drop(catalog);
+    let catalog = Sqlite::open(&dir.path().join("catalog.sqlite")).expect("opens again");
+    assert!(catalog.points("i", None, 10).await.expect("points").is_empty());
+    assert_eq!(catalog.deleted_points("i", None, 10).await.expect("points").len(), 1);
+    assert!(catalog.findings("none").await.expect("findings").is_empty());
+}
+
+#[tokio::test]
+async fn a_catalog_of_version_2_is_read() {
+    let (_dir, catalog) = golden(include_str!("../../../tests/golden/catalog-v2.sql"));
+    holds_the_golden_rows(&catalog).await;
+    let check = catalog.job(&format!("{:032x}", 4)).await.expect("find").expect("there");
+    assert_eq!(check.work, Work::Check { keyless: false, read_data_ppm: 50_000 });
+    assert!(matches!(
+        check.report,
+        Some(Report { finding_count: 1, figures: Some(ReportFigures::Check(CheckFigures { seed: 7, .. })) })
+    ));
+    assert_eq!(catalog.findings(&check.id).await.expect("findings"), [golden_finding()]);
+    let deleted = catalog.deleted_points("i", None, 10).await.expect("points");
+    assert_eq!(deleted, [Point { standing: golden_standing(), ..point(5, 50) }]);
+    let restore = catalog.job(&format!("{:032x}", 6)).await.expect("find").expect("there");
+    assert!(restore.rehydrating);
+}
+
+fn golden_finding() -> Finding {
+    Finding {
+        kind: "altered".to_owned(),
+        damage: true,
+        file: "repo/data/00/00".to_owned(),
+        message: "m".to_owned(),
+        points: vec![(Id::of(&[2]), Some(jiff::Timestamp::UNIX_EPOCH))],
+    }
+}
+
+fn golden_standing() -> Standing {
+    let time = |second| jiff::Timestamp::from_second(second).ok();
+    Standing {
+        proven_time: time(1),
+        held: Some("audit".to_owned()),
+        purge_time: time(2),
+        immutable_until: time(3),
+        in_vault: false,
+        in_archive: true,
+    }
+}
+
+async fn holds_the_golden_rows(catalog: &Sqlite) {
     let unfinished = catalog.unfinished_jobs().await.expect("list");
-    assert_eq!(unfinished, [job(1, "i", Some("slot:i:2026-11-22T02:00:00Z"))]);
+    assert_eq!(unfinished[0], job(1, "i", Some("slot:i:2026-11-22T02:00:00Z")));
     assert_eq!(catalog.staged(&unfinished[0].id).await.expect("staged"), Some(record()));
     assert_eq!(catalog.instance("shop").await.expect("find"), Some(instance("shop")));
     assert_eq!(catalog.outbox().await.expect("outbox").len(), 1);
@@ -193,4 +340,18 @@ async fn golden_rows() {
         document: "name = \"nightly\"\n".to_owned(),
     };
     catalog.insert_policy(policy).await.expect("insert");
+    let check = Job { work: Work::Check { keyless: false, read_data_ppm: 50_000 }, ..job(4, "i", None) };
+    catalog.insert_job(check.clone()).await.expect("insert");
+    let figures = CheckFigures { points: 1, seed: 7, detects_one_ppm: 50_000, ..CheckFigures::default() };
+    let figures = ReportFigures::Check(figures);
+    let report = Report { finding_count: 1, figures: Some(figures) };
+    catalog.set_report(&check.id, report, vec![golden_finding()]).await.expect("report");
+    let failed = Status::Failed {
+        end_time: jiff::Timestamp::UNIX_EPOCH,
+        problem: StoredProblem { reason: "RepositoryDamaged".to_owned(), message: "m".to_owned(), fix: "f".to_owned() },
+    };
+    catalog.set_status(&check.id, failed, Vec::new()).await.expect("end");
+    catalog.insert_points(vec![Point { standing: golden_standing(), ..point(5, 50) }]).await.expect("point");
+    let files = Work::RestoreFiles { point_id: Id::of(&[5]), to: "/t".to_owned(), credential_env: "V".to_owned() };
+    catalog.insert_job(Job { work: files, rehydrating: true, ..job(6, "i", None) }).await.expect("insert");
 }

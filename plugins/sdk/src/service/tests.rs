@@ -1,8 +1,11 @@
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint, Server};
+use vaultferry_proto::Reason;
 use vaultferry_proto::plugin::v1::backup_event::Event as Sent;
 use vaultferry_proto::plugin::v1::workload_plugin_client::WorkloadPluginClient;
 use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPluginServer;
@@ -10,6 +13,7 @@ use vaultferry_vault::Id;
 use vaultferry_vault::writer::{Staged, StreamSummary};
 
 use super::*;
+use crate::report::{Reporter, Warning};
 use crate::workload::{BackupJob, CleanUpJob, RestoreJob, RestoreTarget, Source, Validated};
 
 /// Does what the instance's name says.
@@ -81,7 +85,7 @@ async fn fixture() -> Fixture {
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let workload = Arc::new(Scripted::default());
     let service =
-        Service { workload: Arc::clone(&workload), shutdown: CancellationToken::new(), tasks: TaskTracker::new() };
+        Service { workload: Arc::clone(&workload), runner: Runner::new(CancellationToken::new(), TaskTracker::new()) };
     let server = Server::builder().add_service(WorkloadPluginServer::new(service));
     tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
     let endpoint = Endpoint::try_from(format!("unix://{}", path.display())).unwrap();
@@ -193,6 +197,7 @@ async fn a_restore_ends_with_done() {
         snapshot_id: Id::of(b"snapshot").to_string(),
         vault: Some(vault()),
         settings_json: String::new(),
+        from_archive: false,
         target: Some(proto::restore_request::Target::Files(target)),
     };
     let mut events = client.restore(request).await.unwrap().into_inner();

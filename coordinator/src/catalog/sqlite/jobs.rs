@@ -1,0 +1,122 @@
+//! Jobs, what they found, and their plugins' processes.
+
+use rusqlite::{OptionalExtension as _, Transaction, params};
+
+use super::values::{Failure, bodies, body, encode, signed, status_name};
+use crate::catalog::{Finding, Inserted, Job, JobFilter, PluginProcess, Report, Status, StoredProblem};
+
+/// The condition for jobs that have not ended.
+pub(super) const UNFINISHED: &str = "status in ('in-progress', 'cancelling')";
+
+/// See [`crate::catalog::Catalog::set_status`].
+pub(super) fn save_status(
+    tx: &Transaction<'_>,
+    job_id: &str,
+    status: Status,
+    warnings: Vec<StoredProblem>,
+) -> Result<bool, Failure> {
+    let Some(mut job) = body::<Job>(tx, "select body from jobs where id = ?1", [job_id])? else { return Ok(false) };
+    if job.status.has_ended() {
+        return Ok(false);
+    }
+    job.status = status;
+    job.warnings.extend(warnings);
+    let (name, text) = (status_name(&job.status), encode(&job)?);
+    tx.execute("update jobs set status = ?2, body = ?3 where id = ?1", params![job_id, name, text])?;
+    if job.status.has_ended() {
+        tx.execute("delete from staged where job_id = ?1", [job_id])?;
+    }
+    Ok(true)
+}
+
+/// See [`crate::catalog::Catalog::insert_job`].
+pub(super) fn insert(tx: &Transaction<'_>, job: &Job) -> Result<Inserted, Failure> {
+    if let Some(request_id) = &job.request_id
+        && let Some(known) = body::<Job>(tx, "select body from jobs where request_id = ?1", [request_id])?
+    {
+        return Ok(Inserted::Known(Box::new(known)));
+    }
+    if let Some(exclusive) = job.work.exclusive()
+        && !job.status.has_ended()
+    {
+        let operations = exclusive.operations().join("', '");
+        let sql =
+            format!("select id from jobs where instance_id = ?1 and operation in ('{operations}') and {UNFINISHED}");
+        let busy: Option<String> = tx.query_row(&sql, [&job.instance_id], |row| row.get(0)).optional()?;
+        if let Some(busy) = busy {
+            return Ok(Inserted::Busy(busy));
+        }
+    }
+    let (time, operation) = (job.create_time.as_microsecond(), job.work.name());
+    let values =
+        params![job.id, time, job.instance_id, operation, status_name(&job.status), job.request_id, encode(job)?];
+    let sql = "insert into jobs(id, create_time, instance_id, operation, status, request_id, body)
+               values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    tx.execute(sql, values)?;
+    Ok(Inserted::New)
+}
+
+/// The job with that id, or the only one whose id begins so.
+pub(super) fn find(tx: &Transaction<'_>, from: &str) -> Result<Option<Job>, Failure> {
+    let sql = "select body from jobs where id >= ?1 and id < ?1 || 'g' order by id limit 2";
+    let mut jobs: Vec<Job> = bodies(tx, sql, [from])?;
+    Ok(if jobs.len() == 1 { jobs.pop() } else { None })
+}
+
+pub(super) fn list(tx: &Transaction<'_>, filter: &JobFilter) -> Result<Vec<Job>, Failure> {
+    let from = filter.from.map_or(i64::MIN, jiff::Timestamp::as_microsecond);
+    let to = filter.to.map_or(i64::MAX, jiff::Timestamp::as_microsecond);
+    let sql = "select body from jobs where create_time >= ?1 and create_time < ?2 order by create_time desc, id desc limit ?3";
+    bodies(tx, sql, params![from, to, filter.limit])
+}
+
+/// Changes a job that has not ended; one that has is left as it is.
+fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mut Job)) -> Result<bool, Failure> {
+    let Some(mut job) = body::<Job>(tx, "select body from jobs where id = ?1", [job_id])? else { return Ok(false) };
+    if job.status.has_ended() {
+        return Ok(false);
+    }
+    change(&mut job);
+    tx.execute("update jobs set body = ?2 where id = ?1", params![job_id, encode(&job)?])?;
+    Ok(true)
+}
+
+pub(super) fn set_rehydrating(tx: &Transaction<'_>, job_id: &str, rehydrating: bool) -> Result<(), Failure> {
+    change(tx, job_id, |job| job.rehydrating = rehydrating).map(|_| ())
+}
+
+pub(super) fn set_report(
+    tx: &Transaction<'_>,
+    job_id: &str,
+    report: Report,
+    findings: &[Finding],
+) -> Result<(), Failure> {
+    if !change(tx, job_id, |job| job.report = Some(report))? {
+        return Ok(());
+    }
+    tx.execute("delete from findings where job_id = ?1", [job_id])?;
+    let mut insert = tx.prepare_cached("insert into findings(job_id, number, body) values (?1, ?2, ?3)")?;
+    for (number, finding) in (0_i64..).zip(findings) {
+        insert.execute(params![job_id, number, encode(finding)?])?;
+    }
+    Ok(())
+}
+
+pub(super) fn findings(tx: &Transaction<'_>, job_id: &str) -> Result<Vec<Finding>, Failure> {
+    bodies(tx, "select body from findings where job_id = ?1 order by number", [job_id])
+}
+
+pub(super) fn set_plugin_process(tx: &Transaction<'_>, process: &PluginProcess) -> Result<(), Failure> {
+    let sql = "insert or replace into plugin_processes(job_id, pid, start_time) values (?1, ?2, ?3)";
+    tx.execute(sql, params![process.job_id, process.pid, signed(process.start_time)])?;
+    Ok(())
+}
+
+pub(super) fn plugin_processes(tx: &Transaction<'_>) -> Result<Vec<PluginProcess>, Failure> {
+    let mut statement = tx.prepare_cached("select job_id, pid, start_time from plugin_processes")?;
+    let rows = statement.query_map([], |row| {
+        let start_time = row.get::<_, i64>(2)?.cast_unsigned();
+        Ok(PluginProcess { job_id: row.get(0)?, pid: row.get(1)?, start_time })
+    })?;
+    rows.map(|row| Ok(row?)).collect()
+}

@@ -1,0 +1,61 @@
+//! The tables. `user_version` is the schema's version; every older version is brought to the newest one at the opening, in one
+//! transaction. Migrations add and never drop data.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+/// Version 2 adds what happens to points after their commit, and what checks find.
+const VERSION: i64 = 2;
+/// Version 1, from which every catalog starts.
+const FIRST: &str = "
+create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
+    document text not null, primary key(name, version)) strict;
+create table instances(id text primary key, name text not null unique, identity text not null unique, body text not null) strict;
+create table jobs(id text primary key, create_time integer not null, instance_id text not null, operation text not null,
+    status text not null, request_id text unique, body text not null) strict;
+create index jobs_by_time on jobs(create_time);
+create index jobs_by_instance on jobs(instance_id, operation, create_time);
+create index jobs_unfinished on jobs(status) where status in ('in-progress', 'cancelling');
+create table plugin_processes(job_id text primary key, pid integer not null, start_time integer not null) strict;
+create table staged(job_id text primary key, snapshot_id text not null, sealed blob not null, prune_epoch integer not null,
+    packs blob not null, time integer not null, created text not null) strict;
+create table points(instance_id text not null, id text not null, time integer not null, stored_bytes integer not null,
+    body text not null, primary key(instance_id, id)) strict;
+create index points_by_time on points(instance_id, time, id);
+create table outbox(job_id text primary key, create_time integer not null, body text not null) strict;
+create table slots(instance_id text primary key, slot integer not null) strict;
+";
+
+/// From each version to the next, the first from 1 to 2.
+const MIGRATIONS: [&str; 1] = ["
+alter table points add column deleted integer not null default 0;
+drop index points_by_time;
+create index points_by_time on points(instance_id, deleted, time, id);
+create table findings(job_id text not null, number integer not null, body text not null, primary key(job_id, number)) strict;
+"];
+
+/// Opens the file, makes it or brings it to this program's version, all or nothing.
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open(path)?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > VERSION {
+        let message = format!("its schema has version {found}, this program knows {VERSION}: use the newest version");
+        return Err(rusqlite::Error::ToSqlConversionFailure(message.into()));
+    }
+    if found < 1 {
+        transaction.execute_batch(FIRST)?;
+    }
+    for (from, migration) in (1..).zip(MIGRATIONS) {
+        if found.max(1) <= from {
+            transaction.execute_batch(migration)?;
+        }
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()?;
+    Ok(connection)
+}

@@ -1,0 +1,168 @@
+//! The tasks, in domain words, and what each tells at its end.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::{Reporter, VaultAccess};
+use vaultferry_proto::Problem;
+use vaultferry_vault::{Error, Id, points, store};
+
+mod archive;
+pub(crate) mod check;
+mod prune;
+
+/// How long the maintenance lease of a task that was killed stands in the way of the next one. Renewed three times within it.
+const LEASE_TERM: Duration = Duration::from_secs(60);
+/// How long a task waits for the lease: a dead holder's has expired by then, and whoever still holds it is alive.
+const LEASE_PATIENCE: Duration = Duration::from_secs(90);
+/// Between two tries.
+const LEASE_RETRY: Duration = Duration::from_secs(2);
+
+/// One task on one instance's store.
+pub(crate) struct Job {
+    /// For the records that the task writes, and for logs.
+    pub id: String,
+    /// The instance's store, and its repository's password when the task needs it.
+    pub vault: VaultAccess,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What can be done. See the messages of the same names in maintenance.proto.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Task {
+    Check { keyless: bool, read_data_percent: f64 },
+    VerifyPoint(Id),
+    Prune { dry_run: bool },
+    DeletePoint { id: Id, purge_time: jiff::Timestamp },
+    UndeletePoint(Id),
+    ArchivePoint(Id),
+    Rehydrate(Id),
+    CleanUpRehydrated,
+    Finish,
+}
+
+impl Task {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Check { .. } => "check",
+            Self::VerifyPoint(_) => "verify-point",
+            Self::Prune { .. } => "prune",
+            Self::DeletePoint { .. } => "delete-point",
+            Self::UndeletePoint(_) => "undelete-point",
+            Self::ArchivePoint(_) => "archive-point",
+            Self::Rehydrate(_) => "rehydrate",
+            Self::CleanUpRehydrated => "clean-up-rehydrated",
+            Self::Finish => "finish",
+        }
+    }
+}
+
+/// A point that a finding concerns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affected {
+    /// Its snapshot.
+    pub id: Id,
+    /// When its source was read; `None` when nothing readable says it.
+    pub time: Option<jiff::Timestamp>,
+}
+
+/// Something in the vault that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// `altered`, `missing`, …
+    pub kind: String,
+    /// Data of a point is concerned.
+    pub damage: bool,
+    /// The file's place in the instance's store.
+    pub file: String,
+    /// What is wrong with it.
+    pub message: String,
+    /// Listed points that need it.
+    pub points: Vec<Affected>,
+}
+
+/// What a task tells at its end.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Done {
+    /// Those that were kept.
+    pub findings: Vec<Finding>,
+    /// How many were not kept, because there were too many.
+    pub omitted: u64,
+    /// What belongs to the task.
+    pub report: Option<Report>,
+}
+
+/// See the messages of the same names in maintenance.proto.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// Of a check or a verification.
+    Check(vaultferry_proto::plugin::v1::CheckReport),
+    /// Of a prune or its dry run.
+    Prune(vaultferry_proto::plugin::v1::PruneReport),
+    /// Of a copy to the archive store.
+    Archive(vaultferry_proto::plugin::v1::ArchiveReport),
+    /// Of a request to the archive store.
+    Rehydration(vaultferry_proto::plugin::v1::RehydrationReport),
+}
+
+/// Does the task. After an error, or when it was cancelled, the vault is as the task's own call leaves it: doing it again is always right.
+pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationToken) -> Result<Done, Problem> {
+    let store = job.vault.access.open_instance(&job.vault.instance_id).map_err(Error::from)?;
+    match job.task {
+        Task::Check { keyless, read_data_percent } => {
+            check::run(job, store, keyless, read_data_percent, reporter, cancel).await
+        }
+        Task::VerifyPoint(id) => check::verify_point(job, id, reporter, cancel).await,
+        Task::Prune { dry_run } => prune::run(job, dry_run, reporter, cancel).await,
+        Task::DeletePoint { id, purge_time } => {
+            reporter.phase("deleting");
+            points::soft_delete(&*store, &id, purge_time, cancel).await?;
+            Ok(Done::default())
+        }
+        Task::UndeletePoint(id) => {
+            reporter.phase("undeleting");
+            points::undelete(&*store, &id, cancel).await?;
+            Ok(Done::default())
+        }
+        Task::ArchivePoint(id) => archive::copy_point(job, id, reporter, cancel).await,
+        Task::Rehydrate(id) => archive::rehydrate(job, id, reporter, cancel).await,
+        Task::CleanUpRehydrated => archive::clean_up(job, reporter, cancel).await,
+        Task::Finish => finish(&store, reporter, cancel).await,
+    }
+}
+
+/// Does what needs the maintenance lease, as soon as it is free. The coordinator starts one task of an instance at a time: what holds the
+/// lease is a task that was killed, or somebody else's.
+async fn when_free<T, F: Future<Output = Result<T, Error>>>(
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+    work: impl Fn() -> F,
+) -> Result<T, Error> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        match work().await {
+            Err(Error::MaintenanceBusy { store, detail }) if begun.elapsed() < LEASE_PATIENCE => {
+                tracing::info!("waiting for the maintenance lease of {store}: {detail}");
+                reporter.note(format!("waiting for another maintenance: {detail}"));
+            }
+            other => {
+                reporter.note(String::new());
+                return other;
+            }
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return Err(Error::Cancelled),
+            () = tokio::time::sleep(LEASE_RETRY) => {}
+        }
+    }
+}
+
+async fn finish(store: &store::Shared, reporter: &Reporter, cancel: &CancellationToken) -> Result<Done, Problem> {
+    reporter.phase("finishing");
+    let mended = points::finish_interrupted(&**store, cancel).await?;
+    if mended > 0 {
+        tracing::info!(mended, "ended what a kill had interrupted");
+    }
+    Ok(Done::default())
+}

@@ -1,0 +1,116 @@
+//! Checks of a store and of single points.
+
+use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::Reporter;
+use vaultferry_proto::Problem;
+use vaultferry_proto::plugin::v1::CheckReport;
+use vaultferry_vault::check::{self, Depth, Severity};
+use vaultferry_vault::{Error, Id, points, store};
+
+use super::{Affected, Done, Finding, Job, Report};
+
+/// A check of the whole store. Damage that was read is written down, so that the next backup stores again what it held.
+pub(super) async fn run(
+    job: &Job,
+    store: store::Shared,
+    keyless: bool,
+    read_data_percent: f64,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<Done, Problem> {
+    let depth = depth(read_data_percent);
+    reporter.phase("checking");
+    let report = match keyless {
+        true => check::keyless(&*store, depth, reporter.meter(), cancel).await?,
+        false => check::full(&job.vault.open(cancel).await?, depth, reporter.meter(), cancel).await?,
+    };
+    let altered = report.altered_packs();
+    if !altered.is_empty() {
+        reporter.phase("noting damage");
+        check::record_damage(&*store, &altered, jiff::Timestamp::now(), cancel).await?;
+    }
+    Ok(done(report))
+}
+
+/// How much is read.
+pub(crate) fn depth(read_data_percent: f64) -> Depth {
+    match read_data_percent {
+        0.0 => Depth::Structure,
+        100.0 => Depth::ReadData,
+        percent => Depth::ReadSubset { percent, seed: new_seed() },
+    }
+}
+
+/// Not secret: it only has to be another one each time.
+fn new_seed() -> u64 {
+    jiff::Timestamp::now().as_nanosecond() as u64 ^ u64::from(std::process::id()).rotate_left(32)
+}
+
+/// What a check tells, in the protocol's words.
+pub(crate) fn done(report: check::Report) -> Done {
+    let subset = report.subset;
+    let figures = CheckReport {
+        points: report.points,
+        packs: report.packs,
+        pack_bytes: report.pack_bytes,
+        files_read: report.files_read,
+        bytes_read: report.bytes_read,
+        blobs_read: report.blobs_read,
+        files_unreadable: report.not_readable,
+        seed: subset.map_or(0, |subset| subset.seed),
+        packs_drawn: subset.map_or(0, |subset| subset.drawn),
+        detects_one: subset.map_or(0.0, |subset| subset.detection_probability(1)),
+        detects_one_percent: subset.map_or(0.0, |subset| subset.detection_probability(subset.one_percent())),
+    };
+    let findings = report.findings.into_iter().map(finding).collect();
+    Done { findings, omitted: report.omitted, report: Some(Report::Check(figures)) }
+}
+
+fn finding(finding: check::Finding) -> Finding {
+    let mut message = finding.detail;
+    if !finding.points_certain && finding.severity == Severity::Damage {
+        message.push_str(" (only a check with the key tells which points it concerns)");
+    }
+    Finding {
+        kind: finding.kind.as_str().to_owned(),
+        damage: finding.severity == Severity::Damage,
+        file: finding.file,
+        message,
+        points: finding.points.into_iter().map(|point| Affected { id: point.id, time: point.time }).collect(),
+    }
+}
+
+/// Every byte of one point; when all is right, that is noted in the vault.
+pub(super) async fn verify_point(
+    job: &Job,
+    id: Id,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<Done, Problem> {
+    reporter.phase("opening the vault");
+    let repository = job.vault.open(cancel).await?;
+    let state = points::read(&**repository.store(), &id, cancel).await?;
+    if !state.is_listed() {
+        return Err(Error::PointNotFound { id }.into());
+    }
+    reporter.phase("verifying");
+    reporter.expect_bytes(state.created.streams.iter().map(|stream| stream.size).sum());
+    let report = check::point(&repository, id, reporter.meter(), cancel).await?;
+    if report.is_proven() {
+        points::proven(&**repository.store(), &id, &job.id, cancel).await?;
+    } else {
+        let altered = report.altered_packs();
+        if !altered.is_empty() {
+            check::record_damage(&**repository.store(), &altered, jiff::Timestamp::now(), cancel).await?;
+        }
+    }
+    let figures = CheckReport {
+        points: 1,
+        bytes_read: reporter.meter().read(),
+        blobs_read: report.blobs,
+        files_unreadable: report.not_readable,
+        ..CheckReport::default()
+    };
+    let findings = report.findings.into_iter().map(finding).collect();
+    Ok(Done { findings, omitted: 0, report: Some(Report::Check(figures)) })
+}

@@ -14,10 +14,17 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vaultferry-vault", &["vaultferry-proto"]),
     ("vaultferry-plugin-sdk", &["vaultferry-proto", "vaultferry-vault"]),
     ("vaultferry-plugin-postgres", &["vaultferry-plugin-sdk", "vaultferry-proto", "vaultferry-vault"]),
+    ("vaultferry-plugin-maintenance", &["vaultferry-plugin-sdk", "vaultferry-proto", "vaultferry-vault"]),
     ("vaultferry-coordinator", &["vaultferry-proto", "vaultferry-vault"]),
     (
         "vaultferry-agent",
-        &["vaultferry-coordinator", "vaultferry-plugin-postgres", "vaultferry-plugin-sdk", "vaultferry-proto"],
+        &[
+            "vaultferry-coordinator",
+            "vaultferry-plugin-maintenance",
+            "vaultferry-plugin-postgres",
+            "vaultferry-plugin-sdk",
+            "vaultferry-proto",
+        ],
     ),
     ("vaultferry-bench", &["vaultferry-tests"]),
 ];
@@ -41,7 +48,14 @@ fn packages_depend_on_each_other_as_drawn() {
 #[test]
 fn the_coordinator_sees_no_payload() {
     let source = workspace().join("coordinator/src");
-    for banned in ["vaultferry_vault::reader", "vaultferry_vault::writer", "repository::reader", "repository::writer"] {
+    for banned in [
+        "vaultferry_vault::reader",
+        "vaultferry_vault::writer",
+        "repository::reader",
+        "repository::writer",
+        "check::full",
+        "check::point",
+    ] {
         let found = files_with(&source, banned);
         assert!(found.is_empty(), "{banned} in {found:?}: the coordinator uses the vault's store and commit only");
     }

@@ -87,6 +87,13 @@ impl Account {
         response.body
     }
 
+    /// Removes a blob, which must be there.
+    #[track_caller]
+    pub fn delete(&self, container: &str, blob: &str) {
+        let response = self.send("DELETE", &format!("{container}/{blob}"), &[], b"", &[]);
+        assert_eq!(response.status, 202, "delete {blob}: {}", String::from_utf8_lossy(&response.body));
+    }
+
     /// The names of all containers.
     #[track_caller]
     pub fn containers(&self) -> Vec<String> {

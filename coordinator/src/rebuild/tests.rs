@@ -197,8 +197,16 @@ async fn the_catalog_of_a_killed_agent_is_kept_with_its_journal() {
 
 #[tokio::test]
 async fn what_cannot_be_read_is_told_and_the_rest_is_there() {
-    let (dir, config, catalog) = made(5).await;
-    let (_, instances, points) = all(&catalog).await;
+    // The first world that has a point.
+    let mut seed = 0;
+    let (dir, config, catalog, instances, points) = loop {
+        let (dir, config, catalog) = made(seed).await;
+        let (_, instances, points) = all(&catalog).await;
+        if points.iter().any(|points| !points.is_empty()) {
+            break (dir, config, catalog, instances, points);
+        }
+        seed += 1;
+    };
     catalog.into_single_file().await.expect("closed");
     let (instance, point) = instances
         .iter()

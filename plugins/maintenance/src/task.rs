@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::{Reporter, VaultAccess};
 use vaultferry_proto::Problem;
+use vaultferry_vault::manifest::{self, Scope};
 use vaultferry_vault::{Error, Id, points, store};
 
 mod archive;
@@ -109,6 +110,21 @@ pub enum Report {
 /// Does the task. After an error, or when it was cancelled, the vault is as the task's own call leaves it: doing it again is always right.
 pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationToken) -> Result<Done, Problem> {
     let store = job.vault.access.open_instance(&job.vault.instance_id).map_err(Error::from)?;
+    let done = perform(job, store.clone(), reporter, cancel).await?;
+    let reads_only = matches!(job.task, Task::Check { keyless: true, .. } | Task::Prune { dry_run: true });
+    if !reads_only && let Err(error) = manifest::append(&*store, Scope::Instance, &[], cancel).await {
+        // The next commit or task does it.
+        tracing::warn!("the newest records are not covered by a manifest yet: {error}");
+    }
+    Ok(done)
+}
+
+async fn perform(
+    job: &Job,
+    store: store::Shared,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<Done, Problem> {
     match job.task {
         Task::Check { keyless, read_data_percent } => {
             check::run(job, store, keyless, read_data_percent, reporter, cancel).await

@@ -1,25 +1,46 @@
-//! Policies: when backups run and how long they are kept. Pure functions of a document and of times; no I/O.
+//! Policies: when backups run and how long they are kept. Pure functions of a document, of points and of times; no I/O, no clock.
 //!
+//! ```text
+//!   document   TOML in, a valid Document or every fault of it out          selector, duration   its parts
+//!   calendar   next_slot, last_slot: the schedule as instants              start   when a slot's backup starts; due
+//!   retention  rule_for: which rule a new point carries; life of a point   plan    what to do with each point now; preview
+//!   simulate   which points would exist, where and until when
+//! ```
 //! Invariants:
 //! - A [`Document`] is valid: it can only be made by [`parse`], which tells every fault at once.
-//! - Slots are exact in the policy's time zone. A wall-clock time that daylight saving skips becomes the same time after the gap, one that
-//!   comes twice counts once (its first). So each slot is one instant, and instants of one policy are distinct.
+//! - Slots are exact in the policy's time zone (D14). A wall-clock time that daylight saving skips becomes the same time after the gap,
+//!   one that comes twice counts once (its first); only an hourly schedule counts both, as they are two hours. So each slot is one
+//!   instant, and instants of one policy are distinct.
 //! - Durations are calendar durations (D7): three months after 30 November is the last day of February.
+//! - What is decided here is decided again the same way from the same points: nothing depends on the order of a map or on chance.
 
-use jiff::civil::{Date, Time, Weekday};
+use jiff::civil::{Time, Weekday};
 use jiff::tz::TimeZone;
-use jiff::{Span, Timestamp, ToSpan as _};
+use jiff::{SignedDuration, Span, Timestamp};
+use serde::Serialize;
 use vaultferry_proto::{Problem, Reason};
 
+mod calendar;
 mod document;
+mod duration;
+mod plan;
+mod retention;
+mod selector;
+mod simulate;
+mod start;
 
-pub use document::parse;
+pub use calendar::Slots;
+pub use document::{default_document, parse};
+pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};
+pub use retention::{ArchiveLife, Life, PointFacts, Stores, Tagger, life, rule_for};
+pub use selector::{DaySelector, Nth};
+pub use simulate::{Stay, Timeline, TimelinePoint, simulate};
+pub use start::{Due, Window};
 
-/// Shortest and longest duration of the vault store (P51).
-const VAULT_MIN_DAYS: i64 = 7;
-const VAULT_MAX_YEARS: i64 = 10;
 /// The rule that every policy has (P50).
 pub const DEFAULT_RULE: &str = "Default";
+/// Backups of API Management services cannot be restored after this many days (A6, A30, D11).
+pub const APIM_DAYS: i64 = 30;
 
 /// A valid policy.
 #[derive(Debug, Clone)]
@@ -32,71 +53,179 @@ pub struct Document {
     pub time_zone_name: String,
     /// The zone itself.
     pub time_zone: TimeZone,
+    /// The day on which weeks begin (D3); Sunday when left out.
+    pub week_start: Weekday,
     /// As the plugin protocol says it: a zstd level, -1 for none, 0 for what is the default.
     pub compression: i32,
     /// When backups run.
     pub schedule: Schedule,
-    /// At least the Default rule.
+    /// At least the Default rule; in the order of the document.
     pub rules: Vec<Rule>,
 }
 
-/// When backups run: at these times on these days.
+/// When backups run: at these times on these days (P45, V16, D14).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
-    /// `None`: every day.
-    pub days: Option<Vec<Weekday>>,
-    /// Ascending, distinct.
+    /// On which days.
+    pub every: Every,
+    /// Ascending, distinct. For [`Every::Hour`] only the minutes count, and the hour is 0.
     pub at: Vec<Time>,
+    /// What becomes of a slot that nothing started in time.
+    pub catch_up: CatchUp,
+    /// Starts are spread over this time after the slot, so that a fleet does not start in one second.
+    pub jitter: SignedDuration,
+    /// How long after its start a slot still counts as in time; later, `catch_up` decides. Above zero.
+    pub start_within: SignedDuration,
+    /// Backups start in these windows only; empty: always.
+    pub allowed: Vec<Window>,
 }
 
-/// How long a point is kept.
+/// The days of a schedule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Every {
+    /// Each hour of each day.
+    Hour,
+    /// Each day.
+    Day,
+    /// These weekdays: at least one, in the document's order.
+    Week(Vec<Weekday>),
+    /// These days of each month: at least one.
+    Month(Vec<DaySelector>),
+}
+
+/// What becomes of slots that were missed (agent down, machine off, a backup that ran too long).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CatchUp {
+    /// One backup, for the last of them.
+    Once,
+    /// Nothing: the next slot is the next backup.
+    Skip,
+}
+
+/// How long a point is kept, and which points it is for.
 #[derive(Debug, Clone)]
 pub struct Rule {
     /// Unique in the policy.
     pub name: String,
+    /// Which points it is for.
+    pub qualifier: Qualifier,
+    /// Months (1 to 12, ascending) to which it is limited; empty: all.
+    pub months: Vec<i8>,
     /// As its author wrote it.
     pub vault_text: String,
-    /// In the vault store.
+    /// In the vault store, from the point's creation (P51, D2).
     pub vault: Span,
+    /// In the archive store (P47-P49); `None`: never there.
+    pub archive: Option<Archive>,
+}
+
+/// Which points a rule is for. All of them mean successful, scheduled backups (P54, D4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Qualifier {
+    /// Every point that no other rule is for (P50).
+    Default,
+    /// The first of each period (P54).
+    FirstOf(Period),
+    /// The first of each of these days.
+    On(Vec<DaySelector>),
+}
+
+/// A period in the policy's time zone (D3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // they say it
+pub enum Period {
+    Day,
+    Week,
+    Month,
+    Year,
+}
+
+/// What a rule says of the archive store.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// As its author wrote it.
+    pub text: String,
+    /// How long a point is kept there (P52); from when on, `tiering` says.
+    pub duration: Span,
+    /// When it gets there.
+    pub tiering: Tiering,
+}
+
+/// When a point gets to the archive store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tiering {
+    /// At once: a copy is in both stores (P48). Both clocks start at the point's creation (D2).
+    Immediate,
+    /// It moves when its time in the vault store is over (P49). The archive's clock starts at the move: the total is the sum (D2).
+    OnExpiry,
+}
+
+/// A data store of a vault (P47).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Store {
+    /// Hot.
+    Vault,
+    /// Cold.
+    Archive,
+}
+
+/// Priority of rules (P53), least first: of the rules that a point qualifies for, the highest applies, and only that (P55).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)] // they say it
+pub enum Class {
+    Default,
+    Daily,
+    Weekly,
+    Monthly,
+    Yearly,
+}
+
+impl Rule {
+    /// Its priority (P53). A rule for some months only ranks as yearly; in one class the document's order decides.
+    pub fn class(&self) -> Class {
+        match &self.qualifier {
+            Qualifier::Default => Class::Default,
+            _ if !self.months.is_empty() => Class::Yearly,
+            Qualifier::FirstOf(Period::Day) => Class::Daily,
+            Qualifier::FirstOf(Period::Week) => Class::Weekly,
+            Qualifier::FirstOf(Period::Month) => Class::Monthly,
+            Qualifier::FirstOf(Period::Year) => Class::Yearly,
+            Qualifier::On(days) if days.iter().all(|day| matches!(day, DaySelector::Weekday(_))) => Class::Weekly,
+            Qualifier::On(_) => Class::Monthly,
+        }
+    }
+}
+
+impl Schedule {
+    /// `hour`, `day`, `week` or `month`, as in the document.
+    pub fn every_text(&self) -> &'static str {
+        match self.every {
+            Every::Hour => "hour",
+            Every::Day => "day",
+            Every::Week(_) => "week",
+            Every::Month(_) => "month",
+        }
+    }
+
+    /// The days of a weekly or monthly schedule, as in the document.
+    pub fn on_texts(&self) -> Vec<String> {
+        match &self.every {
+            Every::Hour | Every::Day => Vec::new(),
+            Every::Week(days) => days.iter().map(|day| selector::weekday_name(*day).to_owned()).collect(),
+            Every::Month(days) => days.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// The times, as in the document: `HH:MM`, or `:MM` of an hourly schedule.
+    pub fn at_texts(&self) -> Vec<String> {
+        let format = if self.every == Every::Hour { ":%M" } else { "%H:%M" };
+        self.at.iter().map(|at| at.strftime(format).to_string()).collect()
+    }
 }
 
 impl Document {
-    /// The first slot after `after`. `None` only at the end of representable time.
-    pub fn next_slot(&self, after: Timestamp) -> Option<Timestamp> {
-        // A day early: a slot of yesterday's date may lie after `after`, when a gap moved it past midnight.
-        let mut date = after.to_zoned(self.time_zone.clone()).date().yesterday().ok()?;
-        // A week holds a day of every schedule; two more for the day before and a gap.
-        for _ in 0..10 {
-            let slot = self.slots_of(date).into_iter().filter(|slot| *slot > after).min();
-            if slot.is_some() {
-                return slot;
-            }
-            date = date.tomorrow().ok()?;
-        }
-        None
-    }
-
-    /// The last slot at or before `now` that is after `after`.
-    pub fn last_slot(&self, after: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        let mut date = now.to_zoned(self.time_zone.clone()).date().tomorrow().ok()?;
-        for _ in 0..10 {
-            let slot = self.slots_of(date).into_iter().filter(|slot| *slot > after && *slot <= now).max();
-            if slot.is_some() {
-                return slot;
-            }
-            date = date.yesterday().ok()?;
-        }
-        None
-    }
-
-    fn slots_of(&self, date: Date) -> Vec<Timestamp> {
-        if self.schedule.days.as_ref().is_some_and(|days| !days.contains(&date.weekday())) {
-            return Vec::new();
-        }
-        let slot = |time: &Time| self.time_zone.to_ambiguous_timestamp(date.to_datetime(*time)).compatible().ok();
-        self.schedule.at.iter().filter_map(slot).collect()
-    }
-
     /// The rule of that name.
     pub fn rule(&self, name: &str) -> Result<&Rule, Problem> {
         self.rules.iter().find(|rule| rule.name == name).ok_or_else(|| {
@@ -106,103 +235,18 @@ impl Document {
         })
     }
 
-    /// When a point of that time expires, by the rule that it carries, or by Default when this policy has no such rule (D5, D18).
-    pub fn expiry(&self, rule: &str, time: Timestamp) -> Option<Timestamp> {
-        let find = |name: &str| self.rules.iter().find(|candidate| candidate.name == name);
-        let rule = find(rule).or_else(|| find(DEFAULT_RULE))?;
-        time.to_zoned(self.time_zone.clone()).checked_add(rule.vault).ok().map(|end| end.timestamp())
+    /// The rule of that name, or Default when this policy has no such rule (D18).
+    pub fn rule_or_default(&self, name: &str) -> &Rule {
+        let find = |name: &str| self.rules.iter().find(|rule| rule.name == name);
+        find(name).or_else(|| find(DEFAULT_RULE)).expect("every document has the Default rule")
     }
-}
 
-/// Reads an ISO 8601 duration of calendar units, and checks P51's limits.
-fn vault_duration(text: &str) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|_| format!("{text:?} is not an ISO 8601 duration such as P3M"))?;
-    let days = (span.get_years(), span.get_months(), span.get_weeks(), span.get_days());
-    if !text.starts_with('P') || text.contains('T') || days == (0, 0, 0, 0) || span.is_negative() {
-        return Err(format!("{text:?} must be made of years, months, weeks or days, such as P3M"));
+    /// When a point of that time expires in the last store that keeps it, by the rule that it carries, or by Default when this policy has
+    /// no such rule (D5, D18), and if it goes to the archive when it is due there. Never `None`.
+    pub fn expiry(&self, rule: &str, time: Timestamp) -> Option<Timestamp> {
+        Some(life(self, &PointFacts::scheduled("", time, time, rule)).end())
     }
-    // The limits are compared on a calendar, from a date without leap days nearby.
-    let start = Date::constant(2001, 1, 1);
-    let end = start.checked_add(span).map_err(|_| format!("{text:?} is too long; at most 10 years"))?;
-    let limit = |span: Span| start.checked_add(span).expect("limits are short");
-    if end < limit(VAULT_MIN_DAYS.days()) || end > limit(VAULT_MAX_YEARS.years()) {
-        return Err(format!("{text:?} must be between 7 days and 10 years in the vault store"));
-    }
-    Ok(span)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy(zone: &str, schedule: &str) -> Document {
-        let text = format!(
-            "name = \"p\"\nsource_type = \"postgres\"\ntime_zone = \"{zone}\"\n[schedule]\n{schedule}\n[[rule]]\nname = \"Default\"\nvault = \"P3M\"\n"
-        );
-        parse(&text).expect("valid")
-    }
-
-    fn slots(policy: &Document, from: &str, count: usize) -> Vec<String> {
-        let mut time: Timestamp = from.parse().expect("a time");
-        (0..count)
-            .map(|_| {
-                let next = policy.next_slot(time).expect("a slot");
-                assert_eq!(policy.last_slot(time, next), Some(next), "both directions agree");
-                time = next;
-                next.to_zoned(policy.time_zone.clone()).strftime("%F %H:%M %z").to_string()
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_weekly_schedule_runs_on_its_days() {
-        let policy = policy("Asia/Seoul", "every = \"week\"\non = [\"Sun\", \"Wed\"]\nat = [\"02:00\"]");
-        let expected = ["2026-11-22 02:00 +0900", "2026-11-25 02:00 +0900", "2026-11-29 02:00 +0900"];
-        assert_eq!(slots(&policy, "2026-11-21T00:00:00Z", 3), expected);
-    }
-
-    #[test]
-    fn a_gap_moves_a_slot_and_an_overlap_does_not_double_it() {
-        let policy = policy("America/New_York", "every = \"day\"\nat = [\"02:30\"]");
-        // 14 March 2027 has no 02:30, 7 November 2027 has one; its 01:30 comes twice.
-        let spring = ["2027-03-13 02:30 -0500", "2027-03-14 03:30 -0400", "2027-03-15 02:30 -0400"];
-        assert_eq!(slots(&policy, "2027-03-13T00:00:00Z", 3), spring);
-        let policy = super::tests::policy("America/New_York", "every = \"day\"\nat = [\"01:30\"]");
-        let autumn = ["2027-11-06 01:30 -0400", "2027-11-07 01:30 -0400", "2027-11-08 01:30 -0500"];
-        assert_eq!(slots(&policy, "2027-11-06T00:00:00Z", 3), autumn);
-    }
-
-    #[test]
-    fn two_times_that_a_gap_makes_one_run_once() {
-        let policy = policy("America/New_York", "every = \"day\"\nat = [\"02:30\", \"03:30\"]");
-        let expected = ["2027-03-14 03:30 -0400", "2027-03-15 02:30 -0400", "2027-03-15 03:30 -0400"];
-        assert_eq!(slots(&policy, "2027-03-14T05:00:00Z", 3), expected);
-    }
-
-    #[test]
-    fn a_missed_slot_is_the_last_one_before_now() {
-        let policy = policy("UTC", "every = \"day\"\nat = [\"02:00\", \"14:00\"]");
-        let time = |text: &str| text.parse::<Timestamp>().expect("a time");
-        let last = policy.last_slot(time("2026-11-01T00:00:00Z"), time("2026-11-21T12:00:00Z"));
-        assert_eq!(last, Some(time("2026-11-21T02:00:00Z")));
-        assert_eq!(policy.last_slot(time("2026-11-21T02:00:00Z"), time("2026-11-21T12:00:00Z")), None);
-    }
-
-    #[test]
-    fn expiry_is_calendar_arithmetic() {
-        let policy = policy("UTC", "every = \"day\"\nat = [\"02:00\"]");
-        let time: Timestamp = "2026-11-30T02:00:00Z".parse().expect("a time");
-        assert_eq!(policy.expiry("Default", time).expect("an expiry").to_string(), "2027-02-28T02:00:00Z");
-        assert_eq!(policy.expiry("Gone", time), policy.expiry("Default", time));
-    }
-
-    #[test]
-    fn durations_have_limits() {
-        for good in ["P7D", "P1W", "P10Y", "P3M", "P1Y6M", "P120M", "P3650D"] {
-            assert!(vault_duration(good).is_ok(), "{good}");
-        }
-        for bad in ["P6D", "P10Y1D", "P11Y", "PT200H", "3M", "", "P", "-P3M", "P3MT1H", "P0D", "3 months"] {
-            assert!(vault_duration(bad).is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

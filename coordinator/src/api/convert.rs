@@ -50,14 +50,10 @@ pub(super) fn vault(
 pub(super) fn policy(policy: Policy) -> Result<wire::Policy, Problem> {
     let document = policy::parse(&policy.document)?;
     let next_run = document.next_slot(jiff::Timestamp::now());
-    let day = |day: &jiff::civil::Weekday| {
-        let names = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-        names[usize::from(day.to_monday_zero_offset().unsigned_abs())].to_owned()
-    };
     let schedule = wire::Schedule {
-        every: if document.schedule.days.is_some() { "week" } else { "day" }.to_owned(),
-        on: document.schedule.days.iter().flatten().map(day).collect(),
-        at: document.schedule.at.iter().map(|at| at.strftime("%H:%M").to_string()).collect(),
+        every: document.schedule.every_text().to_owned(),
+        on: document.schedule.on_texts(),
+        at: document.schedule.at_texts(),
         next_run_time: next_run.map(time),
     };
     let rule = |rule: &policy::Rule| wire::RetentionRule { name: rule.name.clone(), vault: rule.vault_text.clone() };

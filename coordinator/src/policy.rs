@@ -4,7 +4,7 @@
 //!   document   TOML in, a valid Document or every fault of it out          selector, duration   its parts
 //!   calendar   next_slot, last_slot: the schedule as instants              start   when a slot's backup starts; due
 //!   retention  rule_for: which rule a new point carries; life of a point   plan    what to do with each point now; preview
-//!   simulate   which points would exist, where and until when
+//!   simulate   which points would exist, where and until when              azure   import and export of Azure's policies
 //! ```
 //! Invariants:
 //! - A [`Document`] is valid: it can only be made by [`parse`], which tells every fault at once.
@@ -20,6 +20,7 @@ use jiff::{SignedDuration, Span, Timestamp};
 use serde::Serialize;
 use vaultferry_proto::{Problem, Reason};
 
+pub mod azure;
 mod calendar;
 mod document;
 mod duration;

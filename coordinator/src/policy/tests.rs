@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::{Document, parse};
 
+mod azure;
 mod calendar;
 mod documents;
 mod plan;

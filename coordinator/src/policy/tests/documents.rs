@@ -52,9 +52,7 @@ fn compression_is_off_or_a_level() {
         let text = document("every = \"day\"\nat = [\"02:00\"]", "[[rule]]\nname = \"Default\"\nvault = \"P7D\"");
         parse(&format!("{compression}\n{text}")).map(|document| document.compression)
     };
-    for (text, expected) in
-        [("", 0), ("compression = \"off\"", -1), ("compression = 1", 1), ("compression = 19", 19)]
-    {
+    for (text, expected) in [("", 0), ("compression = \"off\"", -1), ("compression = 1", 1), ("compression = 19", 19)] {
         assert_eq!(policy(text), Ok(expected), "{text}");
     }
     for text in ["compression = 0", "compression = 20", "compression = \"fast\""] {

@@ -20,6 +20,7 @@ use jiff::{SignedDuration, Span, Timestamp};
 use serde::Serialize;
 use vaultferry_proto::{Problem, Reason};
 
+mod acted;
 pub mod azure;
 mod calendar;
 mod document;
@@ -30,6 +31,7 @@ mod selector;
 mod simulate;
 mod start;
 
+pub use acted::check_acted_on;
 pub use calendar::Slots;
 pub use document::{default_document, parse};
 pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};

@@ -17,7 +17,7 @@ const SOURCE_TYPES: [&str; 3] = ["postgres", "vm", "apim"];
 /// Rules of a policy; more is surely a mistake.
 const MAX_RULES: usize = 32;
 /// `start_within` when left out: an hour late is late.
-const START_WITHIN: SignedDuration = SignedDuration::from_hours(1);
+pub(super) const START_WITHIN: SignedDuration = SignedDuration::from_hours(1);
 const MAX_START_WITHIN: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// The file as it is written; also what an import from Azure makes.

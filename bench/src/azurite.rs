@@ -1,7 +1,7 @@
 //! Azurite over TLS, on an address of its own.
 //!
 //! restic 0.14 and rclone 1.60 can only be told an account's name, and find its server as `<account>.blob.core.windows.net`. So Azurite
-//! listens on port 443 of a loopback address of its own, which a private mount namespace maps that name to ([`in_namespace`]); nothing outside
+//! listens on port 443 of a loopback address of its own, which a private mount namespace maps that name to (`in_namespace`); nothing outside
 //! of it sees that. Both need root; without it, only what can be told an address is measured.
 
 use std::ffi::OsStr;

@@ -278,6 +278,7 @@ async fn read(repository: Arc<Repository>, id: Id, streams: &[u64]) {
     }
 }
 
+#[allow(clippy::print_stdout, reason = "whoever sees a failure needs the seed")]
 async fn live(seed: u64) {
     println!("seed {seed}");
     let memory = Arc::new(Memory::new("life"));

@@ -300,10 +300,10 @@ impl World {
         let doomed = before.0 & prune.epoch.checked_sub(1).map_or(0, |epoch| self.marked(epoch));
         let sound = prune.index & prune.present;
         let (mut holders, mut complete) = (0, true);
-        for j in 0..BACKUPS {
+        for (j, own) in Y.iter().enumerate().take(BACKUPS) {
             if prune.needed & 1 << j != 0 {
-                complete &= sound & Y[j] != 0;
-                holders |= Y[j] & prune.index;
+                complete &= sound & own != 0;
+                holders |= own & prune.index;
             }
         }
         if prune.needed != 0 {

@@ -8,7 +8,7 @@
 //! - A manifest is named by the hash of its bytes, so no byte of it can be altered unnoticed, and names the newest ones before it, so
 //!   none but the last can be removed unnoticed.
 //! - What one manifest names is never named with another hash later: a record that was altered after it was listed stays wrong.
-//! - Every [`COMPLETE_EVERY`]th manifest repeats what the ones before it name, so that reading goes back no further than that.
+//! - Every 64th manifest repeats what the ones before it name, so that reading goes back no further than that.
 //! - Additive: a vault without manifests is a good one, whose records are checked by their form alone.
 //!
 //! Limits: a record is covered from the first [`append`] after its creation on. A removed last manifest takes its cover away, and nothing

@@ -245,7 +245,8 @@ pub struct PointStream {
     pub name: String,
     /// Its bytes.
     pub size: u64,
-    /// SHA-256 of them, in hexadecimal.
+    /// SHA-256 of them, in hexadecimal. Empty, and left out, where the writer did not make it: see decision 0022.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sha256: String,
 }
 

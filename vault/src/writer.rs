@@ -99,8 +99,6 @@ pub struct StreamSummary {
     pub name: String,
     /// Its bytes.
     pub size: u64,
-    /// SHA-256 of them, in hexadecimal. Empty for an image: its holes are not read, and hashing terabytes of zeros proves nothing.
-    pub sha256: String,
 }
 
 /// What the snapshot says of its origin.
@@ -284,7 +282,7 @@ impl Streams {
     ) -> Result<StreamSummary, WriteError> {
         let mut chunks = Cut::new(input, self.shared.core.repository.chunker_seed());
         let (number, node) = self.write_chunks(name, &mut chunks, cancel).await?;
-        Ok(self.done(number, node, name, chunks.digest().to_string()))
+        Ok(self.done(number, node, name))
     }
 
     /// Writes a disk image of `length` bytes, of which `extents` tells which are data and which are zeros that nobody needs to read. They
@@ -298,7 +296,7 @@ impl Streams {
     ) -> Result<StreamSummary, WriteError> {
         let mut chunks = Image::new(extents, length);
         let (number, node) = self.write_chunks(name, &mut chunks, cancel).await?;
-        Ok(self.done(number, node, name, String::new()))
+        Ok(self.done(number, node, name))
     }
 
     async fn write_chunks<C: Chunks>(
@@ -326,8 +324,8 @@ impl Streams {
         Ok(begun.len() - 1)
     }
 
-    fn done(&self, number: usize, node: Node, name: &str, sha256: String) -> StreamSummary {
-        let summary = StreamSummary { name: name.to_owned(), size: node.size, sha256 };
+    fn done(&self, number: usize, node: Node, name: &str) -> StreamSummary {
+        let summary = StreamSummary { name: name.to_owned(), size: node.size };
         if let Some(stream) = lock(&self.shared.begun).get_mut(number) {
             stream.done = Some((summary.clone(), node));
         }

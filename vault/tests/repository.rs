@@ -37,7 +37,7 @@ async fn stage(repository: &Arc<Repository>, streams: &[(&str, &[u8])]) -> Stage
     let mut backup = Backup::begin(repository.clone(), Options::default(), meter, &cancel).await.expect("begin");
     for (name, bytes) in streams {
         let summary = backup.write_stream(name, *bytes, &cancel).await.expect("write");
-        assert_eq!(summary.sha256, Id::of(bytes).to_string());
+        assert_eq!(summary.size, bytes.len() as u64);
     }
     let time = jiff::Timestamp::from_second(1_800_000_000).expect("a time");
     let meta = SnapshotMeta { time, hostname: "host".to_owned(), tags: vec!["job=1".to_owned()] };

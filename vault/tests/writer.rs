@@ -100,7 +100,7 @@ async fn a_long_stream_is_stored_in_parts_that_restic_reads() {
     let mut backup = begin(&repository, in_parts(part)).await;
     let cancel = CancellationToken::new();
     let summary = backup.write_stream("disk.raw", long.as_slice(), &cancel).await.expect("written");
-    assert_eq!((summary.size, summary.sha256), (10 << 20, vaultferry_vault::Id::of(&long).to_string()));
+    assert_eq!(summary.size, 10 << 20);
     // Exactly one part long is not longer than a part.
     backup.write_stream("exact", &long[..part], &cancel).await.expect("written");
     let staged = publish(&repository, backup).await;
@@ -183,7 +183,7 @@ async fn an_image_keeps_its_holes_and_stores_its_blocks_once() {
     let cancel = CancellationToken::new();
     let source = |extents: &[Extent]| stream::iter(extents.iter().cloned().map(Ok).collect::<Vec<_>>());
     let summary = backup.streams().write_image("long.raw", length, source(&extents), &cancel).await.expect("written");
-    assert_eq!((summary.size, summary.sha256.as_str()), (length, ""));
+    assert_eq!(summary.size, length);
     extents.pop();
     let short = backup.streams().write_image("disk0.raw", image.len() as u64, source(&extents), &cancel).await;
     assert_eq!(short.expect("written").size, image.len() as u64);

@@ -218,7 +218,10 @@ pub fn point(point: Option<&RecoveryPoint>) -> String {
     let streams: Vec<String> = point
         .streams
         .iter()
-        .map(|stream| format!("{} ({}, sha256 {})", stream.name, size(stream.size), stream.sha256))
+        .map(|stream| match stream.sha256.as_str() {
+            "" => format!("{} ({})", stream.name, size(stream.size)),
+            sha256 => format!("{} ({}, sha256 {sha256})", stream.name, size(stream.size)),
+        })
         .collect();
     let policy = format!("{} (version {})", point.policy, point.policy_version);
     fields(&[

@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
+use tokio::process::{ChildStderr, ChildStdin};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 #[cfg(target_os = "linux")]
 mod linux;
+mod output;
+
+pub use output::Output;
 
 /// How much of a child's standard error is kept: several screens, and small enough for an error message's journal entry.
 pub const WORDS_MAX: usize = 8 * 1024;
@@ -136,10 +139,11 @@ impl Command {
         let words = tokio::spawn(collect(process.stderr.take()));
         let (stdin, stdout) = (process.stdin.take(), process.stdout.take());
         #[cfg(target_os = "linux")]
-        {
-            stdin.as_ref().map(linux::enlarge_pipe);
-            stdout.as_ref().map(linux::enlarge_pipe);
-        }
+        stdin.as_ref().map(linux::enlarge_pipe);
+        let stdout = match stdout.map(Output::new).transpose() {
+            Ok(stdout) => stdout,
+            Err(source) => return Err(Error::Start { program, source }),
+        };
         Ok(Child { program, process, stdin, stdout, words })
     }
 }
@@ -150,7 +154,7 @@ pub struct Child {
     program: PathBuf,
     process: tokio::process::Child,
     stdin: Option<ChildStdin>,
-    stdout: Option<ChildStdout>,
+    stdout: Option<Output>,
     words: JoinHandle<Vec<u8>>,
 }
 
@@ -202,7 +206,7 @@ impl Child {
     }
 
     /// Where to read from the child. `None` when not piped, or taken.
-    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+    pub fn take_stdout(&mut self) -> Option<Output> {
         self.stdout.take()
     }
 

@@ -229,7 +229,7 @@ pub fn staged_to(staged: Staged) -> Vec<proto::BackupEvent> {
     let streams = staged.streams.into_iter().map(|stream| proto::StagedStream {
         name: stream.name,
         size: stream.size,
-        sha256: stream.sha256,
+        sha256: String::new(),
     });
     events.push(backup_event(Event::Staged(proto::Staged {
         snapshot_id: staged.snapshot_id.to_string(),

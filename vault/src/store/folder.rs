@@ -17,7 +17,7 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,7 @@ use bytes::Bytes;
 
 use super::{Entry, Error, Key, Page, Put, Store, Tier};
 
+mod direct;
 pub(crate) mod publish;
 mod walk;
 
@@ -265,7 +266,7 @@ impl Inner {
             opened => opened?,
         };
         let temporary = publish::Temporary::new(path);
-        file.write_all(body)?;
+        direct::write(&mut file, body)?;
         file.sync_all()?;
         Ok(temporary)
     }

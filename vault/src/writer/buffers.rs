@@ -15,10 +15,8 @@ pub(super) const PIECE: usize = 256 << 10;
 /// what sealing and compressing add.
 const CAPACITY: usize = chunker::MAX + PIECE + OVERHEAD;
 
-/// A buffer that once held more than this is given back to the system: large chunks are few, and their memory would never be free again.
-const KEPT: usize = 2 << 20;
-/// Buffers that wait for their next use.
-const WAITING: usize = 16;
+/// Memory of buffers that wait for their next use, at most: fresh pages for every chunk cost more than cutting it.
+const WAITING: usize = 16 << 20;
 
 /// Room for a nonce, and then the bytes of a blob.
 #[derive(Debug)]
@@ -63,9 +61,16 @@ impl Buffer {
     }
 }
 
-/// Buffers that wait for their next use.
+/// Buffers that wait for their next use; the one that was put back last comes first, because a processor's cache may still hold it.
 #[derive(Debug, Default)]
-pub(super) struct Buffers(Mutex<Vec<Buffer>>);
+pub(super) struct Buffers(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    buffers: Vec<Buffer>,
+    /// What they have touched.
+    bytes: usize,
+}
 
 impl Buffers {
     /// An empty buffer for `length` bytes; more than a largest chunk may be asked for.
@@ -77,17 +82,23 @@ impl Buffers {
     /// Takes a buffer back.
     pub(super) fn put(&self, mut buffer: Buffer) {
         buffer.touched = buffer.touched.max(buffer.bytes.len());
-        if buffer.touched > KEPT {
-            return;
-        }
         buffer.bytes.truncate(NONCE_LEN);
         let mut waiting = self.lock();
-        if waiting.len() < WAITING {
-            waiting.push(buffer);
+        if waiting.bytes + buffer.touched <= WAITING {
+            waiting.bytes += buffer.touched;
+            waiting.buffers.push(buffer);
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Buffer>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn pop(&mut self) -> Option<Buffer> {
+        let buffer = self.buffers.pop()?;
+        self.bytes -= buffer.touched;
+        Some(buffer)
     }
 }

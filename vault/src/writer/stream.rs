@@ -156,7 +156,6 @@ pub(super) struct Cut<R> {
     /// Bytes of it that are hashed.
     hashed: usize,
     chunk: Hasher,
-    whole: Hasher,
     /// What was read past the last border.
     rest: Vec<u8>,
     begun: bool,
@@ -171,16 +170,10 @@ impl<R: AsyncRead + Unpin + Send> Cut<R> {
             open: None,
             hashed: 0,
             chunk: Hasher::new(),
-            whole: Hasher::new(),
             rest: Vec::new(),
             begun: false,
             ended: false,
         }
-    }
-
-    /// SHA-256 of all chunks.
-    pub(super) fn digest(self) -> Id {
-        self.whole.finish()
     }
 
     /// Looks at what has come since it was called last; returns the chunk's length when its end is there.
@@ -195,7 +188,6 @@ impl<R: AsyncRead + Unpin + Send> Cut<R> {
         };
         let new = &within[self.hashed..end.unwrap_or(within.len())];
         self.chunk.update(new);
-        self.whole.update(new);
         self.hashed += new.len();
         end
     }

@@ -60,6 +60,37 @@ async fn pipes_carry_bytes_and_the_environment_is_clean() {
 }
 
 #[tokio::test]
+async fn output_that_comes_in_bursts_is_read_whole() {
+    let script = "for i in 1 2 3; do head -c 3000000 /dev/zero; printf x; sleep 0.05; printf y; done; printf end";
+    let mut child = shell(script).pipe_stdout().spawn().await.unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    let mut output = Vec::new();
+    stdout.read_to_end(&mut output).await.unwrap();
+    assert!(child.finish(&CancellationToken::new()).await.unwrap().success());
+    assert_eq!(output.len(), 3 * 3_000_002 + 3);
+    output.retain(|byte| *byte != 0);
+    assert_eq!(output, b"xyxyxyend");
+}
+
+/// What the pipe is not waited for must not become a loop that asks all the time.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn waiting_for_output_takes_no_processor_time() {
+    let switches = || {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    };
+    let mut child = shell("sleep 1; printf end").pipe_stdout().spawn().await.unwrap();
+    let mut output = Vec::new();
+    let before = switches();
+    child.take_stdout().unwrap().read_to_end(&mut output).await.unwrap();
+    assert_eq!(output, b"end");
+    // Every 16 ms, and a few at the beginning and for the runtime's own purposes.
+    assert!(switches() - before < 300, "{} times", switches() - before);
+}
+
+#[tokio::test]
 async fn cancelling_kills_the_whole_group() {
     let mut child = shell("sleep 1000 & echo $!; wait").pipe_stdout().spawn().await.unwrap();
     let mut line = [0; 32];

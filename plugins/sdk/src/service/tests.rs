@@ -66,7 +66,7 @@ fn staged(packs: u64) -> Staged {
         sealed: "sealed".into(),
         prune_epoch: 3,
         packs: (0..packs).map(|number| (Id::of(&number.to_le_bytes()), number)).collect(),
-        streams: vec![StreamSummary { name: "a".into(), size: 5, sha256: "00".into() }],
+        streams: vec![StreamSummary { name: "a".into(), size: 5 }],
         source_bytes: 5,
         stored_bytes: 4,
         time: jiff::Timestamp::UNIX_EPOCH,

@@ -92,6 +92,9 @@ pub struct Point {
     pub policy: String,
     /// Its version.
     pub policy_version: u32,
+    /// The slot of the schedule that it was made for; `None`: on demand, or made by an early version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<jiff::Timestamp>,
     /// What is in it.
     pub streams: Vec<PointStream>,
     /// Bytes read from the source.
@@ -300,6 +303,11 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;
     /// This slot is dealt with.
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error>;
+
+    /// By what time points of an instance were last deleted ([`crate::policy::Plan::clock`]).
+    async fn expiry_clock(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;
+    /// They are deleted by this time now.
+    async fn set_expiry_clock(&self, instance_id: &str, clock: jiff::Timestamp) -> Result<(), Error>;
 
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;

@@ -21,9 +21,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::admin::KeyPlace;
+use vaultferry_vault::admin::{self, KeyPlace};
 use vaultferry_vault::keys::WrapKey;
 use vaultferry_vault::location::{Access, RoleAccess};
+use vaultferry_vault::settings::{self, Settings};
 
 use crate::catalog::{Catalog, Exclusive, Inserted, Instance, Job, Status, StoredProblem, Work};
 use crate::link::Link;
@@ -88,6 +89,15 @@ pub struct Shared {
     pub rehydration_poll: Duration,
     /// To the backup service.
     pub link: Link,
+}
+
+impl Shared {
+    /// The vault's settings, as they are now.
+    pub(crate) async fn settings(&self, cancel: &CancellationToken) -> Result<Settings, vaultferry_vault::Error> {
+        let root = self.vault.open_root()?;
+        let vault = admin::open(&root, cancel).await?;
+        Ok(settings::current(&*root, &vault, cancel).await?.1)
+    }
 }
 
 #[derive(Debug)]
@@ -187,7 +197,7 @@ impl Jobs {
         let _permit = self.permit(cancel).await?;
         self.check_owner(cancel).await?;
         match &job.work {
-            Work::Backup { rule } => backup::run(self, job, rule, cancel).await,
+            Work::Backup { rule, slot } => backup::run(self, job, rule, *slot, cancel).await,
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
             Work::ConfigureProtection => Ok(End::Done(Outcome::default())),
             Work::Check { .. }

@@ -7,6 +7,7 @@
 
 mod api;
 pub mod catalog;
+mod expiry;
 mod job;
 mod link;
 mod offline;

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Each slot starts one job at most: the slot is part of the job's request id, which the catalog keeps unique.
-//! - Slots that were missed (agent down, backup still running) are caught up by one run, for the last of them.
+//! - Slots that were missed (agent down, backup still running) are caught up by one run, for the last of them, or skipped, as the policy
+//!   says. Skipped ones are told.
 //! - Clocks may jump: slots are computed anew from the wall clock at least every [`LONGEST_SLEEP`].
 
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
 use crate::catalog::{Catalog, Instance, Work};
+use crate::expiry;
 use crate::job::Jobs;
-use crate::policy::{self, DEFAULT_RULE};
+use crate::policy::{self, Document, Due};
 
 /// A jump of the clock is noticed after this at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_secs(20);
@@ -59,30 +61,64 @@ impl Scheduler {
         for instance in self.catalog.instances().await? {
             let Some(policy) = self.catalog.policy(&instance.policy).await? else { continue };
             let policy = policy::parse(&policy.document)?;
-            let now = Timestamp::now();
-            let last = self.catalog.last_slot(&instance.id).await?.unwrap_or(instance.create_time);
-            if let Some(slot) = policy.last_slot(last, now) {
-                self.start(&instance, slot).await?;
-            }
-            let slot = policy.next_slot(now);
-            next = [next, slot].into_iter().flatten().min();
+            let wait = self.start_due_of(&instance, &policy, Timestamp::now()).await?;
+            next = [next, wait].into_iter().flatten().min();
         }
         Ok(next)
     }
 
-    async fn start(&self, instance: &Instance, slot: Timestamp) -> Result<(), Problem> {
+    /// The same for one instance.
+    async fn start_due_of(
+        &self,
+        instance: &Instance,
+        policy: &Document,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, Problem> {
+        let mut done = self.catalog.last_slot(&instance.id).await?.unwrap_or(instance.create_time);
+        loop {
+            // Each turn deals with a later slot, so there is an end.
+            done = match policy.due(done, now, &instance.id) {
+                Due::Start { slot, late } => {
+                    if !self.start(instance, policy, slot, late).await? {
+                        return Ok(None);
+                    }
+                    slot
+                }
+                Due::Skip(slot) => {
+                    tracing::warn!(instance = instance.name, %slot, "a backup was missed, and the policy says to skip it");
+                    self.catalog.set_last_slot(&instance.id, slot).await?;
+                    slot
+                }
+                Due::Wait(time) => return Ok(Some(time)),
+                Due::Never => return Ok(None),
+            };
+        }
+    }
+
+    /// False when the slot has to wait for the end of another backup.
+    async fn start(
+        &self,
+        instance: &Instance,
+        policy: &Document,
+        slot: Timestamp,
+        late: bool,
+    ) -> Result<bool, Problem> {
         let request = format!("slot:{}:{slot}", instance.id);
-        let work = Work::Backup { rule: DEFAULT_RULE.to_owned() };
+        // Backups of an instance run one after the other, so no other point comes before this one's.
+        let points = expiry::facts(&*self.catalog, &instance.id).await?;
+        let rule = policy::rule_for(policy, slot, &points).name.clone();
+        let work = Work::Backup { rule, slot: Some(slot) };
         match self.jobs.start(instance, work, Some(request), true).await {
-            Ok(job) => tracing::info!(job = job.id, instance = instance.name, %slot, "scheduled backup"),
+            Ok(job) => tracing::info!(job = job.id, instance = instance.name, %slot, late, "scheduled backup"),
             // The slot stays due, and is looked at again when that job has ended.
             Err(problem) if problem.reason == Reason::InstanceBusy => {
                 tracing::info!(instance = instance.name, %slot, "a backup is running; the schedule waits for it");
-                return Ok(());
+                return Ok(false);
             }
             Err(problem) => return Err(problem),
         }
-        Ok(self.catalog.set_last_slot(&instance.id, slot).await?)
+        self.catalog.set_last_slot(&instance.id, slot).await?;
+        Ok(true)
     }
 }
 
@@ -91,6 +127,6 @@ fn until(time: Timestamp) -> Duration {
 }
 
 /// The next time at which an instance's schedule starts a backup.
-pub fn next_backup(document: &policy::Document) -> Option<Timestamp> {
-    document.next_slot(Timestamp::now())
+pub fn next_backup(document: &Document, instance_id: &str) -> Option<Timestamp> {
+    document.next_slot(Timestamp::now()).map(|slot| document.start_time(slot, instance_id))
 }

@@ -18,6 +18,7 @@ use vaultferry_vault::store::azure::{Credential, sas::Role};
 use crate::api;
 use crate::catalog::Catalog;
 use crate::catalog::sqlite::Sqlite;
+use crate::expiry::Expiry;
 use crate::job::{Jobs, Shared};
 use crate::link::Link;
 use crate::offline::{create_private_dir, lock};
@@ -126,6 +127,7 @@ impl Service {
         let tasks = TaskTracker::new();
         let scheduler = Scheduler::new(self.catalog.clone(), self.jobs.clone(), changed.clone());
         tasks.spawn(scheduler.run(shutdown.clone()));
+        tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(shutdown.clone()));
         let api = api::Api::new(self.catalog, self.shared, self.jobs.clone(), self.vault, changed);
         let served = api.serve(&self.listen, shutdown.clone()).await;
         shutdown.cancel();

@@ -39,7 +39,7 @@ fn slots_fire_by_themselves_and_a_missed_one_is_caught_up_once() {
     let first = (now_s() + 10) / 60 + 1;
     let policy = format!(
         "name = \"soon\"\nsource_type = \"postgres\"\ntime_zone = \"UTC\"\n[schedule]\nevery = \"day\"\nat = [\"{}\", \"{}\"]\n\
-         [[rule]]\nname = \"Default\"\nvault = \"P7D\"\n",
+         [[rule]]\nname = \"Default\"\nvault = \"P7D\"\n[[rule]]\nname = \"Daily\"\nfirst_of = \"day\"\nvault = \"P14D\"\n",
         clock(first),
         clock(first + 1)
     );
@@ -74,5 +74,9 @@ fn slots_fire_by_themselves_and_a_missed_one_is_caught_up_once() {
     agent.restart();
     sleep(Duration::from_secs(2));
     assert!(all_completed(&agent, 2));
-    assert!(agent.points("shop").iter().all(|point| point["rule"] == "Default" && point["expire_time"].is_string()));
+    // The first of a day carries the day's rule; newest first.
+    let points = agent.points("shop");
+    let second = if first / 1440 == (first + 1) / 1440 { "Default" } else { "Daily" };
+    assert_eq!((&points[0]["rule"], &points[1]["rule"]), (&second.into(), &"Daily".into()));
+    assert!(points.iter().all(|point| point["expire_time"].is_string()));
 }

@@ -220,6 +220,9 @@ pub struct PointCreated {
     pub policy: String,
     /// Of the policy.
     pub policy_version: u32,
+    /// The slot of the schedule that it was made for; `None`: on demand, or made by an early version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<jiff::Timestamp>,
     /// The streams in it.
     pub streams: Vec<PointStream>,
     /// Bytes read from the source.

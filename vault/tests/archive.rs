@@ -75,6 +75,7 @@ async fn point(repository: &Arc<Repository>, job: &str, bytes: &[u8]) -> Id {
             rule: "Default".to_owned(),
             policy: "nightly".to_owned(),
             policy_version: 1,
+            slot: None,
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,

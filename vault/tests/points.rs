@@ -34,6 +34,7 @@ fn created(job: &str) -> PointCreated {
         rule: "Default".to_owned(),
         policy: "nightly".to_owned(),
         policy_version: 1,
+        slot: None,
         streams: Vec::new(),
         source_bytes: 3,
         stored_bytes: 3,

@@ -123,7 +123,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         Work::UndeletePoint { .. } => (Operation::UndeletePoint, "Undelete a point of"),
         Work::ArchivePoint { .. } => (Operation::ArchivePoint, "Archive a point of"),
     };
-    let rule = if let Work::Backup { rule } = &job.work { rule.clone() } else { String::new() };
+    let rule = if let Work::Backup { rule, .. } = &job.work { rule.clone() } else { String::new() };
     let mut point_id = job.work.point_id();
     let finding_count = job.report.as_ref().map_or(0, |report| report.finding_count);
     let report = job.report.as_ref().and_then(|report| self::report(report, &job.work));

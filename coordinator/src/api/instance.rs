@@ -157,7 +157,7 @@ impl Api {
         let last = self.catalog.last_backup(&instance.id).await?;
         let policy = self.catalog.policy(&instance.policy).await?;
         let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
-        let next = document.as_ref().and_then(crate::scheduler::next_backup);
+        let next = document.as_ref().and_then(|document| crate::scheduler::next_backup(document, &instance.id));
         let (protection_state, protection_state_text) = match point_count {
             0 => (ProtectionState::ProtectionPending, "Protected - (pending initial backup)"),
             _ => (ProtectionState::Protected, "Protected"),

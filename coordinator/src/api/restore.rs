@@ -28,7 +28,7 @@ impl Api {
         let rule = if request.rule.is_empty() { DEFAULT_RULE.to_owned() } else { request.rule };
         let policy = self.find_policy(&instance.policy).await?;
         policy::parse(&policy.document)?.rule(&rule)?;
-        self.start(&instance, Work::Backup { rule }, &request.request_id).await
+        self.start(&instance, Work::Backup { rule, slot: None }, &request.request_id).await
     }
 
     async fn restore_database(&self, request: StartRestoreDatabaseRequest) -> Result<WireJob, Problem> {

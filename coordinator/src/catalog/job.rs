@@ -14,6 +14,9 @@ pub enum Work {
     Backup {
         /// The rule that the point will carry.
         rule: String,
+        /// The slot of the schedule that it is for; `None`: on demand.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slot: Option<jiff::Timestamp>,
     },
     /// A point into a new database.
     RestoreDatabase {

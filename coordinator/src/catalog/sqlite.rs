@@ -64,6 +64,29 @@ impl Sqlite {
         folded.map_err(|error| failed(error.to_string()))
     }
 
+    async fn instance_time(&self, sql: &'static str, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| {
+            let time: Option<i64> = tx.query_row(sql, [instance_id], |row| row.get(0)).optional()?;
+            time.map(time_from).transpose()
+        })
+        .await
+    }
+
+    async fn set_instance_time(
+        &self,
+        sql: &'static str,
+        instance_id: &str,
+        time: jiff::Timestamp,
+    ) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| {
+            tx.execute(sql, params![instance_id, time.as_microsecond()])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs a transaction on the catalog's thread.
     async fn run<T: Send + 'static>(
         &self,
@@ -315,23 +338,21 @@ impl Catalog for Sqlite {
     }
 
     async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
-        let instance_id = instance_id.to_owned();
-        self.run(move |tx| {
-            let sql = "select slot from slots where instance_id = ?1";
-            let slot: Option<i64> = tx.query_row(sql, [instance_id], |row| row.get(0)).optional()?;
-            slot.map(time_from).transpose()
-        })
-        .await
+        self.instance_time("select slot from slots where instance_id = ?1", instance_id).await
     }
 
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error> {
-        let instance_id = instance_id.to_owned();
-        self.run(move |tx| {
-            let sql = "insert or replace into slots(instance_id, slot) values (?1, ?2)";
-            tx.execute(sql, params![instance_id, slot.as_microsecond()])?;
-            Ok(())
-        })
-        .await
+        let sql = "insert or replace into slots(instance_id, slot) values (?1, ?2)";
+        self.set_instance_time(sql, instance_id, slot).await
+    }
+
+    async fn expiry_clock(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
+        self.instance_time("select clock from expiry_clocks where instance_id = ?1", instance_id).await
+    }
+
+    async fn set_expiry_clock(&self, instance_id: &str, clock: jiff::Timestamp) -> Result<(), Error> {
+        let sql = "insert or replace into expiry_clocks(instance_id, clock) values (?1, ?2)";
+        self.set_instance_time(sql, instance_id, clock).await
     }
 
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error> {

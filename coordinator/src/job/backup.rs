@@ -8,20 +8,26 @@ use vaultferry_proto::plugin::v1::backup_event::Event;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::records::{PointCreated, PointStream};
 use vaultferry_vault::store::azure::sas::Role;
-use vaultferry_vault::{Error, Id, admin, commit, immutability, manifest, settings};
+use vaultferry_vault::{Error, Id, commit, immutability, manifest};
 
 use super::session::{self, Reporter};
 use super::{End, Jobs, pause};
-use crate::catalog::{Job, Point, StoredProblem};
+use crate::catalog::{Job, Point, Policy, StoredProblem};
 use crate::plugin::Plugin;
-use crate::policy;
+use crate::{policy, recorded};
 
 /// Between two questions to a store or a catalog that does not answer; the store's own retries have passed by then.
 const AGAIN: Duration = Duration::from_secs(5);
 /// A plugin that names more packs than this (16 PiB of data) is broken.
 const MAX_PACKS: usize = 1 << 30;
 
-pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &CancellationToken) -> Result<End, Problem> {
+pub(super) async fn run(
+    jobs: &Jobs,
+    job: &Job,
+    rule: &str,
+    slot: Option<jiff::Timestamp>,
+    cancel: &CancellationToken,
+) -> Result<End, Problem> {
     let shared = &jobs.shared;
     let instance = shared.catalog.instance(&job.instance_id).await?;
     let instance = instance.ok_or_else(|| Problem::new(Reason::InstanceNotFound, "the instance is gone"))?;
@@ -46,7 +52,8 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, rule: &str, cancel: &Cancellatio
         let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request.clone()).await;
         let (staged, packs, warnings) =
             session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
-        let record = record(job, rule, &policy.name, policy.version, staged, packs)?;
+        let mut record = record(job, rule, &policy, staged, packs)?;
+        record.created.slot = slot;
         pause::at(&shared.state_dir, "staged").await;
         shared.catalog.stage(&job.id, record).await?;
         pause::at(&shared.state_dir, "journaled").await;
@@ -104,8 +111,7 @@ async fn stage(
 fn record(
     job: &Job,
     rule: &str,
-    policy: &str,
-    policy_version: u32,
+    policy: &Policy,
     staged: wire::Staged,
     packs: Vec<(Id, u64)>,
 ) -> Result<commit::Record, Problem> {
@@ -124,8 +130,9 @@ fn record(
         created: PointCreated {
             job_id: job.id.clone(),
             rule: rule.to_owned(),
-            policy: policy.to_owned(),
-            policy_version,
+            policy: policy.name.clone(),
+            policy_version: policy.version,
+            slot: None,
             streams: staged.streams.into_iter().map(stream).collect(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,
@@ -225,10 +232,7 @@ async fn until_answered<T, E: std::fmt::Display, F: Future<Output = Result<T, E>
 
 /// Until when the vault's settings make a point immutable that is committed now, and whether that is locked.
 async fn immutable_until(jobs: &Jobs) -> Result<Option<(jiff::Timestamp, bool)>, Error> {
-    let stop = &jobs.inner.stop;
-    let root = jobs.shared.vault.open_root()?;
-    let vault = admin::open(&root, stop).await?;
-    let (_, settings) = settings::current(&*root, &vault, stop).await?;
+    let settings = jobs.shared.settings(&jobs.inner.stop).await?;
     Ok(settings.immutable_until(jiff::Timestamp::now()))
 }
 
@@ -293,18 +297,5 @@ async fn publish(
 }
 
 fn point(job: &Job, record: &commit::Record) -> Point {
-    let created = record.created.clone();
-    Point {
-        id: record.snapshot_id,
-        instance_id: job.instance_id.clone(),
-        job_id: job.id.clone(),
-        time: record.time,
-        rule: created.rule,
-        policy: created.policy,
-        policy_version: created.policy_version,
-        streams: created.streams,
-        source_bytes: created.source_bytes,
-        stored_bytes: created.stored_bytes,
-        standing: crate::catalog::Standing::default(),
-    }
+    recorded::point_of(&job.instance_id, record.snapshot_id, record.time, record.created.clone())
 }

@@ -64,6 +64,7 @@ pub fn record(job: &str, staged: &Staged) -> Record {
             rule: "Default".to_owned(),
             policy: "nightly".to_owned(),
             policy_version: 1,
+            slot: None,
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Version 2 adds what happens to points after their commit, and what checks find.
-const VERSION: i64 = 2;
+/// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted.
+const VERSION: i64 = 3;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -28,12 +28,17 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
 create index points_by_time on points(instance_id, deleted, time, id);
 create table findings(job_id text not null, number integer not null, body text not null, primary key(job_id, number)) strict;
-"];
+",
+    "
+create table expiry_clocks(instance_id text primary key, clock integer not null) strict;
+",
+];
 
 /// Opens the file, makes it or brings it to this program's version, all or nothing.
 pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -23,7 +23,7 @@ fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         create_time: jiff::Timestamp::from_second(i64::from(id)).expect("a time"),
         instance_id: instance.to_owned(),
         instance_name: instance.to_owned(),
-        work: Work::Backup { rule: "Default".to_owned() },
+        work: Work::Backup { rule: "Default".to_owned(), slot: None },
         status: Status::InProgress,
         scheduled: false,
         request_id: request.map(str::to_owned),
@@ -45,6 +45,7 @@ fn record() -> commit::Record {
             rule: "Default".to_owned(),
             policy: "nightly".to_owned(),
             policy_version: 1,
+            slot: None,
             streams: Vec::new(),
             source_bytes: 10,
             stored_bytes: 5,
@@ -66,6 +67,7 @@ fn point(n: u8, time_s: i64) -> Point {
         streams: Vec::new(),
         source_bytes: 10,
         stored_bytes: 5,
+        slot: None,
         standing: Standing::default(),
     }
 }
@@ -229,9 +231,27 @@ async fn a_newer_catalog_is_refused() {
     let (dir, catalog) = open();
     drop(catalog);
     let path = dir.path().join("catalog.sqlite");
-    Connection::open(&path).expect("opens").pragma_update(None, "user_version", 3).expect("set");
+    Connection::open(&path).expect("opens").pragma_update(None, "user_version", 4).expect("set");
     let error = Sqlite::open(&path).expect_err("refused").to_string();
-    assert!(error.contains("version 3"), "{error}");
+    assert!(error.contains("version 4"), "{error}");
+}
+
+#[tokio::test]
+async fn slots_and_clocks_are_each_instance_s_own() {
+    let (_dir, catalog) = open();
+    let time = |second| jiff::Timestamp::from_second(second).expect("a time");
+    for instance in ["a", "b"] {
+        assert_eq!(catalog.last_slot(instance).await.expect("slot"), None);
+        assert_eq!(catalog.expiry_clock(instance).await.expect("clock"), None);
+    }
+    catalog.set_last_slot("a", time(1)).await.expect("set");
+    catalog.set_expiry_clock("a", time(2)).await.expect("set");
+    catalog.set_expiry_clock("a", time(3)).await.expect("set again");
+    catalog.set_expiry_clock("b", time(4)).await.expect("set");
+    assert_eq!(catalog.last_slot("a").await.expect("slot"), Some(time(1)));
+    assert_eq!(catalog.last_slot("b").await.expect("slot"), None);
+    assert_eq!(catalog.expiry_clock("a").await.expect("clock"), Some(time(3)));
+    assert_eq!(catalog.expiry_clock("b").await.expect("clock"), Some(time(4)));
 }
 
 /// A catalog as a script of its own version left it.

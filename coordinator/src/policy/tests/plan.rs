@@ -242,7 +242,7 @@ fn policy_no_history_deletes_the_last_good_point() {
         rules(&["Default;;P10D;P1Y;immediate", "Yearly;first_of = \"year\";P1Y;P10Y;on-expiry"]),
     ]
     .map(|rules| policy_of("postgres", "America/New_York", DAILY, &rules));
-    for seed in seeds(20, 3000) {
+    for seed in seeds(20, 300) {
         let mut random = Random::new(seed);
         let mut policy = &policies[random.below(3)];
         let mut now = time("2026-01-01T00:00:00Z");

@@ -26,6 +26,7 @@ pub mod index;
 pub(crate) mod key_file;
 pub mod pack;
 pub mod polynomial;
+mod range;
 pub mod snapshot;
 pub mod tree;
 

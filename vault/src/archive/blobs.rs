@@ -11,7 +11,7 @@ use crate::id::Id;
 use crate::repository::index::{Index, Place};
 use crate::repository::pack::{BlobKind, SealedBlob};
 use crate::repository::tree::Tree;
-use crate::repository::{PACKS, Repository, pack_key};
+use crate::repository::{PACKS, Repository};
 use crate::store::{self, Entry, Store};
 
 /// Sealed bytes that are read in one piece at most.
@@ -97,13 +97,7 @@ impl Piece {
     ) -> Result<Vec<T>, Error> {
         let what = format!("pack {}", self.pack);
         let range = u64::from(self.start)..u64::from(self.end);
-        let bytes = match repository.store().get(&pack_key(&self.pack), Some(range)).await {
-            Err(store::Error::NotFound { .. }) => return Err(Error::damaged(what, "it is missing")),
-            Err(store::Error::Rejected { detail, .. }) => {
-                return Err(Error::damaged(what, format!("it is too short ({detail})")));
-            }
-            other => other?,
-        };
+        let bytes = repository.pack_range(&self.pack, range).await?;
         let key = Arc::clone(repository.key());
         blocking::run(move || {
             let mut kept = Vec::with_capacity(self.blobs.len());

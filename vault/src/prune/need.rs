@@ -17,7 +17,7 @@ use crate::meter::Meter;
 use crate::points::{self, PointState};
 use crate::repository::snapshot::Snapshot;
 use crate::repository::tree::Tree;
-use crate::repository::{FileKind, Repository, pack_key};
+use crate::repository::{FileKind, Repository};
 use crate::store;
 
 /// Trees and snapshots that are read at once.
@@ -128,9 +128,10 @@ async fn read_tree(repository: &Repository, census: &Census, id: Id, meter: &Met
         let pack = census.packs[place.pack as usize].id;
         let range = u64::from(place.offset)..u64::from(place.offset) + u64::from(place.length);
         let damaged = move |detail: String| Error::damaged(format!("tree {id} in pack {pack}"), detail);
-        let sealed = match repository.store().get(&pack_key(&pack), Some(range)).await {
-            Err(error @ (store::Error::NotFound { .. } | store::Error::Rejected { .. })) => {
-                failure = damaged(error.to_string());
+        let sealed = match repository.pack_range(&pack, range).await {
+            // Another pack may have it.
+            Err(Error::Damaged { detail, .. }) => {
+                failure = damaged(detail);
                 continue;
             }
             other => other?,

@@ -14,10 +14,9 @@ use super::ranges::{RAW_MAX, Range, Wanted, raw_length};
 use crate::blocking;
 use crate::error::Error;
 use crate::id::Id;
+use crate::repository::Repository;
 use crate::repository::crypto::{OVERHEAD, SealKey};
 use crate::repository::pack::PackedBlob;
-use crate::repository::{Repository, pack_key};
-use crate::store;
 
 /// The largest chunk that restic's format knows of in practice; a claim of more is damage, and would cost memory.
 const MAX_BLOB: usize = 64 << 20;
@@ -69,18 +68,9 @@ thread_local! {
 }
 
 /// The sealed bytes of a range. A pack that is missing or too short is [`Error::Damaged`], one that is archived is
-/// [`store::Error::Archived`].
+/// [`crate::store::Error::Archived`].
 pub(crate) async fn fetch(repository: &Repository, range: &Range) -> Result<Bytes, Error> {
-    let damaged = |detail: String| Error::damaged(format!("pack {}", range.pack), detail);
-    let bytes = match repository.store().get(&pack_key(&range.pack), Some(range.start.into()..range.end.into())).await {
-        Err(store::Error::NotFound { .. }) => return Err(damaged("it is missing".to_owned())),
-        Err(store::Error::Rejected { detail, .. }) => return Err(damaged(format!("it is too short ({detail})"))),
-        other => other?,
-    };
-    if bytes.len() != (range.end - range.start) as usize {
-        return Err(damaged("it is too short".to_owned()));
-    }
-    Ok(bytes)
+    repository.pack_range(&range.pack, range.start.into()..range.end.into()).await
 }
 
 /// Reads a range and hands out its plain bytes in order, in as few pieces as can be. `workers` limits how many ranges are decoded at

@@ -210,6 +210,32 @@ async fn a_wrong_configuration_is_78_and_wrong_usage_2() {
 }
 
 #[tokio::test]
+async fn where_a_vault_should_be_and_is_not_nobody_is_told_to_make_one() {
+    let place = Place::new();
+    let dir = place.dir.path();
+    let state = format!("state_dir = \"{}\"\n", dir.join("state").display());
+    std::fs::create_dir(dir.join("empty")).unwrap();
+    for name in ["empty", "not-there"] {
+        let vault = dir.join(name).display().to_string();
+        let config = place.write(&format!("{state}[vault]\nlocation = \"{vault}\"\n"));
+        let config = config.display().to_string();
+        for (words, place_option, value) in [
+            ("vault check --keyless --offline", "--location", &vault),
+            ("vault check --keyless --offline", "--config", &config),
+            ("vault attach", "--config", &config),
+            ("vault rebuild-catalog", "--config", &config),
+            ("vault key list", "--config", &config),
+        ] {
+            let ran = Ran::of(place.command(words).arg(place_option).arg(value).output().await.unwrap());
+            let told = format!("error: VaultNotFound: there is no vault at {vault}\n");
+            assert!(ran.code == Some(1) && ran.stderr.starts_with(&told), "{words} {place_option}: {}", ran.stderr);
+            assert!(ran.stderr.contains("fix: Check the vault's path or address"), "{words}: {}", ran.stderr);
+            assert!(!ran.stderr.contains("vault init"), "{words}: {}", ran.stderr);
+        }
+    }
+}
+
+#[tokio::test]
 async fn check_config_prints_what_is_used_and_no_secret() {
     let place = Place::new();
     let text = "[vault]\nlocation = \"azure://account/name\"\n[vault.azure]\ncredential = \"access-key\"\naccess_key_env = \"K\"\n";

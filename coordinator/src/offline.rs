@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin::{self, Cleaned, KeyList, Rotated, Stores as _};
 use vaultferry_vault::keys::WrapKey;
+use vaultferry_vault::records::VaultRecord;
 use vaultferry_vault::{Error, store};
 
 use crate::catalog::Catalog as _;
@@ -71,11 +72,16 @@ async fn init(config: &Config, redundancy: &str, recovery_path: Option<&Path>) -
     })
 }
 
+/// The record of a vault that must be there: of these commands none is helped by making one.
+async fn open_existing(root: &store::Shared, cancel: &CancellationToken) -> Result<VaultRecord, Problem> {
+    admin::open(root, cancel).await.map_err(Error::into_problem_of_existing_vault)
+}
+
 /// Which keys wrap what in the vault; the id of the vault key itself, when it is at hand.
 pub async fn list_keys(config: &Config) -> Result<(Option<String>, KeyList), Problem> {
     let cancel = CancellationToken::new();
     let root = config.vault.open_root()?;
-    admin::open(&root, &cancel).await?;
+    open_existing(&root, &cancel).await?;
     let list = admin::list_keys(&config.vault, &cancel).await?;
     let key = config.vault_key.load(&root, &cancel).await.ok();
     Ok((key.map(|key| key.id()), list))
@@ -86,7 +92,7 @@ pub async fn add_recovery_key(config: &Config) -> Result<(String, SecretString),
     let _keys = lock_keys(&config.state_dir)?;
     let cancel = CancellationToken::new();
     let root = config.vault.open_root()?;
-    admin::open(&root, &cancel).await?;
+    open_existing(&root, &cancel).await?;
     let key = config.vault_key.load(&root, &cancel).await?;
     check_opens_every_instance(config, &key, &cancel).await?;
     Ok(admin::add_recovery_key(&root, &key, &cancel).await?)
@@ -98,7 +104,7 @@ pub async fn remove_recovery_key(config: &Config, id: &str, last_too: bool) -> R
     let _keys = lock_keys(&config.state_dir)?;
     let cancel = CancellationToken::new();
     let root = config.vault.open_root()?;
-    admin::open(&root, &cancel).await?;
+    open_existing(&root, &cancel).await?;
     let recovery = admin::list_keys(&config.vault, &cancel).await?.recovery;
     let meant: Vec<_> = recovery.iter().filter(|key| id.len() >= 4 && key.id.starts_with(id)).collect();
     let [meant] = meant[..] else {
@@ -135,7 +141,7 @@ pub async fn rotate_key(config: &Config) -> Result<Rotation, Problem> {
     let locks = (lock(&config.state_dir)?, lock_keys(&config.state_dir)?);
     let cancel = CancellationToken::new();
     let root = config.vault.open_root()?;
-    admin::open(&root, &cancel).await?;
+    open_existing(&root, &cancel).await?;
     admin::owner::check(&root, &owner::agent_id(&config.state_dir)?, &cancel).await?;
     let rotated = admin::rotate(&config.vault, &config.vault_key, &cancel).await?;
     Ok(Rotation { rotated, config: config.clone(), _locks: locks })
@@ -177,7 +183,7 @@ pub async fn attach(config: &Config, recovery_key: Option<SecretString>, take_ov
     let _locks = (lock(&config.state_dir)?, lock_keys(&config.state_dir)?);
     let cancel = CancellationToken::new();
     let root = config.vault.open_root()?;
-    let vault = admin::open(&root, &cancel).await?;
+    let vault = open_existing(&root, &cancel).await?;
     let key = match recovery_key {
         Some(text) => recovered(&root, &text, &cancel).await?,
         None => config.vault_key.load(&root, &cancel).await.map_err(|error| match error {
@@ -225,7 +231,7 @@ pub async fn rebuild_catalog(config: &Config) -> Result<Rebuilt, Problem> {
     create_private_dir(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let cancel = CancellationToken::new();
-    admin::open(&config.vault.open_root()?, &cancel).await?;
+    open_existing(&config.vault.open_root()?, &cancel).await?;
     rebuild::rebuild(config, &cancel).await
 }
 
@@ -236,7 +242,7 @@ pub async fn upgrade(config: &Config) -> Result<Vec<admin::upgrade::Step>, Probl
     let _lock = lock(&config.state_dir)?;
     let cancel = CancellationToken::new();
     let root = config.vault.open_root()?;
-    admin::open(&root, &cancel).await?;
+    open_existing(&root, &cancel).await?;
     admin::owner::check(&root, &owner::agent_id(&config.state_dir)?, &cancel).await?;
     let mut known = admin::upgrade::Known::default();
     let path = catalog_path(&config.state_dir);

@@ -132,6 +132,17 @@ impl Error {
         Self::Damaged { what: what.into(), detail: detail.into() }
     }
 
+    /// The problem of a command that is about an existing vault: when none is there, what helps is another path, and not a new vault.
+    pub fn into_problem_of_existing_vault(self) -> Problem {
+        let problem = Problem::from(self);
+        if problem.reason != Reason::VaultNotFound {
+            return problem;
+        }
+        problem.with_fix(
+            "Check the vault's path or address, and that its disk is mounted: the file vault.json of a vault is not there.",
+        )
+    }
+
     pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
         Self::Internal(error.to_string())
     }

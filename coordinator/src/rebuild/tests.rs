@@ -236,7 +236,13 @@ async fn a_store_that_does_not_answer_leaves_the_catalog_as_it_is() {
     let before = all(&catalog).await;
     catalog.into_single_file().await.expect("closed");
     std::fs::rename(dir.path().join("vault"), dir.path().join("away")).expect("the disk is away");
-    assert!(offline::rebuild_catalog(&config).await.is_err());
+    for refused in [offline::rebuild_catalog(&config).await.err(), offline::attach(&config, None, true).await.err()] {
+        let refused = refused.expect("refused");
+        assert_eq!(refused.reason, Reason::VaultNotFound);
+        assert_eq!(refused.message, format!("there is no vault at {}", dir.path().join("vault").display()));
+        assert!(refused.fix.starts_with("Check the vault's path or address"), "{}", refused.fix);
+        assert!(!refused.fix.contains("vault init"), "a new vault would hide the old one: {}", refused.fix);
+    }
     assert_eq!(all(&opened(&config)).await, before);
     let kept = std::fs::read_dir(&config.state_dir).expect("state").flatten();
     assert_eq!(kept.filter(|entry| entry.file_name().to_string_lossy().contains("before")).count(), 0);

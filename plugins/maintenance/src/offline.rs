@@ -52,7 +52,7 @@ pub async fn check_offline(
     // A folder that is no vault has nothing wrong with it; that must not pass for a good vault.
     match admin::open(&root, cancel).await {
         Ok(_) | Err(Error::Unreadable { .. } | Error::Damaged { .. }) => {}
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error.into_problem_of_existing_vault()),
     }
     let there = instances(access, instance_ids)?;
     if let Some(id) = instance_ids.iter().find(|id| !there.contains(id)) {
@@ -113,6 +113,9 @@ mod tests {
         let cancel = CancellationToken::new();
         let problem = check_offline(&access(dir.path()), &[], 0.0, &cancel).await.expect_err("no vault");
         assert_eq!(problem.reason, Reason::VaultNotFound);
+        assert_eq!(problem.message, format!("there is no vault at {}", dir.path().display()));
+        assert!(problem.fix.starts_with("Check the vault's path or address"), "{}", problem.fix);
+        assert!(!problem.fix.contains("vault init"), "{}", problem.fix);
         std::fs::write(dir.path().join("vault.json"), "{}").unwrap();
         let checked = check_offline(&access(dir.path()), &[], 0.0, &cancel).await.unwrap();
         assert!(checked[0].damage_count() > 0, "{checked:?}");

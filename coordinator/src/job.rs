@@ -31,6 +31,7 @@ use crate::link::Link;
 use crate::plugin;
 
 mod backup;
+mod leftovers;
 mod maintenance;
 mod pause;
 mod recover;

@@ -121,7 +121,7 @@ pub async fn prepare(store: &dyn Store, record: &Record, cancel: &CancellationTo
 /// Gives the point up for good: a later prune takes what only it needs. For a commit whose [`publish`] was never asked for, and never
 /// will be. Does nothing when [`prepare`] left no record. May be repeated.
 pub async fn abandon(store: &dyn Store, record: &Record, cancel: &CancellationToken) -> Result<(), Error> {
-    points::abandon(store, &record.snapshot_id, cancel).await
+    points::abandon(store, &record.snapshot_id, cancel).await.map(|_| ())
 }
 
 /// Step 4: makes the point visible. After an error, or when dropped, it is unknown whether it is: ask by calling this again, which is

@@ -248,6 +248,17 @@ pub async fn read_all(store: &dyn Store, cancel: &CancellationToken) -> Result<V
 
 async fn read_all_now(store: &dyn Store) -> Result<Vec<PointState>, Error> {
     let files = Files::list(store).await?;
+    let logs = list_logs(store).await?;
+    let files = &files;
+    stream::iter(logs)
+        .map(|(id, count)| async move { PointState::from_events(id, read_events(store, &id, count).await?, files) })
+        .buffered(READS)
+        .try_collect()
+        .await
+}
+
+/// Every point's id, and the number of its last event.
+async fn list_logs(store: &dyn Store) -> Result<Vec<(Id, u64)>, store::Error> {
     let mut logs: Vec<(Id, u64)> = Vec::new();
     let mut entries = store::list(store, POINTS);
     while let Some(entry) = entries.next().await {
@@ -262,13 +273,7 @@ async fn read_all_now(store: &dyn Store) -> Result<Vec<PointState>, Error> {
             _ => logs.push((id, number)),
         }
     }
-    drop(entries);
-    let files = &files;
-    stream::iter(logs)
-        .map(|(id, count)| async move { PointState::from_events(id, read_events(store, &id, count).await?, files) })
-        .buffered(READS)
-        .try_collect()
-        .await
+    Ok(logs)
 }
 
 /// The point of that id, listed or not. [`Error::PointNotFound`] when the vault has never known it.
@@ -420,14 +425,33 @@ pub async fn remove_from_vault(store: &dyn Store, id: &Id, cancel: &Cancellation
     with_cancel(cancel, settle(store, id)).await
 }
 
-/// Records that a commit is given up for good: nobody has asked for its publication, or ever will. Does nothing when the commit left no
-/// record. The caller must know that; a prune takes the point's data from then on.
-pub async fn abandon(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
-    let decide = |state: &PointState| Ok((!state.abandoned).then_some(PointEventKind::Abandoned));
+/// Records that a commit is given up for good: its publication has not happened, and never will. The caller must know that; a prune takes
+/// the point's data from then on. Does nothing when the commit left no record, or has come to its end already, well or not; true when it
+/// was given up by this call.
+pub async fn abandon(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<bool, Error> {
+    let decide = |state: &PointState| Ok((!state.is_settled()).then_some(PointEventKind::Abandoned));
     match change(store, id, cancel, decide).await {
-        Ok(_) | Err(Error::PointNotFound { .. }) => Ok(()),
-        Err(error) => Err(error),
+        Err(Error::PointNotFound { .. }) => Ok(false),
+        other => other,
     }
+}
+
+/// The points whose commit wrote its record and has not come to its end: it is going on, or nobody goes on with it and nobody has said so.
+/// A point whose snapshot file was lost looks the same: only the job that made it tells.
+///
+/// Reads few logs: a point that was published, and is not listed now, has a second event.
+pub async fn unfinished(store: &dyn Store, cancel: &CancellationToken) -> Result<Vec<PointState>, Error> {
+    let unfinished = async {
+        let files = &Files::list(store).await?;
+        let there = |id: &Id| files.hot.contains_key(id) || files.archive.contains_key(id);
+        let logs = list_logs(store).await?.into_iter().filter(|(id, count)| *count == 1 && !there(id));
+        stream::iter(logs)
+            .map(|(id, count)| async move { PointState::from_events(id, read_events(store, &id, count).await?, files) })
+            .buffered(READS)
+            .try_collect()
+            .await
+    };
+    with_cancel(cancel, unfinished).await
 }
 
 /// True when the commit of that snapshot was given up. False when the vault does not know it.

@@ -158,6 +158,29 @@ async fn what_was_never_published_is_not_to_be_acted_on_and_can_be_abandoned() {
     assert!(matches!(refused, Err(Error::StagedIncomplete { .. })), "given up is given up: {refused:?}");
 }
 
+#[tokio::test]
+async fn only_commits_that_did_not_end_are_unfinished_and_no_published_point_is_abandoned() {
+    let store: store::Shared = Arc::new(Memory::new("memory"));
+    let listed = point(&store, "1", b"listed").await;
+    let deleted = point(&store, "2", b"deleted").await;
+    points::soft_delete(&*store, &deleted, soon(), &never()).await.expect("delete");
+    let [left, abandoned] = [record("3", b"left"), record("4", b"abandoned")];
+    for record in [&left, &abandoned] {
+        commit::prepare(&*store, record, &never()).await.expect("prepare");
+    }
+    assert!(points::abandon(&*store, &abandoned.snapshot_id, &never()).await.expect("abandon"));
+    let unfinished = points::unfinished(&*store, &never()).await.expect("read");
+    assert_eq!(unfinished.iter().map(|state| state.id).collect::<Vec<_>>(), [left.snapshot_id]);
+    assert_eq!(unfinished[0].created.job_id, "3");
+    for settled in [listed, deleted, abandoned.snapshot_id] {
+        let before = state(&store, &settled).await;
+        assert!(!points::abandon(&*store, &settled, &never()).await.expect("nothing to do"));
+        assert_eq!(state(&store, &settled).await, before);
+    }
+    commit::publish(&*store, &left, &never()).await.expect("publish");
+    assert!(points::unfinished(&*store, &never()).await.expect("read").is_empty());
+}
+
 /// Both copies of an archived point go and come back; a removal leaves the archive's.
 #[tokio::test]
 async fn an_archived_point_lives_in_both_stores() {

@@ -18,7 +18,7 @@ use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Error, Id};
 
 use super::session::{self, Reporter};
-use super::{End, Jobs, Outcome, Shared, pause};
+use super::{End, Jobs, Outcome, Shared, leftovers, pause};
 use crate::catalog::{CheckFigures, Finding, Job, PruneFigures, Report, ReportFigures, Standing, StoredProblem, Work};
 use crate::plugin::{MAINTENANCE, Plugin};
 
@@ -37,6 +37,9 @@ struct Told {
 }
 
 pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<End, Problem> {
+    if job.work == (Work::Prune { dry_run: false }) {
+        leftovers::give_up(&jobs.shared, job, cancel).await;
+    }
     let told = with_plugin(jobs, job, task(&job.work)?, cancel).await;
     if was_interrupted(&told) && leaves_something(&job.work) && !jobs.inner.stop.is_cancelled() {
         // Neither here nor there: the next plugin goes to where the vault's log says.

@@ -57,7 +57,7 @@ impl Stores for Access {
     }
 }
 
-fn vault_key() -> Key {
+pub(crate) fn vault_key() -> Key {
     Key::new("vault.json").expect("a constant")
 }
 

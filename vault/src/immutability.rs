@@ -1,4 +1,4 @@
-//! Immutability and legal holds of points: which files a point stands on, and asking the store to keep them.
+//! Immutability of points: which files a point stands on, and asking the store to keep them until a date. Legal holds: `holds.rs`.
 //!
 //! Invariants:
 //! - A date is only ever moved further away. A point is immutable until the earliest date of all its files; one file without a date means
@@ -8,11 +8,10 @@
 //!   can be restored without them (indexes are made again from the packs).
 //! - A commit extends what is there between verify and publish ([`before_publish`]), and snapshot, events and pack lists right after it
 //!   ([`after_publish`]). Both may be repeated; a kill in between leaves a point whose own date is told as none until they are.
-//! - Packs are shared by points: a hold is taken off a file only when no other held point stands on it ([`release`]).
 //!
 //! A folder can do none of it ([`store::Error::Unsupported`]). What Azure does was tried on a fake service only; see `store/azure.rs`.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +26,7 @@ use crate::repository::{FileKind, Repository, config_key, pack_key};
 use crate::store::{self, Entry, Key, Store};
 
 /// Requests at once.
-const CONCURRENT: usize = 16;
+pub(crate) const CONCURRENT: usize = 16;
 /// What every point of an instance stands on, beside its own files and the config.
 const COMMON: [&str; 2] = ["repo/keys/", "keys/"];
 /// What helps every point.
@@ -127,30 +126,6 @@ pub async fn of_point(
     of_files(&**repository.store(), &files, cancel).await
 }
 
-/// Sets a legal hold on every file that the point stands on. After an error some have it: repeat it.
-pub async fn hold(repository: &Repository, snapshot_id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
-    let files = files_of_point(repository, snapshot_id, cancel).await?;
-    let store = repository.store();
-    with_cancel(cancel, for_each(&files, |key| store.set_legal_hold(key, true))).await
-}
-
-/// Takes the hold off every file of the point that none of the points in `still_held` stands on.
-pub async fn release(
-    repository: &Repository,
-    snapshot_id: &Id,
-    still_held: &[Id],
-    cancel: &CancellationToken,
-) -> Result<(), Error> {
-    let mut files = files_of_point(repository, snapshot_id, cancel).await?;
-    let mut kept = HashSet::new();
-    for other in still_held.iter().filter(|other| *other != snapshot_id) {
-        kept.extend(files_of_point(repository, other, cancel).await?);
-    }
-    files.retain(|key| !kept.contains(key));
-    let store = repository.store();
-    with_cancel(cancel, for_each(&files, |key| store.set_legal_hold(key, false))).await
-}
-
 /// True when the store can make files immutable; `file` is any file in it, and is left as it is.
 pub async fn is_supported(store: &dyn Store, file: &Key, cancel: &CancellationToken) -> Result<bool, Error> {
     let protection = with_cancel(cancel, store.head(file)).await?.map(|entry| entry.protection).unwrap_or_default();
@@ -161,7 +136,7 @@ pub async fn is_supported(store: &dyn Store, file: &Key, cancel: &CancellationTo
     }
 }
 
-async fn common_files(store: &dyn Store) -> Result<Vec<Key>, store::Error> {
+pub(crate) async fn common_files(store: &dyn Store) -> Result<Vec<Key>, store::Error> {
     let mut files = vec![config_key()];
     for prefix in COMMON {
         files.extend(keys(store, prefix).await?);
@@ -169,7 +144,7 @@ async fn common_files(store: &dyn Store) -> Result<Vec<Key>, store::Error> {
     Ok(files)
 }
 
-async fn keys(store: &dyn Store, prefix: &str) -> Result<Vec<Key>, store::Error> {
+pub(crate) async fn keys(store: &dyn Store, prefix: &str) -> Result<Vec<Key>, store::Error> {
     store::list(store, prefix).map_ok(|entry| entry.key).try_collect().await
 }
 

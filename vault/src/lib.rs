@@ -12,6 +12,7 @@ pub mod check;
 pub mod commit;
 mod error;
 pub mod fuzz;
+pub mod holds;
 mod id;
 pub mod immutability;
 pub mod keys;

@@ -71,6 +71,8 @@ pub struct PointState {
     pub removed_from_vault: bool,
     /// Until then its snapshot file cannot be deleted. `None` where the store protects nothing.
     pub immutable_until: Option<jiff::Timestamp>,
+    /// A snapshot file of it is on legal hold in the storage: the point is held, or a release was interrupted.
+    pub legal_hold: bool,
     /// The number of its last event.
     pub events: u64,
     /// The bytes of its snapshot file (base64), when the log has them.
@@ -136,6 +138,7 @@ impl PointState {
             archived_at: None,
             removed_from_vault: false,
             immutable_until: files.immutable_until(&id),
+            legal_hold: files.on_legal_hold(&id),
             events: count,
             wanted: Wanted::AsItIs,
         };
@@ -169,12 +172,22 @@ impl PointState {
         if let Some(note) = &self.held {
             return Err(Error::PointProtected { id: self.id, detail: format!("it is held: {note}") });
         }
+        self.check_no_legal_hold()?;
         match self.immutable_until {
             Some(until) if until > now => {
                 Err(Error::PointProtected { id: self.id, detail: format!("it is immutable until {until}") })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Refuses what the storage would refuse half-way: the event would be written, and the snapshot file would stay.
+    fn check_no_legal_hold(&self) -> Result<(), Error> {
+        if self.legal_hold {
+            let detail = "its snapshot file is on legal hold in the storage".to_owned();
+            return Err(Error::PointProtected { id: self.id, detail });
+        }
+        Ok(())
     }
 }
 
@@ -201,9 +214,16 @@ impl Files {
         Ok(files)
     }
 
+    fn of_point(&self, id: &Id) -> impl Iterator<Item = &Entry> {
+        [self.hot.get(id), self.archive.get(id)].into_iter().flatten()
+    }
+
     fn immutable_until(&self, id: &Id) -> Option<jiff::Timestamp> {
-        let entries = [self.hot.get(id), self.archive.get(id)];
-        entries.into_iter().flatten().filter_map(|entry| entry.protection.immutable_until).max()
+        self.of_point(id).filter_map(|entry| entry.protection.immutable_until).max()
+    }
+
+    fn on_legal_hold(&self, id: &Id) -> bool {
+        self.of_point(id).any(|entry| entry.protection.legal_hold)
     }
 }
 
@@ -407,12 +427,16 @@ pub(crate) fn is_due(state: &PointState, now: jiff::Timestamp) -> bool {
 }
 
 /// Takes an archived point's part out of the hot store: the copy in the archive is the point from then on. [`Error::PointNotFound`] when
-/// it has no copy there; [`Error::PointProtected`] when the hot snapshot file is immutable. A hold does not matter: nothing is lost.
+/// it has no copy there; [`Error::PointProtected`] when the hot snapshot file is immutable, or on legal hold. A
+/// hold that is in the log only does not matter: nothing is lost.
 pub async fn remove_from_vault(store: &dyn Store, id: &Id, cancel: &CancellationToken) -> Result<(), Error> {
     let decide = |state: &PointState| {
         known_to_people(state)?;
         if !state.archived || !state.in_archive {
             return Err(Error::PointNotFound { id: state.id });
+        }
+        if state.in_vault {
+            state.check_no_legal_hold()?;
         }
         match state.immutable_until {
             Some(until) if state.in_vault && until > jiff::Timestamp::now() => {

@@ -8,8 +8,10 @@
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
 use crate::blocking::with_cancel;
 use crate::error::Error;
+use crate::immutability;
 use crate::records::{self, VaultRecord};
 use crate::store::{Put, Store};
 
@@ -55,9 +57,12 @@ pub struct Settings {
 /// The settings were not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
-    /// They cannot be: the sentence says which rule forbids it.
+    /// A value is out of its range: the sentence says which.
     #[error("{0}")]
-    Refused(&'static str),
+    Invalid(&'static str),
+    /// What is locked would be loosened: the sentence says how.
+    #[error("{0}")]
+    Locked(&'static str),
     /// Somebody else has changed them meanwhile.
     #[error("the vault's settings were changed by somebody else meanwhile")]
     Raced,
@@ -93,23 +98,24 @@ impl Settings {
     fn check(&self) -> Result<(), ChangeError> {
         if self.immutability != Immutability::Disabled && !(1..=MAX_IMMUTABILITY_DAYS).contains(&self.immutability_days)
         {
-            return Err(ChangeError::Refused("immutability is for 1 to 36500 days"));
+            return Err(ChangeError::Invalid("immutability is for 1 to 36500 days"));
         }
         if self.soft_delete_days > MAX_SOFT_DELETE_DAYS {
-            return Err(ChangeError::Refused("deleted points are kept for 180 days at most"));
+            return Err(ChangeError::Invalid("deleted points are kept for 180 days at most"));
         }
         Ok(())
     }
 
-    fn check_follows(&self, before: &Self) -> Result<(), ChangeError> {
+    /// [`ChangeError::Locked`] when `before` is locked and these settings would loosen it.
+    pub fn check_follows(&self, before: &Self) -> Result<(), ChangeError> {
         if before.immutability != Immutability::Locked {
             return Ok(());
         }
         if self.immutability != Immutability::Locked {
-            return Err(ChangeError::Refused("immutability is locked, which cannot be undone"));
+            return Err(ChangeError::Locked("immutability is locked, which cannot be undone"));
         }
         if self.immutability_days < before.immutability_days {
-            return Err(ChangeError::Refused("immutability is locked: its days can only grow"));
+            return Err(ChangeError::Locked("immutability is locked: its days can only grow"));
         }
         Ok(())
     }
@@ -128,6 +134,11 @@ pub async fn current(
         }
     };
     with_cancel::<_, Error>(cancel, read).await
+}
+
+/// True when the vault's storage can make files immutable at all. Changes nothing; needs the same right as making them so.
+pub async fn is_immutability_supported(root: &dyn Store, cancel: &CancellationToken) -> Result<bool, Error> {
+    immutability::is_supported(root, &admin::vault_key(), cancel).await
 }
 
 /// Makes `new` the settings that count, after those that are numbered `seen`. `version` and `create_time` of `new` are set here.
@@ -183,7 +194,7 @@ mod tests {
             with(Immutability::Locked, MAX_IMMUTABILITY_DAYS + 1),
             Settings { soft_delete_days: 181, ..settings.clone() },
         ] {
-            assert!(matches!(change(0, wrong).await, Err(ChangeError::Refused(_))));
+            assert!(matches!(change(0, wrong).await, Err(ChangeError::Invalid(_))));
         }
         change(0, with(Immutability::Enabled, 30)).await.expect("enable");
         assert!(matches!(change(0, with(Immutability::Disabled, 0)).await, Err(ChangeError::Raced)));
@@ -194,7 +205,7 @@ mod tests {
         for weaker in
             [with(Immutability::Locked, 29), with(Immutability::Enabled, 30), with(Immutability::Disabled, 30)]
         {
-            assert!(matches!(change(3, weaker).await, Err(ChangeError::Refused(_))));
+            assert!(matches!(change(3, weaker).await, Err(ChangeError::Locked(_))));
         }
         change(3, with(Immutability::Locked, 31)).await.expect("longer");
         let (n, settings) = current(&root, &vault, &cancel).await.expect("current");

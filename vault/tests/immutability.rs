@@ -1,4 +1,4 @@
-//! Immutability, holds, and what each credential cannot do.
+//! Immutability, and what each credential cannot do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use vaultferry_vault::immutability;
 use vaultferry_vault::location::{Access, RoleAccess};
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::records::PointCreated;
-use vaultferry_vault::repository::{FileKind, Repository};
+use vaultferry_vault::repository::Repository;
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::store::folder::Folder;
@@ -117,36 +117,6 @@ async fn dates_follow_the_commits(store: Shared) {
     assert_eq!((all, immutability::of_files(&*store, &more, &cancel).await.expect("dates")), (Some(later), None));
 }
 
-async fn holds_are_shared(store: Shared) {
-    let cancel = CancellationToken::new();
-    let repository = repository(&store).await;
-    let mut points = Vec::new();
-    for job in ["1", "2"] {
-        let record = staged(&repository, job, b"the same bytes").await;
-        commit::prepare(&*store, &record, &cancel).await.expect("prepare");
-        commit::publish(&*store, &record, &cancel).await.expect("publish");
-        points.push(record.snapshot_id);
-    }
-    for id in &points {
-        immutability::hold(&repository, id, &cancel).await.expect("hold");
-    }
-    let data = entries(&store, "repo/data/").await.into_iter().map(|entry| entry.key);
-    let data: Vec<Key> = data.collect();
-    immutability::release(&repository, &points[0], &points, &cancel).await.expect("release");
-    store.delete(&FileKind::Snapshot.key(&points[0])).await.expect("its own file is free");
-    let held = async |key: &Key| store.head(key).await.expect("head").expect("there").protection.legal_hold;
-    assert!(held(&FileKind::Snapshot.key(&points[1])).await && held(&key("repo/config")).await);
-    let mut still = 0;
-    for pack in &data {
-        still += usize::from(held(pack).await);
-    }
-    assert!(still >= 2, "the shared packs are held for the other point");
-    immutability::release(&repository, &points[1], &[], &cancel).await.expect("release");
-    for file in entries(&store, "repo/").await {
-        assert!(!file.protection.legal_hold, "{file:?}");
-    }
-}
-
 async fn fake_store(fake: &FakeBlob) -> Shared {
     let access = access(fake);
     access.create_instance(INSTANCE).await.expect("container");
@@ -168,13 +138,6 @@ async fn a_point_is_immutable_until_the_earliest_of_its_dates() {
     let fake = FakeBlob::start(fake_blob::Account::default()).await;
     dates_follow_the_commits(fake_store(&fake).await).await;
     assert_eq!(fake.previous_versions(), 0, "what is refused is not deleted to a previous version");
-}
-
-#[tokio::test]
-async fn a_hold_is_taken_off_what_no_other_point_needs() {
-    holds_are_shared(Arc::new(Memory::new("holds"))).await;
-    let fake = FakeBlob::start(fake_blob::Account::default()).await;
-    holds_are_shared(fake_store(&fake).await).await;
 }
 
 #[tokio::test]

@@ -179,6 +179,14 @@ impl FakeBlob {
         self.state().containers.get(container)?.blobs.get(blob).map(|blob| (blob.tier.clone(), blob.pending))
     }
 
+    /// The blobs of a container that are on legal hold, ascending.
+    pub fn on_hold(&self, container: &str) -> Vec<String> {
+        let state = self.state();
+        let blobs = state.containers.get(container).map(|container| &container.blobs);
+        let held = blobs.into_iter().flatten().filter(|(_, blob)| blob.hold);
+        held.map(|(name, _)| name.clone()).collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics while it holds the fake")
     }

@@ -124,6 +124,10 @@ reasons! {
     DataProtected => FailedPrecondition, "Wait until the date in the message, or release the hold: vaultferry point release INSTANCE POINT.";
     /// The vault's storage cannot do what was asked (a folder cannot make files immutable, for example).
     VaultUnsupported => FailedPrecondition, "Use a vault on Azure with version-level immutability, or leave the setting out.";
+    /// Locked immutability is for ever: it is neither undone nor shortened.
+    VaultSettingsLocked => FailedPrecondition, "Leave it as it is: locked immutability stays, and its days only grow. vaultferry vault settings shows it.";
+    /// Somebody else changed the vault's settings at the same moment; nothing was written.
+    VaultSettingsRaced => Aborted, "Look at what they are now (vaultferry vault settings), then change them again if that is still right.";
     /// Another maintenance job (prune, check, archive) of this instance is running.
     MaintenanceBusy => Aborted, "Wait until it has ended: vaultferry job list.";
     /// Another agent works with this vault.

@@ -24,6 +24,7 @@ mod maintenance;
 mod point;
 mod policy;
 mod restore;
+mod settings;
 mod summary;
 mod vault;
 
@@ -36,6 +37,8 @@ pub(crate) struct Api {
     vault: Arc<VaultRecord>,
     changed: Arc<Notify>,
     stopping: CancellationToken,
+    /// One hold or release at a time: a release lets go of what no point that is held by then needs.
+    holding: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
@@ -46,7 +49,8 @@ impl Api {
         vault: VaultRecord,
         changed: Arc<Notify>,
     ) -> Self {
-        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping: CancellationToken::new() }
+        let (stopping, holding) = (CancellationToken::new(), Arc::default());
+        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding }
     }
 
     /// Serves on every socket until `shutdown`; calls that run may end.

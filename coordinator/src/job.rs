@@ -31,6 +31,7 @@ use crate::link::Link;
 use crate::plugin;
 
 mod backup;
+mod holds;
 mod leftovers;
 mod maintenance;
 mod pause;
@@ -38,6 +39,7 @@ mod recover;
 mod restore;
 mod session;
 
+pub(crate) use holds::set_legal_hold;
 pub(crate) use maintenance::{note_standing, standing};
 pub(crate) use session::{command, env_of, source};
 

@@ -26,11 +26,7 @@ pub(super) fn vault(
     settings: &Settings,
     location: &vaultferry_vault::location::Location,
 ) -> wire::Vault {
-    let (immutability, immutability_days) = match settings.immutability {
-        Immutability::Disabled => ("Disabled", 0),
-        Immutability::Enabled => ("Enabled", settings.immutability_days),
-        Immutability::Locked => ("Locked", settings.immutability_days),
-    };
+    let (immutability, immutability_days) = immutability(settings);
     let location = location.to_string();
     wire::Vault {
         id: vault.id.clone(),
@@ -44,6 +40,27 @@ pub(super) fn vault(
         immutability: immutability.to_owned(),
         immutability_days,
         ..wire::Vault::default()
+    }
+}
+
+fn immutability(settings: &Settings) -> (&'static str, u32) {
+    match settings.immutability {
+        Immutability::Disabled => ("Disabled", 0),
+        Immutability::Enabled => ("Enabled", settings.immutability_days),
+        Immutability::Locked => ("Locked", settings.immutability_days),
+    }
+}
+
+/// `number`: of their record.
+pub(super) fn settings(number: u64, settings: &Settings) -> wire::VaultSettings {
+    let (immutability, immutability_days) = immutability(settings);
+    wire::VaultSettings {
+        immutability: immutability.to_owned(),
+        immutability_days,
+        soft_delete_days: settings.soft_delete_days,
+        redundancy: settings.redundancy.clone(),
+        version: number,
+        create_time: Some(time(settings.create_time)),
     }
 }
 

@@ -12,7 +12,7 @@ use vaultferry_vault::{Id, points};
 
 use super::{Api, convert};
 use crate::catalog::{Instance, Point};
-use crate::job::note_standing;
+use crate::job::{note_standing, set_legal_hold};
 use crate::policy;
 
 /// Points on one page.
@@ -48,7 +48,8 @@ impl Api {
 }
 
 impl Api {
-    /// Into the vault first, then into the catalog. A kill between is made good by the next call, or by the next maintenance job.
+    /// The files first, then the vault's record, then the catalog: what is recorded as held is held. A kill between is made good by the next
+    /// call; the catalog's copy also by the next maintenance job.
     async fn hold(&self, request: HoldRecoveryPointRequest) -> Result<Option<RecoveryPoint>, Problem> {
         let note = request.note.trim();
         if note.is_empty() || note.chars().count() > MAX_NOTE || note.chars().any(char::is_control) {
@@ -58,16 +59,22 @@ impl Api {
         let instance = self.find_instance(&request.instance).await?;
         let point = self.find_named(&instance, &request.point).await?;
         let store = self.shared.vault.open_instance(&instance.id)?;
+        let _holding = self.holding.lock().await;
+        set_legal_hold(&self.shared, &instance.id, &point.id, true, &self.stopping).await?;
         points::hold(&*store, &point.id, note, &self.stopping).await?;
         self.told_by_the_vault(&instance, &point).await
     }
 
+    /// The vault's record first, then the files: a file that is let go is of no point that is recorded as held.
     async fn release(&self, request: ReleaseRecoveryPointRequest) -> Result<Option<RecoveryPoint>, Problem> {
         let instance = self.find_instance(&request.instance).await?;
         let point = self.find_named(&instance, &request.point).await?;
         let store = self.shared.vault.open_instance(&instance.id)?;
+        let _holding = self.holding.lock().await;
         points::release(&*store, &point.id, &self.stopping).await?;
-        self.told_by_the_vault(&instance, &point).await
+        let told = self.told_by_the_vault(&instance, &point).await?;
+        set_legal_hold(&self.shared, &instance.id, &point.id, false, &self.stopping).await?;
+        Ok(told)
     }
 
     /// A listed point by its name or as the latest; a deleted one by its id.

@@ -3,9 +3,12 @@
 use tonic::{Request, Response, Status};
 use vaultferry_proto::Problem;
 use vaultferry_proto::control::v1::vault_service_server::VaultService;
-use vaultferry_proto::control::v1::{self as wire, GetVaultRequest, GetVaultResponse};
+use vaultferry_proto::control::v1::{
+    self as wire, GetVaultRequest, GetVaultResponse, GetVaultSettingsRequest, GetVaultSettingsResponse,
+    UpdateVaultSettingsRequest, UpdateVaultSettingsResponse,
+};
 use vaultferry_vault::admin;
-use vaultferry_vault::settings::{self, Settings};
+use vaultferry_vault::settings::Settings;
 
 use super::{Api, convert};
 
@@ -44,8 +47,7 @@ impl Api {
 
     /// The vault's settings as they are now.
     pub(super) async fn settings(&self) -> Result<Settings, Problem> {
-        let root = self.shared.vault.open_root()?;
-        Ok(settings::current(&*root, &self.vault, &self.stopping).await?.1)
+        Ok(self.numbered_settings().await?.1)
     }
 }
 
@@ -54,5 +56,21 @@ impl VaultService for Api {
     async fn get_vault(&self, _: Request<GetVaultRequest>) -> Result<Response<GetVaultResponse>, Status> {
         let vault = self.vault_now().await?;
         Ok(Response::new(GetVaultResponse { vault: Some(vault) }))
+    }
+
+    async fn get_vault_settings(
+        &self,
+        _: Request<GetVaultSettingsRequest>,
+    ) -> Result<Response<GetVaultSettingsResponse>, Status> {
+        let (number, settings) = self.numbered_settings().await?;
+        Ok(Response::new(GetVaultSettingsResponse { settings: Some(convert::settings(number, &settings)) }))
+    }
+
+    async fn update_vault_settings(
+        &self,
+        request: Request<UpdateVaultSettingsRequest>,
+    ) -> Result<Response<UpdateVaultSettingsResponse>, Status> {
+        let settings = self.update_settings(&request.into_inner()).await?;
+        Ok(Response::new(UpdateVaultSettingsResponse { settings: Some(settings) }))
     }
 }

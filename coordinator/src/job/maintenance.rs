@@ -165,7 +165,8 @@ fn needs_key(task: &Task) -> bool {
         | Task::Prune(_)
         | Task::ArchivePoint(_)
         | Task::Rehydrate(_)
-        | Task::CleanUpRehydrated(_) => true,
+        | Task::CleanUpRehydrated(_)
+        | Task::LegalHold(_) => true,
         Task::DeletePoint(_) | Task::UndeletePoint(_) | Task::Finish(_) => false,
     }
 }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::{Reporter, VaultAccess};
 use vaultferry_proto::Problem;
 use vaultferry_vault::manifest::{self, Scope};
-use vaultferry_vault::{Error, Id, points, store};
+use vaultferry_vault::{Error, Id, holds, points, store};
 
 mod archive;
 pub(crate) mod check;
@@ -41,6 +41,7 @@ pub(crate) enum Task {
     Rehydrate(Id),
     CleanUpRehydrated,
     Finish,
+    LegalHold { id: Id, hold: bool },
 }
 
 impl Task {
@@ -55,6 +56,8 @@ impl Task {
             Self::Rehydrate(_) => "rehydrate",
             Self::CleanUpRehydrated => "clean-up-rehydrated",
             Self::Finish => "finish",
+            Self::LegalHold { hold: true, .. } => "hold",
+            Self::LegalHold { hold: false, .. } => "release",
         }
     }
 }
@@ -111,8 +114,9 @@ pub enum Report {
 pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationToken) -> Result<Done, Problem> {
     let store = job.vault.access.open_instance(&job.vault.instance_id).map_err(Error::from)?;
     let done = perform(job, store.clone(), reporter, cancel).await?;
-    let reads_only = matches!(job.task, Task::Check { keyless: true, .. } | Task::Prune { dry_run: true });
-    if !reads_only && let Err(error) = manifest::append(&*store, Scope::Instance, &[], cancel).await {
+    let writes_no_record =
+        matches!(job.task, Task::Check { keyless: true, .. } | Task::Prune { dry_run: true } | Task::LegalHold { .. });
+    if !writes_no_record && let Err(error) = manifest::append(&*store, Scope::Instance, &[], cancel).await {
         // The next commit or task does it.
         tracing::warn!("the newest records are not covered by a manifest yet: {error}");
     }
@@ -145,7 +149,29 @@ async fn perform(
         Task::Rehydrate(id) => archive::rehydrate(job, id, reporter, cancel).await,
         Task::CleanUpRehydrated => archive::clean_up(job, reporter, cancel).await,
         Task::Finish => finish(&store, reporter, cancel).await,
+        Task::LegalHold { id, hold } => legal_hold(job, id, hold, reporter, cancel).await,
     }
+}
+
+/// Without the maintenance lease: what a point needs is not pruned, and a hold does not wait for the end of a long task.
+async fn legal_hold(
+    job: &Job,
+    id: Id,
+    hold: bool,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<Done, Problem> {
+    reporter.phase(if hold { "holding" } else { "releasing" });
+    let repository = job.vault.open(cancel).await?;
+    let changed = match hold {
+        true => holds::hold(&repository, &id, cancel).await?,
+        false => holds::release(&repository, &id, cancel).await?,
+    };
+    tracing::info!(point = %id, hold, files = changed.files, "the storage's legal holds were changed");
+    if changed.missing > 0 {
+        tracing::warn!(point = %id, missing = changed.missing, "files of the point are not in the vault: run a check");
+    }
+    Ok(Done::default())
 }
 
 /// Does what needs the maintenance lease, as soon as it is free. The coordinator starts one task of an instance at a time: what holds the

@@ -37,7 +37,8 @@ fn needs_key(task: Task) -> bool {
         | Task::Prune { .. }
         | Task::ArchivePoint(_)
         | Task::Rehydrate(_)
-        | Task::CleanUpRehydrated => true,
+        | Task::CleanUpRehydrated
+        | Task::LegalHold { .. } => true,
         Task::DeletePoint { .. } | Task::UndeletePoint(_) | Task::Finish => false,
     }
 }
@@ -64,6 +65,7 @@ fn task_from(task: TaskMessage) -> Result<Task, Problem> {
         TaskMessage::Rehydrate(task) => Task::Rehydrate(wire::id_from(&task.snapshot_id)?),
         TaskMessage::CleanUpRehydrated(proto::CleanUpRehydratedTask {}) => Task::CleanUpRehydrated,
         TaskMessage::Finish(proto::FinishTask {}) => Task::Finish,
+        TaskMessage::LegalHold(task) => Task::LegalHold { id: wire::id_from(&task.snapshot_id)?, hold: task.hold },
     })
 }
 

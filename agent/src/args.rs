@@ -14,6 +14,7 @@ mod values;
 
 pub use maintenance::{
     PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify, VaultCheck, VaultPrune,
+    VaultSettings,
 };
 
 #[cfg(test)]
@@ -126,6 +127,8 @@ A new vault's recovery key is printed once. Keep it away from this machine.")]
     },
     /// The vault's place, region and format, its owner and its keys
     Show,
+    /// Show or change immutability and soft delete
+    Settings(VaultSettings),
     /// Look for altered, missing and unexpected files
     Check(VaultCheck),
     /// Delete what no point needs any more

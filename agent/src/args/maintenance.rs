@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use clap::{ArgGroup, ValueEnum};
+
 use super::{Wait, values};
 
 #[derive(Debug, clap::Args)]
@@ -152,4 +154,61 @@ pub struct PointArchive {
     pub point: String,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    group(ArgGroup::new("change").multiple(true).args(["immutability", "immutability_days", "soft_delete_days"])),
+    after_help = "Examples:
+  vaultferry vault settings
+  vaultferry vault settings --soft-delete-days 30
+  vaultferry vault settings --immutability enabled --immutability-days 30
+  vaultferry vault settings --immutability locked --yes
+
+Without options the settings are shown. They count for points that are made, or deleted, later.
+disabled and enabled can be changed back; locked is for ever, and its days can only grow.
+Immutability needs Azure, and an account with version-level immutability. In a folder it is refused."
+)]
+pub struct VaultSettings {
+    /// Whether the storage itself refuses to delete the files of points
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub immutability: Option<Immutability>,
+    /// For so many days after each backup: 1 to 36500
+    #[arg(long, value_name = "N")]
+    pub immutability_days: Option<u32>,
+    /// For so many days a deleted point can be brought back: 0 to 180
+    #[arg(long, value_name = "N")]
+    pub soft_delete_days: Option<u32>,
+    /// Confirm what cannot be undone: locking, or more days when it is locked
+    #[arg(long, requires = "change")]
+    pub yes: bool,
+}
+
+impl VaultSettings {
+    /// True when something is to be changed.
+    pub fn changes(&self) -> bool {
+        self.immutability.is_some() || self.immutability_days.is_some() || self.soft_delete_days.is_some()
+    }
+}
+
+/// Whether the storage keeps points from being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Immutability {
+    // It does not.
+    Disabled,
+    // New points get a date; an administrator can take it away.
+    Enabled,
+    // New points get a date that nobody can take away.
+    Locked,
+}
+
+impl Immutability {
+    /// As the vault tells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "Disabled",
+            Self::Enabled => "Enabled",
+            Self::Locked => "Locked",
+        }
+    }
 }

@@ -3,11 +3,14 @@
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use vaultferry_coordinator::Rebuilt;
-use vaultferry_proto::control::v1::{ExportRepositoryKeyRequest, GetVaultRequest};
+use vaultferry_proto::control::v1::{
+    ExportRepositoryKeyRequest, GetVaultRequest, GetVaultSettingsRequest, UpdateVaultSettingsRequest,
+};
 use vaultferry_proto::{Problem, Reason};
 
 use super::{Context, Outcome, maintenance};
-use crate::args::{Key, Redundancy, Vault};
+use crate::args::{Key, Redundancy, Vault, VaultSettings};
+use crate::client::Client;
 use crate::config::Purpose;
 use crate::output::table::fields;
 use crate::output::text;
@@ -21,6 +24,7 @@ pub(super) async fn run(context: &Context, command: Vault) -> Result<Outcome, Pr
     match command {
         Vault::Init { redundancy } => init(context, redundancy).await,
         Vault::Show => show(context).await,
+        Vault::Settings(command) => settings(context, command).await,
         Vault::Attach { recovery_key_file, take_over } => {
             let recovery_key = recovery_key_file.as_deref().map(read_recovery_key).transpose()?;
             attach(context, recovery_key, take_over).await
@@ -75,6 +79,30 @@ async fn show(context: &Context) -> Result<Outcome, Problem> {
     let client = context.client().await?;
     let answer = client.vaults().get_vault(GetVaultRequest {}).await.map_err(|status| client.problem(&status))?;
     context.output.message(&answer.into_inner(), |response| text::vault(response.vault.as_ref()))?;
+    Ok(Outcome::Done)
+}
+
+/// Shows the settings, or changes them. The same change again is no error, so a broken connection is no reason to doubt.
+async fn settings(context: &Context, command: VaultSettings) -> Result<Outcome, Problem> {
+    let mut client = context.client().await?;
+    if !command.changes() {
+        let answer = client.vaults().get_vault_settings(GetVaultSettingsRequest {}).await;
+        let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
+        context.output.message(&answer, |response| text::vault_settings(response.settings.as_ref()))?;
+        return Ok(Outcome::Done);
+    }
+    let request = UpdateVaultSettingsRequest {
+        immutability: command.immutability.map(|state| state.as_str().to_owned()),
+        immutability_days: command.immutability_days,
+        soft_delete_days: command.soft_delete_days,
+        confirm_lock: command.yes,
+    };
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.vaults().update_vault_settings(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    context.output.message(&answer, |response| text::vault_settings(response.settings.as_ref()))?;
     Ok(Outcome::Done)
 }
 

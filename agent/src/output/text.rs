@@ -2,7 +2,7 @@
 
 use vaultferry_proto::control::v1::{
     BackupInstance, CheckReport, Finding, Job, Policy, Progress, PruneReport, RecoveryPoint, Summary, Vault,
-    backup_instance, job, recovery_point,
+    VaultSettings, backup_instance, job, recovery_point,
 };
 
 use super::table::{fields, printable, table};
@@ -58,14 +58,29 @@ pub fn vault(vault: Option<&Vault>) -> String {
         ("vault key", format!("{} in {}", keys.id, keys.place)),
         ("recovery keys", recovery_keys),
         ("soft delete", format!("{} days", vault.soft_delete_days)),
-        ("immutability", immutability(vault)),
+        ("immutability", immutability(&vault.immutability, vault.immutability_days)),
     ])
 }
 
-fn immutability(vault: &Vault) -> String {
-    match vault.immutability_days {
-        0 => vault.immutability.clone(),
-        days => format!("{} ({days} days)", vault.immutability),
+pub fn vault_settings(settings: Option<&VaultSettings>) -> String {
+    let Some(settings) = settings else { return String::new() };
+    let version = match settings.version {
+        0 => "none yet: as the vault was made".to_owned(),
+        version => version.to_string(),
+    };
+    fields(&[
+        ("immutability", immutability(&settings.immutability, settings.immutability_days)),
+        ("soft delete", format!("{} days", settings.soft_delete_days)),
+        ("redundancy", settings.redundancy.clone()),
+        ("record", version),
+        ("since", time(settings.create_time.as_ref())),
+    ])
+}
+
+fn immutability(state: &str, days: u32) -> String {
+    match days {
+        0 => state.to_owned(),
+        days => format!("{state} ({days} days)"),
     }
 }
 

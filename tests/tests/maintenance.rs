@@ -218,6 +218,8 @@ fn damage_is_found_named_and_healed() {
 #[test]
 fn held_points_stay_and_deleted_ones_come_back() {
     let mut world = World::new(2, 14);
+    // Its only points are deleted for a while, and an agent that starts then says so.
+    world.agent.expect_log("no good point is left");
     let (held, point) = world.backup_of_new_rows();
     for _ in 0..2 {
         let reply = world.run(&["point", "hold", "shop", "latest", "--note", "audit 2026"]).success().json();
@@ -325,6 +327,8 @@ fn a_restore_that_waits_for_the_archive_goes_on_by_itself() {
 #[test]
 fn the_agent_dies_between_the_vault_and_the_catalog() {
     let mut world = World::new(2, 14);
+    // Its only points are deleted for a while, and an agent that starts then says so.
+    world.agent.expect_log("no good point is left");
     let (held, point) = world.backup_of_new_rows();
     world.agent.expect_log("nterrupted");
     for (words, listed) in [("delete", false), ("undelete", true)] {

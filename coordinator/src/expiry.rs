@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp, ToSpan as _};
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
@@ -114,10 +114,7 @@ impl Expiry {
     async fn delete(&self, instance: &Instance, point: &str) -> Result<(), Problem> {
         let point_id =
             point.parse().map_err(|_| Problem::new(Reason::Internal, format!("{point} is no point's id")))?;
-        let days = i64::from(self.shared.settings(&CancellationToken::new()).await?.soft_delete_days);
-        let purge_time = Timestamp::now()
-            .checked_add((days * 24).hours())
-            .map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
+        let purge_time = self.shared.purge_time(&CancellationToken::new()).await?;
         tracing::info!(instance = instance.name, point, %purge_time, "the point has expired, and is soft-deleted");
         self.finish(instance, Work::DeletePoint { point_id, purge_time }).await
     }

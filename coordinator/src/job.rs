@@ -101,6 +101,14 @@ impl Shared {
         let vault = admin::open(&root, cancel).await?;
         Ok(settings::current(&*root, &vault, cancel).await?.1)
     }
+
+    /// Until when a point that is deleted now can be brought back.
+    pub(crate) async fn purge_time(&self, cancel: &CancellationToken) -> Result<jiff::Timestamp, Problem> {
+        let days = i64::from(self.settings(cancel).await?.soft_delete_days);
+        // Hours and not days: a day of the calendar is a matter of time zones.
+        let soft = jiff::SignedDuration::from_hours(days * 24);
+        jiff::Timestamp::now().checked_add(soft).map_err(|error| Problem::new(Reason::Internal, error.to_string()))
+    }
 }
 
 #[derive(Debug)]

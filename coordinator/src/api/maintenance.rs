@@ -1,6 +1,5 @@
 //! `MaintenanceService`: checks, prunes, and what happens to single points.
 
-use jiff::ToSpan as _;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1::maintenance_service_server::MaintenanceService;
 use vaultferry_proto::control::v1::{
@@ -84,11 +83,7 @@ impl Api {
         if point.standing.purge_time.is_none() {
             check_deletable(&point)?;
         }
-        let days = i64::from(self.settings().await?.soft_delete_days);
-        // Hours and not days: a day of the calendar is a matter of time zones.
-        let purge_time = jiff::Timestamp::now()
-            .checked_add((days * 24).hours())
-            .map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
+        let purge_time = self.shared.purge_time(&self.stopping).await?;
         let work = Work::DeletePoint { point_id: point.id, purge_time };
         self.start_on(&instance, work, &request.request_id).await
     }

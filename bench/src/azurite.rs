@@ -143,6 +143,11 @@ impl Azurite {
         format!("https://{at}/{ACCOUNT}")
     }
 
+    /// What signed its certificate.
+    pub fn certificate(&self) -> &Path {
+        &self.certificate
+    }
+
     /// Bytes of all blobs of all containers.
     pub fn stored_bytes(&self) -> Result<u64> {
         client::Client::new(self.address, &self.certificate, &self.key)?.stored_bytes()

@@ -16,8 +16,10 @@ pub enum Phase {
     First,
     /// The second, after a change of 1 %.
     Second,
-    /// Reading the last backup.
+    /// Reading the last backup to nowhere.
     Read,
+    /// Reading the last backup into a file.
+    ReadFile,
     /// A first backup from a limited source through a proxy that delays nothing.
     Near,
     /// The same with 100 ms more for each request.

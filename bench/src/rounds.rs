@@ -36,8 +36,6 @@ pub struct World {
     authority: Rc<Authority>,
     /// Everything on disk but the server and the agents' state.
     dir: tempfile::TempDir,
-    /// In memory, if there is a file system for that.
-    fast_dir: tempfile::TempDir,
     /// Makes the folders' names.
     sites: Cell<u32>,
 }
@@ -53,9 +51,6 @@ impl World {
     /// Starts the server and fills the database.
     pub fn new(settings: &Settings) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("vf-bench-").tempdir_in(&settings.dir)?;
-        let in_memory = std::path::Path::new("/dev/shm");
-        let fast_parent = if in_memory.is_dir() { in_memory } else { dir.path() };
-        let fast_dir = tempfile::Builder::new().prefix("vf-bench-").tempdir_in(fast_parent)?;
         let authority = Rc::new(Authority::new(dir.path())?);
         let mut server = Server::start();
         // No autovacuum and no checkpoint in the middle of a measurement.
@@ -70,7 +65,7 @@ impl World {
         }
         server.restart();
         data::generate(&server, DATABASE, settings.scale())?;
-        Ok(Self { settings: settings.clone(), server: Rc::new(server), authority, dir, fast_dir, sites: Cell::new(0) })
+        Ok(Self { settings: settings.clone(), server: Rc::new(server), authority, dir, sites: Cell::new(0) })
     }
 
     /// The folder whose file system holds the repositories.
@@ -93,7 +88,7 @@ impl World {
         let dir = self.dir.path().join(format!("site-{}", self.sites.get()));
         fs::create_dir(&dir)?;
         let (server, authority) = (Rc::clone(&self.server), Rc::clone(&self.authority));
-        Ok(Site { server, dir, fast_dir: self.fast_dir.path().to_owned(), authority })
+        Ok(Site { server, dir, authority })
     }
 
     fn servers(&self, azurite: Option<&Azurite>) -> Servers {
@@ -164,11 +159,7 @@ impl World {
         results: &mut Results,
     ) -> Result<Vec<Running>> {
         let mut running = Vec::new();
-        let wanted = |kind: &&Kind| kind.name == BASELINE || self.settings.wants_tool(kind.name);
-        let mut kinds: Vec<&'static Kind> = KINDS.iter().filter(wanted).collect();
-        let by = (round as usize - 1) % kinds.len();
-        kinds.rotate_left(by);
-        for kind in kinds {
+        for kind in self.order(round) {
             if let Some(why) = kind.unavailable(place) {
                 self.keep(results, round, Phase::First, place, kind.name, source_bytes, None, Err(why.into()))?;
                 continue;
@@ -191,6 +182,21 @@ impl World {
             }
         }
         Ok(running)
+    }
+
+    /// The tools in the round's order. The baseline runs right before and right after ourselves: two cores of a shared machine are not the
+    /// same cores a minute later, and the two runs show it.
+    fn order(&self, round: u32) -> Vec<&'static Kind> {
+        let is = |name: &'static str| move |kind: &&Kind| kind.name == name;
+        let baseline = || KINDS.iter().filter(is(BASELINE));
+        let wanted = |kind: &&Kind| kind.name != BASELINE && self.settings.wants_tool(kind.name);
+        let mut kinds: Vec<&'static Kind> = KINDS.iter().filter(wanted).collect();
+        let by = (round as usize - 1) % kinds.len().max(1);
+        kinds.rotate_left(by);
+        let ours = kinds.iter().position(is(OURS)).map_or(0..0, |at| at..at + 1);
+        let around: Vec<_> = baseline().chain(kinds[ours.clone()].iter().copied()).chain(baseline()).collect();
+        kinds.splice(ours, around);
+        kinds
     }
 
     fn backup(&self, tool: &mut dyn Tool, number: u32) -> Result<(Measured, u64)> {
@@ -218,23 +224,22 @@ impl World {
                 return self.keep(results, round, Phase::Read, place, kind.name, source_bytes, None, Err(error));
             }
         };
-        let any = !actions.is_empty();
         let mut outcomes = Vec::new();
-        for (name, action) in actions {
-            let name = if name.is_empty() { kind.name } else { name };
-            outcomes.push((name, caught(|| self.measure(action, tool.azurite()))));
+        for (phase, action) in actions {
+            outcomes.push((phase, caught(|| self.measure(action, tool.azurite()))));
         }
-        if any
+        if let Some((_, into_file)) = outcomes.iter_mut().find(|(phase, _)| *phase == Phase::ReadFile)
             && let Err(error) = caught(|| tool.after_read())
-            && let Some(first) = outcomes.first_mut()
+            && into_file.is_ok()
         {
-            first.1 = Err(error);
+            *into_file = Err(error);
         }
-        if kind.name == OURS && place == Place::Folder && outcomes.len() < 2 {
-            outcomes.push((OURS_READER, Err("the example read_throughput is not built".into())));
+        if kind.name == OURS && outcomes.len() < 2 {
+            outcomes.push((Phase::Read, Err("the example read_throughput is not built".into())));
         }
-        for (name, outcome) in outcomes {
-            self.keep(results, round, Phase::Read, place, name, source_bytes, None, outcome)?;
+        for (phase, outcome) in outcomes {
+            let name = if kind.name == OURS && phase == Phase::Read { OURS_READER } else { kind.name };
+            self.keep(results, round, phase, place, name, source_bytes, None, outcome)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use vaultferry_tests::process;
 use crate::Result;
 use crate::azurite::{self, Authority, Azurite};
 use crate::measure::Action;
+use crate::results::Phase;
 
 mod peers;
 mod vaultferry;
@@ -25,7 +26,7 @@ pub const BASELINE: &str = "pg_dump | cat";
 pub const FLOOR: &str = "pg_dump | zstd -1";
 /// Our own name.
 pub const OURS: &str = "vaultferry";
-/// Our own read-back without the agent and without a target's writes.
+/// Our own read-back to nowhere: the reader without an agent, as an agent restores into something.
 pub const OURS_READER: &str = "vaultferry (reader)";
 
 /// Where the backups go.
@@ -45,8 +46,6 @@ pub struct Site {
     pub server: Rc<Server>,
     /// An empty folder of this tool and round.
     pub dir: PathBuf,
-    /// A folder in memory, for what is read back; else one next to the others.
-    pub fast_dir: PathBuf,
     /// Signs Azurite's certificates.
     pub authority: Rc<Authority>,
 }
@@ -84,12 +83,13 @@ pub trait Tool {
     /// One backup of the stream. `number` is 1 for the first, 2 for the second.
     fn backup(&mut self, number: u32) -> Action;
 
-    /// Reads the last backup's stream back; nothing for what is no backup.
-    fn read(&mut self) -> Vec<(&'static str, Action)> {
+    /// Reads the last backup's stream back, to nowhere ([`Phase::Read`]) and into a file ([`Phase::ReadFile`]); nothing for what is no
+    /// backup.
+    fn read(&mut self) -> Vec<(Phase, Action)> {
         Vec::new()
     }
 
-    /// Looks at what was read and removes it; not measured.
+    /// Looks at the file that was read and removes it; not measured.
     fn after_read(&mut self) -> Result<()> {
         Ok(())
     }

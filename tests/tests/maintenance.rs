@@ -356,6 +356,31 @@ fn the_agent_dies_between_the_vault_and_the_catalog() {
     world.is_sound();
 }
 
+/// Two prunes go by between a backup's reading and its commit: what it re-uses may be gone, so it begins again, once and by itself.
+#[test]
+fn a_backup_that_prunes_overtake_begins_again() {
+    let mut world = World::new(4, 0);
+    let (_, doomed) = world.backup_of_new_rows();
+    world.run(&["point", "delete", "shop", &doomed, "--yes", "--wait"]).success();
+    world.agent.expect_log("no good point is left");
+    world.agent.set_env("VAULTFERRY_TEST_PAUSE_AT", "staged");
+    world.agent.restart();
+    // The deleted point's rows are the backup's rows: it needs the packs that the prunes are about to take.
+    let held = contents(&world.server, "shop");
+    let job = world.agent.start_backup("shop");
+    world.agent.wait_paused("staged");
+    let reports = [world.prune(), world.prune()];
+    assert!(number(&reports[1]["packs_deleted"]) > 0, "{reports:#?}");
+    world.agent.expect_log("a prune overtook the backup");
+    world.agent.resume("staged");
+    let ended = world.agent.wait_job_end(job.id());
+    assert_eq!(ended.status(), "Completed", "{:#}", ended.0);
+    assert!(world.agent.log().contains("a prune overtook the backup"), "it was not overtaken");
+    assert_eq!(world.listed(), [ended.point_id()]);
+    world.restores_equal(&held, ended.point_id());
+    world.is_sound();
+}
+
 /// The plugin, or all of the agent, is killed at some moment of a prune; whatever it had done, the next one goes on.
 #[test]
 fn a_killed_prune_leaves_nothing_broken() {

@@ -1,17 +1,19 @@
-//! Reads a stream of a point in a folder repository to nowhere, and tells how fast that was.
+//! Reads a stream of a point to nowhere, and tells how fast that was.
 //!
 //! ```text
-//! RESTIC_PASSWORD=… read_throughput <folder above repo/> <snapshot id | latest> <stream>
+//! RESTIC_PASSWORD=… read_throughput <vault: folder or azure://account/name> <instance id> <snapshot id | latest> <stream>
 //! ```
+//! In Azure it needs READ_ACCOUNT_KEY, and READ_ENDPOINT where that is not Azure's public cloud.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
+use vaultferry_vault::location::Access;
 use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::repository::{FileKind, Repository};
-use vaultferry_vault::store::{self, folder::Folder};
+use vaultferry_vault::store::{self, azure};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -20,11 +22,19 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 async fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let mut next = |what| args.next().ok_or_else(|| format!("the {what} is missing"));
-    let (folder, snapshot, stream) = (next("folder")?, next("snapshot")?, next("stream")?);
+    let (location, instance) = (next("vault")?, next("instance id")?);
+    let (snapshot, stream) = (next("snapshot")?, next("stream")?);
     let password = std::env::var("RESTIC_PASSWORD").map_err(|_| "RESTIC_PASSWORD is not set")?;
     let cancel = CancellationToken::new();
-    let store: store::Shared = Arc::new(Folder::new(folder.into()));
+    let variable = |name| std::env::var(name).ok();
+    let access = Access {
+        location: location.parse()?,
+        endpoint: variable("READ_ENDPOINT").map(|endpoint| endpoint.parse()).transpose()?,
+        credential: variable("READ_ACCOUNT_KEY").map(|key| azure::Credential::AccountKey(key.into())),
+        store_deadline: Duration::from_secs(60),
+    };
     let start = Instant::now();
+    let store = access.open_instance(&instance)?;
     let repository = Arc::new(Repository::open(store.clone(), &password.into(), &cancel).await?);
     let id = match snapshot.as_str() {
         "latest" => latest(&store, &repository, &cancel).await?,

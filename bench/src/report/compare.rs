@@ -3,6 +3,9 @@
 use crate::results::{Phase, Record};
 use crate::tools::Place;
 
+/// The longest wall of a tool in one round, divided by the shortest, at most.
+const STEADY: f64 = 1.08;
+
 /// The runs of one phase and place.
 #[derive(Debug)]
 pub(super) struct Runs<'a> {
@@ -60,27 +63,35 @@ impl<'a> Runs<'a> {
         self.ratio_with(tool, figure, self, to, figure)
     }
 
+    fn rounds(&self) -> std::collections::BTreeSet<u32> {
+        self.records.iter().map(|record| record.round).collect()
+    }
+
     /// The same, the other side in another phase or place, or another figure.
     pub(super) fn ratio_with(
         &self,
         tool: &str,
         figure: fn(&Record) -> Option<f64>,
-        other: &Runs<'_>,
+        other: &Runs<'a>,
         to: &str,
         other_figure: fn(&Record) -> Option<f64>,
     ) -> Option<Ratio> {
         let mut all = Vec::new();
         let mut quiet = Vec::new();
-        for ours in self.measured(tool) {
-            let Some(theirs) = other.measured(to).into_iter().find(|record| record.round == ours.round) else {
+        for round in self.rounds() {
+            let of = |runs: &Runs<'a>, tool: &str| -> Vec<&'a Record> {
+                runs.measured(tool).into_iter().filter(|record| record.round == round).collect()
+            };
+            let (ours, theirs) = (of(self, tool), of(other, to));
+            let (Some(ours_value), Some(theirs_value)) = (mean(&ours, figure), mean(&theirs, other_figure)) else {
                 continue;
             };
-            let (Some(ours_value), Some(theirs_value)) = (figure(ours), other_figure(theirs)) else { continue };
             if theirs_value <= 0.0 {
                 continue;
             }
             all.push(ours_value / theirs_value);
-            if ours.quiet() && theirs.quiet() {
+            let undisturbed = ours.iter().chain(&theirs).all(|record| record.quiet());
+            if undisturbed && is_steady(&ours) && is_steady(&theirs) {
                 quiet.push(ours_value / theirs_value);
             }
         }
@@ -88,6 +99,19 @@ impl<'a> Runs<'a> {
         let median = median(if quiet.is_empty() { all } else { quiet })?;
         Some(Ratio { median, quiet: quiet_rounds, rounds })
     }
+}
+
+/// Of a tool that ran several times in a round; nothing when it did not run, or has no such figure.
+fn mean(runs: &[&Record], figure: fn(&Record) -> Option<f64>) -> Option<f64> {
+    let values: Option<Vec<f64>> = runs.iter().map(|record| figure(record)).collect();
+    let values = values.filter(|values| !values.is_empty())?;
+    Some(values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Whether a tool's runs of one round took the same time, up to [`STEADY`]. What ran between them was on the same machine then.
+fn is_steady(runs: &[&Record]) -> bool {
+    let walls = || runs.iter().filter_map(|record| record.wall());
+    walls().fold(0.0, f64::max) <= STEADY * walls().fold(f64::INFINITY, f64::min)
 }
 
 /// The middle value; of an even number the mean of the two.
@@ -153,6 +177,17 @@ pub(super) mod tests {
         let loaded = Runs::of(&records[2..4], Phase::First, Place::Folder);
         let ratio = Runs::ratio(&loaded, "a", "b", Record::wall).expect("both were measured");
         assert_eq!((ratio.median, ratio.quiet, ratio.rounds), (3.0, 0, 1));
+        // A tool that ran twice counts with its mean, and not at all as quiet when the two differ.
+        let mut twice = vec![
+            record(1, Phase::First, "a", 12.0, 0.1),
+            record(1, Phase::First, "b", 10.0, 0.1),
+            record(1, Phase::First, "b", 10.4, 0.1),
+        ];
+        let ratio = Runs::of(&twice, Phase::First, Place::Folder).ratio("a", "b", Record::wall).expect("measured");
+        assert!((ratio.median - 12.0 / 10.2).abs() < 1e-9 && ratio.quiet == 1, "{ratio:?}");
+        twice.push(record(1, Phase::First, "b", 14.0, 0.1));
+        let ratio = Runs::of(&twice, Phase::First, Place::Folder).ratio("a", "b", Record::wall).expect("measured");
+        assert_eq!((ratio.quiet, ratio.rounds), (0, 1));
         assert!(runs.ratio("a", "c", Record::wall).is_none());
         assert_eq!(runs.measured("a")[0].peak_mib(), Some(100.0));
     }

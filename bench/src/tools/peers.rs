@@ -1,12 +1,14 @@
 //! Other tools. Their secrets are constants: what they protect lives for minutes.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::{Place, Site, Tool, folder_bytes};
 use crate::Result;
 use crate::azurite::{ACCOUNT, Azurite};
 use crate::measure::Action;
+use crate::results::Phase;
 
 const PASSWORD: &str = "bench";
 const CONTAINER: &str = "repo";
@@ -52,6 +54,10 @@ impl Peer {
         }
     }
 
+    fn restored(&self) -> PathBuf {
+        self.site.dir.join("restored")
+    }
+
     fn repo(&self) -> String {
         self.site.dir.join("repo").display().to_string()
     }
@@ -79,8 +85,15 @@ impl Tool for Peer {
         action
     }
 
-    fn read(&mut self) -> Vec<(&'static str, Action)> {
-        (self.read)(self, self.last).map(|stages| ("", Action::discarding(stages))).into_iter().collect()
+    fn read(&mut self) -> Vec<(Phase, Action)> {
+        let stages = || (self.read)(self, self.last).map(Action::discarding);
+        let to_nowhere = stages().map(|action| (Phase::Read, action));
+        let into_file = stages().map(|action| (Phase::ReadFile, Action { stdout: self.restored(), ..action }));
+        to_nowhere.into_iter().chain(into_file).collect()
+    }
+
+    fn after_read(&mut self) -> Result<()> {
+        Ok(fs::remove_file(self.restored())?)
     }
 
     fn stored_bytes(&self) -> Result<u64> {

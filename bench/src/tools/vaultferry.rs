@@ -8,13 +8,15 @@ use std::process::Command;
 use vaultferry_tests::agent::{Agent, Setup, number};
 use vaultferry_tests::{binary, process};
 
-use super::{DATABASE, OURS_READER, Place, Site, Tool, folder_bytes};
+use super::{DATABASE, Place, Site, Tool, folder_bytes};
 use crate::Result;
 use crate::azurite::{ACCOUNT, Azurite};
 use crate::measure::Action;
+use crate::results::Phase;
 
 const INSTANCE: &str = "bench";
 const STREAM: &str = "database.dump";
+const INSTANCE_ID_DIGITS: usize = 32;
 
 /// An agent with a vault of its own.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Vaultferry {
         agent.init_vault().success();
         agent.start();
         agent.protect(INSTANCE, source, passfile);
-        let restored_dir = site.fast_dir.join("restored");
+        let restored_dir = site.dir.join("restored");
         Self { agent, azurite, vault_dir, restored_dir }
     }
 
@@ -92,10 +94,10 @@ impl Vaultferry {
         streams.iter().find(|stream| stream["name"] == STREAM).map_or(0, |stream| number(&stream["size"]))
     }
 
-    /// The example program that reads a point to nowhere, if it was built, for a vault in a folder.
+    /// The example program that reads a point to nowhere, if it was built.
     fn reader(&self) -> Option<Action> {
         let program = binary().parent()?.join("examples/read_throughput");
-        if self.azurite.is_some() || !program.is_file() {
+        if !program.is_file() {
             return None;
         }
         let export = self.agent.cli(&["vault", "key", "export", INSTANCE]).success().stdout;
@@ -103,9 +105,22 @@ impl Vaultferry {
             let line = export.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
             Some(line.trim_matches(['\'', '"']).to_owned())
         };
-        let repository = PathBuf::from(value("RESTIC_REPOSITORY")?);
+        // The folder or container above the repository ends in the instance's id.
+        let repository = value("RESTIC_REPOSITORY")?;
+        let above = repository.strip_suffix("/repo")?.trim_end_matches(':');
+        let instance = above.get(above.len().checked_sub(INSTANCE_ID_DIGITS)?..)?;
         let mut command = process::bound("KILL", program);
-        command.arg(repository.parent()?).args(["latest", STREAM]);
+        match &self.azurite {
+            None => command.arg(&self.vault_dir),
+            Some(azurite) => {
+                command
+                    .env("READ_ENDPOINT", azurite.endpoint(azurite.address()))
+                    .env("READ_ACCOUNT_KEY", azurite.key());
+                command.env("SSL_CERT_FILE", azurite.certificate());
+                command.arg(format!("azure://{ACCOUNT}/vault"))
+            }
+        };
+        command.args([instance, "latest", STREAM]);
         command.env("RESTIC_PASSWORD", value("RESTIC_PASSWORD")?);
         Some(Action::discarding(vec![command]))
     }
@@ -120,11 +135,11 @@ impl Tool for Vaultferry {
         self.action(&["backup", INSTANCE, "--wait"])
     }
 
-    fn read(&mut self) -> Vec<(&'static str, Action)> {
+    fn read(&mut self) -> Vec<(Phase, Action)> {
         let to = self.restored_dir.display().to_string();
-        let mut actions = vec![("", self.action(&["restore", "files", INSTANCE, "--to", &to, "--wait"]))];
-        actions.extend(self.reader().map(|action| (OURS_READER, action)));
-        actions
+        let into_file = (Phase::ReadFile, self.action(&["restore", "files", INSTANCE, "--to", &to, "--wait"]));
+        let to_nowhere = self.reader().map(|action| (Phase::Read, action));
+        to_nowhere.into_iter().chain([into_file]).collect()
     }
 
     /// The restored file must be as long as the stream that was dumped.

@@ -20,6 +20,7 @@ use vaultferry_proto::plugin::v1::maintenance_plugin_server::MaintenancePluginSe
 
 /// Serves until the host is gone or says stop. Must run in a multi-threaded Tokio runtime.
 pub async fn serve() -> Result<(), Error> {
+    vaultferry_plugin_sdk::priority::yield_to_others();
     vaultferry_plugin_sdk::serve_router(|runner| {
         let service = service::Service::new(runner);
         tonic::transport::Server::builder().add_service(MaintenancePluginServer::new(service))

@@ -14,6 +14,7 @@
 pub mod child;
 pub mod files;
 mod host;
+pub mod priority;
 pub mod report;
 mod runner;
 pub mod serve;

@@ -47,6 +47,7 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
     async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let job = wire::backup_from(request.into_inner())?;
         tracing::info!(job = job.job_id, instance = job.instance_name, "backup begins");
+        crate::priority::yield_to_others();
         let workload = Arc::clone(&self.workload);
         let events =
             self.runner.run(move |reporter, cancel| async move { workload.backup(job, &reporter, &cancel).await });

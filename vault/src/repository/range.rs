@@ -98,6 +98,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_that_was_cut_off_is_no_damage_of_a_whole_pack() {
+        let (memory, repository, id) = pack().await;
+        let cut = failing(&repository, &memory, Plan::new().from(Operation::Get, 1, Fault::ShortAnswer));
+        let result = cut.pack_range(&id, 0..SIZE).await;
+        assert!(
+            matches!(&result, Err(Error::Store(store::Error::Unavailable { detail, .. })) if detail.contains("500 bytes came")),
+            "{result:?}"
+        );
+    }
+
+    #[tokio::test]
     async fn what_a_store_refuses_of_a_whole_pack_is_no_damage() {
         let (memory, repository, id) = pack().await;
         let on_get = |fault| Plan::new().on(Operation::Get, 1, fault);

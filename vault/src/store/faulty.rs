@@ -43,6 +43,8 @@ pub enum Fault {
     Unavailable,
     /// The work is done, but its answer is lost: [`Error::Unavailable`].
     LostAnswer,
+    /// Half of the bytes come. Only for [`Operation::Get`]; others are answered as they should be.
+    ShortAnswer,
     /// Nothing happens, and the answer is [`Error::AccessDenied`].
     AccessDenied,
     /// Nothing happens, and the answer is [`Error::Full`].
@@ -147,19 +149,24 @@ impl Faulty {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn next_fault(&self, operation: Operation) -> Option<Fault> {
+        let mut state = self.state();
+        let count = state.counts.entry(operation).or_default();
+        *count += 1;
+        let count = *count;
+        state.plan.fault(operation, count)
+    }
+
     async fn call<T>(&self, operation: Operation, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let fault = {
-            let mut state = self.state();
-            let count = state.counts.entry(operation).or_default();
-            *count += 1;
-            let count = *count;
-            state.plan.fault(operation, count)
-        };
+        self.suffer(self.next_fault(operation), work).await
+    }
+
+    async fn suffer<T>(&self, fault: Option<Fault>, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let store = self.inner.location().to_owned();
         let unavailable = |detail: &str| Error::Unavailable { store: store.clone(), detail: detail.to_owned() };
         let detail = "scripted fault".to_owned();
         match fault {
-            None => work.await,
+            None | Some(Fault::ShortAnswer) => work.await,
             Some(Fault::Unavailable) => Err(unavailable("503 (scripted fault)")),
             Some(Fault::LostAnswer) => {
                 work.await?;
@@ -188,7 +195,12 @@ impl Store for Faulty {
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {
-        self.call(Operation::Get, self.inner.get(key, range)).await
+        let fault = self.next_fault(Operation::Get);
+        let mut bytes = self.suffer(fault, self.inner.get(key, range)).await?;
+        if fault == Some(Fault::ShortAnswer) {
+            bytes.truncate(bytes.len() / 2);
+        }
+        Ok(bytes)
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put, Error> {

@@ -28,7 +28,7 @@ use bytes::Bytes;
 
 use super::{Entry, Error, Key, Page, Put, Store, Tier};
 
-mod direct;
+pub(crate) mod direct;
 pub(crate) mod publish;
 mod walk;
 
@@ -258,7 +258,7 @@ impl Inner {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
         publish::private(&mut options);
-        let mut file = match options.open(&path) {
+        let file = match options.open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 publish::make_dirs(&self.root.join(TEMPORARY_DIR), Some(&self.root))?;
                 options.open(&path)?
@@ -266,8 +266,7 @@ impl Inner {
             opened => opened?,
         };
         let temporary = publish::Temporary::new(path);
-        direct::write(&mut file, body)?;
-        file.sync_all()?;
+        direct::write(file, body)?.sync_all()?;
         Ok(temporary)
     }
 

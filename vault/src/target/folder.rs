@@ -4,24 +4,24 @@ use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt as _;
+use tokio::task::JoinHandle;
 
 use super::Error;
+use crate::store::folder::direct::Writer;
 use crate::store::folder::publish::{self, Temporary};
-
-/// What tokio hands to its blocking threads at once. Larger pieces mean fewer switches; this is all that a sink holds.
-const BUFFER_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     dir: PathBuf,
 }
 
+/// Holds the piece that is being written and what the writer gathers.
 #[derive(Debug)]
 pub(super) struct Sink {
     target: Target,
     name: String,
-    file: tokio::fs::File,
+    /// The last write, which goes on while the caller makes the next piece. Nothing after an error.
+    written: Option<JoinHandle<io::Result<Writer>>>,
     temporary: Temporary,
     size: u64,
 }
@@ -51,16 +51,19 @@ impl Target {
                 Ok((options.open(&path)?, Temporary::new(path)))
             })
             .await?;
-        let mut file = tokio::fs::File::from_std(file);
-        file.set_max_buf_size(BUFFER_BYTES);
-        Ok(Sink { target: self.clone(), name: name.to_owned(), file, temporary, size: 0 })
+        let written = Some(tokio::task::spawn_blocking(move || Ok(Writer::new(file))));
+        Ok(Sink { target: self.clone(), name: name.to_owned(), written, temporary, size: 0 })
     }
 
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        match tokio::task::spawn_blocking(work).await {
+        self.ended(&mut tokio::task::spawn_blocking(work)).await
+    }
+
+    async fn ended<T>(&self, work: &mut JoinHandle<io::Result<T>>) -> Result<T, Error> {
+        match work.await {
             Ok(result) => result.map_err(|error| self.error(error)),
             Err(error) => Err(self.error(io::Error::other(error))),
         }
@@ -77,14 +80,28 @@ impl Target {
 
 impl Sink {
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
-        self.file.write_all(&bytes).await.map_err(|error| self.target.error(error))?;
+        let mut writer = self.writer().await?;
         self.size += bytes.len() as u64;
+        self.written = Some(tokio::task::spawn_blocking(move || {
+            writer.write(&bytes)?;
+            Ok(writer)
+        }));
         Ok(())
     }
 
+    /// Waits for the last write, and takes the writer.
+    async fn writer(&mut self) -> Result<Writer, Error> {
+        let Some(written) = &mut self.written else {
+            return Err(self.target.error(io::Error::other("an earlier write had failed")));
+        };
+        let writer = self.target.ended(written).await;
+        self.written = None;
+        writer
+    }
+
     pub(super) async fn finish(mut self) -> Result<u64, Error> {
-        self.file.flush().await.map_err(|error| self.target.error(error))?;
-        self.file.sync_all().await.map_err(|error| self.target.error(error))?;
+        let writer = self.writer().await?;
+        self.target.blocking(move || writer.finish()?.sync_all()).await?;
         let (dir, path, temporary) = (self.target.dir.clone(), self.target.dir.join(&self.name), self.temporary);
         let renamed = self.target.blocking(move || {
             let renamed = publish::rename_without_replacing(temporary.path(), &path)?;

@@ -120,6 +120,7 @@ mod tests {
                 policy: "nightly".to_owned(),
                 policy_version: 1,
                 slot: None,
+                keep_until: None,
                 streams: Vec::new(),
                 source_bytes: 0,
                 stored_bytes: 0,

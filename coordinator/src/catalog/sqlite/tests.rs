@@ -46,6 +46,7 @@ fn record() -> commit::Record {
             policy: "nightly".to_owned(),
             policy_version: 1,
             slot: None,
+            keep_until: None,
             streams: Vec::new(),
             source_bytes: 10,
             stored_bytes: 5,

@@ -35,9 +35,13 @@ pub(super) struct Whole {
     pub(super) there: HashMap<Id, Entry>,
 }
 
-/// Looks for everything below the tree. [`Error::Damaged`] names what is missing or is not what was written.
+/// Looks for everything below the tree. [`Error::Damaged`] names what is missing or is not what was written. Changes nothing.
 pub(super) async fn verify(archive: &Repository, tree: Id, cancel: &CancellationToken) -> Result<Whole, Error> {
-    with_cancel(cancel, verify_now(archive, tree, cancel)).await
+    match with_cancel(cancel, verify_now(archive, tree, cancel)).await {
+        // The hot store may have a pack of the same trouble: people must know which one it is.
+        Err(Error::Damaged { what, detail }) => Err(Error::damaged(format!("{what} in the archive store"), detail)),
+        other => other,
+    }
 }
 
 async fn verify_now(archive: &Repository, tree: Id, cancel: &CancellationToken) -> Result<Whole, Error> {

@@ -130,10 +130,16 @@ impl Expiry {
             }
         }
         catalog.set_expiry_clock(&instance.id, plan.clock).await?;
-        for action in plan.actions.iter().filter(|action| action.step == Step::Expire) {
-            self.delete(instance, &action.point).await?;
+        let mut purge = false;
+        for action in &plan.actions {
+            match action.step {
+                Step::Expire => self.delete(instance, &action.point).await?,
+                Step::Purge => purge = true,
+                // Below: what frees space does not wait for copies.
+                Step::CopyToArchive | Step::MoveToArchive | Step::RemoveFromVault => {}
+                Step::Keep { .. } => {}
+            }
         }
-        let purge = plan.actions.iter().any(|action| action.step == Step::Purge);
         if purge || self.is_prune_due(instance).await? {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }

@@ -53,7 +53,7 @@ impl World {
     fn backup(&self, words: &[&str]) -> (Contents, String) {
         self.server.psql("shop", "update bulk set content = gen_random_bytes(1024) || gen_random_bytes(1024)");
         let held = contents(&self.server, "shop");
-        let job = self.run(&[&["backup", "shop", "--wait"], words].concat()).success().job().completed();
+        let job = self.run(&[&["backup", "shop", "--wait"][..], words].concat()).success().job().completed();
         (held, job.point_id().to_owned())
     }
 
@@ -202,14 +202,12 @@ fn points_move_by_their_policy_and_are_restored_and_end_there() {
             (point["in_vault"].clone(), point["in_archive"].clone(), point["archive_from_time"].clone())
         })
     };
-    let (copied, stores) = (time_of(&world.point(&both)["archive_from_time"]), world.stores(&both));
+    let known = told(&world);
+    assert!(known[0].2.is_string(), "{known:?}");
     world.agent.terminate();
     world.agent.offline(&["vault", "rebuild-catalog"], b"").success();
     world.agent.start();
-    assert_eq!(world.stores(&both), stores);
-    // The test has made it older by eight days.
-    assert_eq!(time_of(&world.point(&both)["archive_from_time"]).duration_since(copied).as_hours(), 8 * 24);
-    let known = told(&world);
+    assert_eq!(told(&world), known);
     world.agent.restart();
     assert_eq!(told(&world), known);
     assert!(world.jobs("Tier").is_empty(), "nothing is due again");
@@ -290,7 +288,7 @@ fn a_point_with_an_end_of_its_own_follows_no_rule() {
         (&["--keep-until", &day(3660)], "10 years"),
         (&["--keep-until", "someday"], "neither a date nor a time"),
     ] {
-        let reply = world.run(&[&["backup", "shop"], words].concat());
+        let reply = world.run(&[&["backup", "shop"][..], words].concat());
         reply.assert_failed("InvalidRequest");
         assert!(reply.stderr.contains(part), "{}", reply.stderr);
     }

@@ -32,6 +32,8 @@ use crate::catalog::{Catalog, Exclusive, Instance, JobFilter, Point, ReportFigur
 use crate::job::{Jobs, Shared};
 use crate::policy::{self, Plan, PointFacts, Run, Step, Stores, Warning};
 
+#[cfg(test)]
+mod tests;
 mod tier;
 
 /// Between two runs. The limits of a run are made for this.

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
 
-use crate::catalog::{Catalog, Exclusive, Instance, JobFilter, Point, ReportFigures, Status, Work};
+use crate::catalog::{Catalog, Exclusive, Instance, Job, JobFilter, Point, ReportFigures, Status, Work};
 use crate::job::{Jobs, Shared};
 use crate::policy::{self, Plan, PointFacts, Run, Step, Stores, Warning};
 
@@ -203,31 +203,36 @@ impl Expiry {
         Ok(ended.is_some_and(|job| matches!(job.status, Status::Completed { .. })))
     }
 
-    /// True when the last prune failed or left work for the next one, or a point has left the vault store since; and the last prune was long
-    /// enough ago.
+    /// [`prune_is_due`], asked of the instance's jobs.
     async fn is_prune_due(&self, instance: &Instance) -> Result<bool, Problem> {
-        let from = Timestamp::now().checked_sub(PRUNES_SINCE).ok();
-        let jobs = self.shared.catalog.jobs(JobFilter { from, to: None, limit: u32::MAX }).await?;
-        let is_prune = |work: &Work| matches!(work, Work::Prune { dry_run: false });
-        // Also one that was interrupted may have taken its point out.
-        let is_move = |work: &Work| matches!(work, Work::Tier { remove_from_vault: true, .. });
-        // Newest first.
-        let mut of_instance = jobs.into_iter().filter(|job| job.instance_id == instance.id);
-        let Some(last) = of_instance.find(|job| is_prune(&job.work) || is_move(&job.work)) else { return Ok(false) };
-        let moved = is_move(&last.work);
-        let prune = if moved { of_instance.find(|job| is_prune(&job.work)) } else { Some(last) };
-        let Some(job) = prune else { return Ok(moved) };
-        if job.create_time + PRUNE_AGAIN > Timestamp::now() {
-            return Ok(false);
-        }
-        Ok(moved || match job.report.and_then(|report| report.figures) {
+        let now = Timestamp::now();
+        let filter = JobFilter { from: now.checked_sub(PRUNES_SINCE).ok(), to: None, limit: u32::MAX };
+        let jobs = self.shared.catalog.jobs(filter).await?;
+        Ok(prune_is_due(jobs.into_iter().filter(|job| job.instance_id == instance.id), now))
+    }
+}
+
+/// True when the last prune failed or left work for the next one, or a point has left the vault store since it began; and it was long enough
+/// ago. The jobs are one instance's, newest first.
+fn prune_is_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> bool {
+    let is_prune = |job: &Job| job.work == Work::Prune { dry_run: false };
+    // Also one that failed or was killed may have taken its point out, or left something in the archive.
+    let is_move = |job: &Job| matches!(job.work, Work::Tier { remove_from_vault: true, .. });
+    let Some(last) = jobs.find(|job| is_prune(job) || is_move(job)) else { return false };
+    let moved = is_move(&last);
+    let prune = if moved { jobs.find(is_prune) } else { Some(last) };
+    let Some(prune) = prune else { return moved };
+    if prune.create_time + PRUNE_AGAIN > now {
+        return false;
+    }
+    moved
+        || match prune.report.and_then(|report| report.figures) {
             Some(ReportFigures::Prune(figures)) => {
                 figures.packs_marked > 0 || figures.packs_noted > 0 || figures.packs_deleted > 0
             }
             // It failed, or was killed.
             _ => true,
-        })
-    }
+        }
 }
 
 fn closed(error: tokio::sync::AcquireError) -> Problem {

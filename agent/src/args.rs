@@ -282,6 +282,7 @@ pub struct Login {
 #[command(after_help = "Examples:
   vaultferry backup shop --wait
   vaultferry backup shop --rule Monthly
+  vaultferry backup shop --keep-until 2027-12-31
 
 With --wait the exit code is the job's outcome. Ctrl-C stops the watching, not the job.")]
 pub struct Backup {
@@ -290,6 +291,9 @@ pub struct Backup {
     /// The policy's rule that says how long to keep it [default: Default]
     #[arg(long)]
     pub rule: Option<String>,
+    /// The last day on which it is kept, instead of a rule, or a time such as 2027-12-31T12:00; in the policy's time zone
+    #[arg(long, value_name = "DATE", conflicts_with = "rule")]
+    pub keep_until: Option<String>,
     #[command(flatten)]
     pub wait: Wait,
 }
@@ -419,8 +423,8 @@ pub struct JobList {
     /// InProgress, Completed, CompletedWithWarnings, Failed, Cancelling or Cancelled
     #[arg(long)]
     pub status: Option<String>,
-    /// Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureBackup, Check, VerifyPoint, Prune, DeletePoint, UndeletePoint
-    /// or ArchivePoint
+    /// Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureBackup, Check, VerifyPoint, Prune, DeletePoint, UndeletePoint,
+    /// ArchivePoint or Tier
     #[arg(long)]
     pub operation: Option<String>,
     /// Only jobs that started then or later: a date, or a time such as 2026-11-20T22:00 or ...Z

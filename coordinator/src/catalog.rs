@@ -86,7 +86,7 @@ pub struct Point {
     pub job_id: String,
     /// When the source was read.
     pub time: jiff::Timestamp,
-    /// The retention rule that it carries.
+    /// The retention rule that it carries; empty when it has `keep_until`.
     pub rule: String,
     /// The policy that was linked then.
     pub policy: String,
@@ -95,6 +95,9 @@ pub struct Point {
     /// The slot of the schedule that it was made for; `None`: on demand, or made by an early version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<jiff::Timestamp>,
+    /// Made on demand to be kept until then; no rule counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_until: Option<jiff::Timestamp>,
     /// What is in it.
     pub streams: Vec<PointStream>,
     /// Bytes read from the source.
@@ -122,6 +125,8 @@ pub struct Standing {
     pub in_vault: bool,
     /// It is in the archive store.
     pub in_archive: bool,
+    /// When its copy there was last completed. `None` while a copy is listed and not recorded yet, and in rows of early versions.
+    pub archived_time: Option<jiff::Timestamp>,
 }
 
 impl Default for Standing {
@@ -134,6 +139,7 @@ impl Default for Standing {
             immutable_until: None,
             in_vault: true,
             in_archive: false,
+            archived_time: None,
         }
     }
 }

@@ -1,94 +1,131 @@
-//! Deletes points when the time is over that their policy gives them, and gives back the space of deleted ones.
+//! Does with points what their policies say: deletes them when their time is over, moves them between the stores before that, and gives back
+//! the space.
 //!
 //! ```text
-//! every hour, for each instance:
+//! every hour, for each instance, in a task of its own:
 //!    points ─> policy::plan ─┬─ Expire ─> a job that soft-deletes the point; it can be undeleted until its purge time
-//!                            └─ Purge, or a prune is half done ─> a prune
+//!                            ├─ Purge, or a prune is half done ─> a prune
+//!                            └─ CopyToArchive, MoveToArchive, RemoveFromVault ─> a Tier job, one after the other   (`tier.rs`)
+//!                                                                                 and a prune when something was moved
 //! ```
 //! Invariants:
 //! - What is deleted, and how much of it in one run, is [`policy::plan`]'s word alone: the last good point stays, held and immutable ones
 //!   too, and a clock that jumped deletes little.
 //! - The clock that was trusted is kept before anything is deleted, so that a kill in a run does not make that run's step again.
-//! - Deletions are jobs like everybody's: they are listed, they can be watched, and a kill in one is made good.
-//! - A run that finds the instance's maintenance busy leaves the rest to the next run.
+//! - Deletions and moves are jobs like everybody's: they are listed, they can be watched, and a kill in one is made good.
+//! - Nothing is planned while a maintenance job of the instance runs, of this life or an earlier one: the plan would be of what was.
+//! - A copy that takes hours holds up nothing but the rest of its own instance's run.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::Id;
 
-use crate::catalog::{Catalog, Instance, JobFilter, Point, ReportFigures, Work};
+use crate::catalog::{Catalog, Exclusive, Instance, Job, JobFilter, Point, ReportFigures, Status, Work};
 use crate::job::{Jobs, Shared};
-use crate::policy::{self, PointFacts, Run, Step, Stores, Warning};
+use crate::policy::{self, Plan, PointFacts, Run, Step, Stores, Warning};
+
+#[cfg(test)]
+mod tests;
+mod tier;
 
 /// Between two runs. The limits of a run are made for this.
 const EVERY: Duration = Duration::from_secs(3600);
-/// From a prune to the one that ends what it began: packs are deleted a day after they were marked at the earliest.
+/// Instances whose points are in memory and whose points are deleted at once: as many as jobs run by default.
+const INSTANCES_AT_ONCE: usize = 4;
+/// Between two looks whether a maintenance job has ended that this process did not start.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// From a prune to the next one that the agent starts by itself: packs are deleted a day after they were marked at the earliest.
 const PRUNE_AGAIN: SignedDuration = SignedDuration::from_hours(24);
 /// How far back the last prune is looked for.
 const PRUNES_SINCE: SignedDuration = SignedDuration::from_hours(24 * 60);
 
-/// The task that deletes.
-#[derive(Debug)]
+/// The task that deletes and moves. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct Expiry {
     shared: Arc<Shared>,
     jobs: Jobs,
+    instances: Arc<Semaphore>,
+    /// Copies at once. They are long, and take the places of backups among the running jobs.
+    copies: Arc<Semaphore>,
+    /// Points whose Tier job has failed, and since when.
+    failed: Arc<Mutex<HashMap<Id, Instant>>>,
 }
 
 impl Expiry {
     /// It begins with [`Expiry::run`].
     pub fn new(shared: Arc<Shared>, jobs: Jobs) -> Self {
-        Self { shared, jobs }
+        let (instances, copies) = (Arc::new(Semaphore::new(INSTANCES_AT_ONCE)), Arc::new(Semaphore::new(1)));
+        Self { shared, jobs, instances, copies, failed: Arc::default() }
     }
 
     /// Runs at once and then every hour, until `stop`. A job that it has begun goes on then, or is interrupted like any other.
     pub async fn run(self, stop: CancellationToken) {
+        let mut at_work: HashMap<String, JoinHandle<()>> = HashMap::new();
         loop {
+            // An instance whose last run is not over has no other one beside it.
+            at_work.retain(|_, task| !task.is_finished());
             tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.run_once() => {}
+                biased;
+                () = stop.cancelled() => break,
+                () = self.begin(&mut at_work) => {}
             }
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 () = tokio::time::sleep(EVERY) => {}
             }
         }
+        at_work.values().for_each(JoinHandle::abort);
+        for (_, task) in at_work {
+            // It was aborted, or its panic has been told.
+            let _ = task.await;
+        }
     }
 
-    async fn run_once(&self) {
+    async fn begin(&self, at_work: &mut HashMap<String, JoinHandle<()>>) {
         let instances = match self.shared.catalog.instances().await {
             Ok(instances) => instances,
             Err(error) => return tracing::error!("expired points are looked for again in {EVERY:?}: {error}"),
         };
         for instance in instances {
-            match self.expire(&instance).await {
-                Ok(()) => {}
-                Err(problem) if problem.reason == Reason::MaintenanceBusy => {
-                    tracing::info!(
-                        instance = instance.name,
-                        "the next run deletes what has expired: {}",
-                        problem.message
-                    );
-                }
-                Err(problem) => {
-                    tracing::error!(instance = instance.name, "expired points are not deleted: {}", problem.message);
-                }
+            at_work.entry(instance.id.clone()).or_insert_with(|| tokio::spawn(self.clone().run_once(instance)));
+        }
+    }
+
+    async fn run_once(self, instance: Instance) {
+        match self.expire(&instance).await {
+            Ok(()) => {}
+            Err(problem) if problem.reason == Reason::MaintenanceBusy => {
+                tracing::info!(
+                    instance = instance.name,
+                    "the next run does what is due in the vault: {}",
+                    problem.message
+                );
+            }
+            Err(problem) => {
+                tracing::error!(
+                    instance = instance.name,
+                    "what is due in the vault is not all done: {}",
+                    problem.message
+                );
             }
         }
     }
 
     async fn expire(&self, instance: &Instance) -> Result<(), Problem> {
+        self.wait_until_free(instance).await?;
+        let place = self.instances.acquire().await.map_err(closed)?;
         let catalog = &self.shared.catalog;
-        let Some(policy) = catalog.policy(&instance.policy).await? else { return Ok(()) };
-        let document = policy::parse(&policy.document)?;
-        let points = facts(&**catalog, &instance.id).await?;
         let clock = catalog.expiry_clock(&instance.id).await?;
-        let now = Timestamp::now();
-        let run = Run { now, clock, reference: None, protected: true };
-        let plan = policy::plan(&document, &points, &run);
-        for warning in plan.warnings.iter().filter(|_| !points.is_empty()) {
+        let Some(plan) = self.plan(instance, Timestamp::now(), clock).await? else { return Ok(()) };
+        for warning in plan.warnings.iter().filter(|_| !plan.actions.is_empty()) {
             match warning {
                 Warning::Deferred { .. } => tracing::info!(instance = instance.name, "{warning}"),
                 _ => tracing::warn!(instance = instance.name, "{warning}"),
@@ -100,14 +137,48 @@ impl Expiry {
             match action.step {
                 Step::Expire => self.delete(instance, &action.point).await?,
                 Step::Purge => purge = true,
-                // Policies with an archive are refused (policy::check_acted_on), until something moves points there.
-                Step::Keep { .. } | Step::CopyToArchive | Step::MoveToArchive | Step::RemoveFromVault => {}
+                // Below: what frees space does not wait for copies.
+                Step::CopyToArchive | Step::MoveToArchive | Step::RemoveFromVault => {}
+                Step::Keep { .. } => {}
             }
         }
-        if purge || self.is_prune_half_done(instance).await? {
+        if purge || self.is_prune_due(instance).await? {
+            self.finish(instance, Work::Prune { dry_run: false }).await?;
+        }
+        drop(place);
+        if self.tier(instance, plan.clock).await? && self.is_prune_due(instance).await? {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
         Ok(())
+    }
+
+    /// What is to be done with the instance's points; `None`: its policy is gone.
+    async fn plan(
+        &self,
+        instance: &Instance,
+        now: Timestamp,
+        clock: Option<Timestamp>,
+    ) -> Result<Option<Plan>, Problem> {
+        let Some(policy) = self.shared.catalog.policy(&instance.policy).await? else { return Ok(None) };
+        let document = policy::parse(&policy.document)?;
+        let points = facts(&*self.shared.catalog, &instance.id).await?;
+        Ok(Some(policy::plan(&document, &points, &Run { now, clock, reference: None, protected: true })))
+    }
+
+    /// Waits for the end of the instance's maintenance job, if there is one: also of one that an earlier life has left, and that is being
+    /// ended now.
+    async fn wait_until_free(&self, instance: &Instance) -> Result<(), Problem> {
+        loop {
+            let running = self.shared.catalog.unfinished_jobs().await?;
+            let is_in_the_way = |work: &Work| work.exclusive() == Some(Exclusive::Maintenance);
+            if !running.iter().any(|job| job.instance_id == instance.id && is_in_the_way(&job.work)) {
+                return Ok(());
+            }
+            tokio::select! {
+                () = self.jobs.wait_for_an_end() => {}
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
     }
 
     /// Soft-deletes a point.
@@ -116,11 +187,11 @@ impl Expiry {
             point.parse().map_err(|_| Problem::new(Reason::Internal, format!("{point} is no point's id")))?;
         let purge_time = self.shared.purge_time(&CancellationToken::new()).await?;
         tracing::info!(instance = instance.name, point, %purge_time, "the point has expired, and is soft-deleted");
-        self.finish(instance, Work::DeletePoint { point_id, purge_time }).await
+        self.finish(instance, Work::DeletePoint { point_id, purge_time }).await.map(|_| ())
     }
 
-    /// Starts a job and waits for its end, whatever that is: the job tells it.
-    async fn finish(&self, instance: &Instance, work: Work) -> Result<(), Problem> {
+    /// Starts a job and waits for its end; true when it has completed. What it failed of, it has told itself.
+    async fn finish(&self, instance: &Instance, work: Work) -> Result<bool, Problem> {
         let job = self.jobs.start(instance, work, None, true).await?;
         while let Some(mut watch) = self.jobs.watch(&job.id) {
             // An error says that the job has ended.
@@ -128,24 +199,44 @@ impl Expiry {
                 break;
             }
         }
-        Ok(())
+        let ended = self.shared.catalog.job(&job.id).await?;
+        Ok(ended.is_some_and(|job| matches!(job.status, Status::Completed { .. })))
     }
 
-    /// True when the last prune failed or left work for the next one, and was long enough ago.
-    async fn is_prune_half_done(&self, instance: &Instance) -> Result<bool, Problem> {
-        let from = Timestamp::now().checked_sub(PRUNES_SINCE).ok();
-        let jobs = self.shared.catalog.jobs(JobFilter { from, to: None, limit: u32::MAX }).await?;
-        let is_prune = |work: &Work| matches!(work, Work::Prune { dry_run: false });
-        let last = jobs.into_iter().find(|job| job.instance_id == instance.id && is_prune(&job.work));
-        let Some(job) = last.filter(|job| job.create_time + PRUNE_AGAIN <= Timestamp::now()) else { return Ok(false) };
-        Ok(match job.report.and_then(|report| report.figures) {
+    /// [`prune_is_due`], asked of the instance's jobs.
+    async fn is_prune_due(&self, instance: &Instance) -> Result<bool, Problem> {
+        let now = Timestamp::now();
+        let filter = JobFilter { from: now.checked_sub(PRUNES_SINCE).ok(), to: None, limit: u32::MAX };
+        let jobs = self.shared.catalog.jobs(filter).await?;
+        Ok(prune_is_due(jobs.into_iter().filter(|job| job.instance_id == instance.id), now))
+    }
+}
+
+/// True when the last prune failed or left work for the next one, or a point has left the vault store since it began; and it was long enough
+/// ago. The jobs are one instance's, newest first.
+fn prune_is_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> bool {
+    let is_prune = |job: &Job| job.work == Work::Prune { dry_run: false };
+    // Also one that failed or was killed may have taken its point out, or left something in the archive.
+    let is_move = |job: &Job| matches!(job.work, Work::Tier { remove_from_vault: true, .. });
+    let Some(last) = jobs.find(|job| is_prune(job) || is_move(job)) else { return false };
+    let moved = is_move(&last);
+    let prune = if moved { jobs.find(is_prune) } else { Some(last) };
+    let Some(prune) = prune else { return moved };
+    if prune.create_time + PRUNE_AGAIN > now {
+        return false;
+    }
+    moved
+        || match prune.report.and_then(|report| report.figures) {
             Some(ReportFigures::Prune(figures)) => {
                 figures.packs_marked > 0 || figures.packs_noted > 0 || figures.packs_deleted > 0
             }
             // It failed, or was killed.
             _ => true,
-        })
-    }
+        }
+}
+
+fn closed(error: tokio::sync::AcquireError) -> Problem {
+    Problem::new(Reason::Internal, error.to_string())
 }
 
 /// An instance's points, deleted ones too, in the order in which they were committed.
@@ -154,21 +245,25 @@ pub(crate) async fn facts(catalog: &dyn Catalog, instance_id: &str) -> Result<Ve
     points.extend(catalog.deleted_points(instance_id, None, u32::MAX).await?);
     // Backups of an instance run one after the other, and the ids of jobs grow with time.
     points.sort_by(|a, b| (&a.job_id, a.time).cmp(&(&b.job_id, b.time)));
-    Ok(points.into_iter().map(fact).collect())
+    Ok(points.iter().map(fact).collect())
 }
 
-fn fact(point: Point) -> PointFacts {
-    let standing = point.standing;
+/// A point as policies see it.
+pub(crate) fn fact(point: &Point) -> PointFacts {
+    let standing = &point.standing;
+    // A copy that is listed and not recorded is not counted on: the job that should have recorded it does so when it is repeated. Where it
+    // is all there is, it counts.
+    let otherwise = (!standing.in_vault).then_some(point.time);
+    let archived = standing.in_archive.then(|| standing.archived_time.or(otherwise)).flatten();
     PointFacts {
         id: point.id.to_string(),
         time: point.time,
         slot: point.slot,
-        rule: point.rule,
-        keep_until: None,
+        rule: point.rule.clone(),
+        keep_until: point.keep_until,
         held: standing.held.is_some(),
         immutable_until: standing.immutable_until,
-        // Copies are made by hand, and end with their point.
-        stores: Stores { vault: standing.in_vault, archived: standing.in_archive.then_some(point.time) },
+        stores: Stores { vault: standing.in_vault, archived },
         damaged: false,
         purge_time: standing.purge_time,
     }

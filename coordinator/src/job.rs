@@ -208,7 +208,9 @@ impl Jobs {
         let _permit = self.permit(cancel).await?;
         self.check_owner(cancel).await?;
         match &job.work {
-            Work::Backup { rule, slot } => backup::run(self, job, rule, *slot, cancel).await,
+            Work::Backup { rule, slot, keep_until } => {
+                backup::run(self, job, backup::Kept { rule, slot: *slot, keep_until: *keep_until }, cancel).await
+            }
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
             Work::ConfigureProtection => Ok(End::Done(Outcome::default())),
             Work::Check { .. }
@@ -216,7 +218,8 @@ impl Jobs {
             | Work::Prune { .. }
             | Work::DeletePoint { .. }
             | Work::UndeletePoint { .. }
-            | Work::ArchivePoint { .. } => maintenance::run(self, job, cancel).await,
+            | Work::ArchivePoint { .. }
+            | Work::Tier { .. } => maintenance::run(self, job, cancel).await,
         }
     }
 

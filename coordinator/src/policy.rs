@@ -4,6 +4,7 @@
 //!   document   TOML in, a valid Document or every fault of it out          selector, duration   its parts
 //!   calendar   next_slot, last_slot: the schedule as instants              start   when a slot's backup starts; due
 //!   retention  rule_for: which rule a new point carries; life of a point   plan    what to do with each point now; preview
+//!   keep_until the end of a point on demand that no rule is for
 //!   simulate   which points would exist, where and until when              azure   import and export of Azure's policies
 //! ```
 //! Invariants:
@@ -20,20 +21,20 @@ use jiff::{SignedDuration, Span, Timestamp};
 use serde::Serialize;
 use vaultferry_proto::{Problem, Reason};
 
-mod acted;
 pub mod azure;
 mod calendar;
 mod document;
 mod duration;
+mod keep_until;
 mod plan;
 mod retention;
 mod selector;
 mod simulate;
 mod start;
 
-pub use acted::check_acted_on;
 pub use calendar::Slots;
 pub use document::{default_document, parse};
+pub use keep_until::keep_until;
 pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};
 pub use retention::{ArchiveLife, Life, PointFacts, Stores, Tagger, life, rule_for};
 pub use selector::{DaySelector, Nth};

@@ -84,6 +84,7 @@ pub(crate) fn point_of(instance_id: &str, id: Id, time: jiff::Timestamp, created
         policy: created.policy,
         policy_version: created.policy_version,
         slot: created.slot,
+        keep_until: created.keep_until,
         streams: created.streams,
         source_bytes: created.source_bytes,
         stored_bytes: created.stored_bytes,

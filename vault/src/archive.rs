@@ -11,15 +11,15 @@
 //! ```
 //! Invariants:
 //! - A point is in the archive if and only if its snapshot file is in `archive/repo/snapshots/`; that is written last. Order of
-//!   [`copy_point`]: config and keys, packs, the indexes that name them, tiers, pack list, snapshot, event `archived`. A kill anywhere leaves
-//!   what the repetition takes up, and nothing that is listed.
+//!   [`copy_point`]: config and keys, packs, the indexes that name them, all of it read back (`verify.rs`), tiers, pack list, snapshot,
+//!   event `archived`. A kill anywhere leaves what the repetition takes up, and nothing that is listed.
 //! - Only blobs that the archive does not have are copied. Each is opened and hashed on its way, and its sealed bytes are kept as they are.
 //! - Packs are never rewritten. They are deleted whole, when nothing needs any blob of them, 180 days after they came at the earliest:
 //!   Azure charges for these days anyway.
 //! - The archive lies in the instance's own store: a credential that may work on the instance may work on its archive.
 //! - Copying, pruning and removing run under the instance's maintenance lease, one at a time; restores may run beside them.
 //!
-//! Taking an archived point out of the hot store is [`crate::points::remove_from_vault`].
+//! [`move_point`] copies a point and takes it out of the hot store; its module has the table of what a kill leaves.
 //!
 //! Not here: which point is archived when (the policy says it), and waiting for a rehydration (the caller asks again).
 
@@ -33,11 +33,14 @@ use crate::store::Shared;
 
 pub(crate) mod blobs;
 mod copy;
+mod moving;
 mod prune;
 mod rehydrate;
+mod verify;
 mod view;
 
 pub use copy::{Copied, copy_point};
+pub use moving::move_point;
 pub use prune::{MINIMUM_DAYS, PruneReport, prune};
 pub use rehydrate::{Rehydration, Request, clean_up_rehydrated, rehydrate, rehydration_state, requests};
 

@@ -200,7 +200,7 @@ pub enum PointEventKind {
     Undeleted,
     /// It is gone for good; its data goes with the next prune.
     Purged,
-    /// Its copy in the archive store is complete and listed there.
+    /// Its copy in the archive store was verified, and is complete and listed there.
     Archived {
         /// The job that copied it.
         job_id: String,
@@ -214,7 +214,7 @@ pub enum PointEventKind {
 pub struct PointCreated {
     /// The job that made it.
     pub job_id: String,
-    /// The retention rule that it carries.
+    /// The retention rule that it carries; empty when it has `keep_until`.
     pub rule: String,
     /// The policy that was linked, and its version.
     pub policy: String,
@@ -223,6 +223,9 @@ pub struct PointCreated {
     /// The slot of the schedule that it was made for; `None`: on demand, or made by an early version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<jiff::Timestamp>,
+    /// Made on demand to be kept until then, whatever the rules say; `rule` is empty then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_until: Option<jiff::Timestamp>,
     /// The streams in it.
     pub streams: Vec<PointStream>,
     /// Bytes read from the source.

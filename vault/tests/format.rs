@@ -50,6 +50,7 @@ fn created() -> PointCreated {
         policy: "nightly".to_owned(),
         policy_version: 1,
         slot: None,
+        keep_until: None,
         streams: vec![PointStream { name: "database.dump".to_owned(), size: 5, sha256: Id::of(b"hello").to_string() }],
         source_bytes: 5,
         stored_bytes: 900,

@@ -59,6 +59,7 @@ async fn point(repository: &Arc<Repository>, job: &str, own: &'static [u8]) -> I
             policy: "nightly".to_owned(),
             policy_version: 1,
             slot: None,
+            keep_until: None,
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,

@@ -56,6 +56,7 @@ async fn staged(repository: &Arc<Repository>, job: &str, bytes: &[u8]) -> Record
             policy: "nightly".to_owned(),
             policy_version: 1,
             slot: None,
+            keep_until: None,
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,

@@ -124,6 +124,7 @@ impl Life {
             policy: "nightly".to_owned(),
             policy_version: 1,
             slot: None,
+            keep_until: None,
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,
@@ -176,7 +177,7 @@ impl Life {
 
     /// One step. What dies is an error; what a restart does about it comes afterwards.
     async fn step(&mut self) -> (&'static str, Result<(), Error>) {
-        let kind = self.random.random_range(0..12);
+        let kind = self.random.random_range(0..13);
         match kind {
             0..4 => ("backup", self.back_up().await),
             4 => {
@@ -215,6 +216,18 @@ impl Life {
                 ("remove from the vault", points::remove_from_vault(&*store, &id, &never()).await)
             }
             10 => {
+                // Also one that is half moved, or moved.
+                let Some(id) = self.pick(PointState::is_listed).await else { return ("nothing", Ok(())) };
+                let store = self.store();
+                let moved = async {
+                    let repository = self.open(&store).await?;
+                    self.jobs += 1;
+                    let (job, meter) = (format!("job{}", self.jobs), Arc::new(Meter::default()));
+                    archive::move_point(&repository, &id, &job, &meter, &never()).await.map(|_| ())
+                };
+                ("move", moved.await)
+            }
+            11 => {
                 let store = self.store();
                 let prune = async {
                     let repository = self.open(&store).await?;

@@ -35,6 +35,7 @@ fn created(job: &str) -> PointCreated {
         policy: "nightly".to_owned(),
         policy_version: 1,
         slot: None,
+        keep_until: None,
         streams: Vec::new(),
         source_bytes: 3,
         stored_bytes: 3,

@@ -57,6 +57,7 @@ fn record(job: &str, staged: &Staged) -> Record {
             policy: "nightly".to_owned(),
             policy_version: 1,
             slot: None,
+            keep_until: None,
             streams: Vec::new(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,

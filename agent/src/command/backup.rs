@@ -11,6 +11,7 @@ pub(super) async fn run(context: &Context, command: Backup) -> Result<Outcome, P
     let request = StartBackupRequest {
         instance: command.instance,
         rule: command.rule.unwrap_or_default(),
+        keep_until: command.keep_until.unwrap_or_default(),
         request_id: job::new_request_id(),
     };
     let mut client = context.client().await?;

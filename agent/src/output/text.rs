@@ -6,7 +6,7 @@ use vaultferry_proto::control::v1::{
 };
 
 use super::table::{fields, printable, table};
-use super::units::{duration, size, time};
+use super::units::{date, duration, size, time};
 
 /// Enough of an id to be unique in an instance, and to type.
 const SHORT_ID_DIGITS: usize = 16;
@@ -195,7 +195,7 @@ pub fn points(points: &[RecoveryPoint]) -> String {
             [
                 short(&point.id),
                 time(point.create_time.as_ref()),
-                point.rule.clone(),
+                if point.rule.is_empty() { "-".to_owned() } else { point.rule.clone() },
                 size(point.source_bytes),
                 size(point.stored_bytes),
                 time(point.expire_time.as_ref()),
@@ -203,7 +203,7 @@ pub fn points(points: &[RecoveryPoint]) -> String {
                 time(point.proven_time.as_ref()),
                 if point.held { "yes" } else { "-" }.to_owned(),
                 time(point.immutable_until_time.as_ref()),
-                stores(point).to_owned(),
+                stores(point),
             ]
         })
         .collect();
@@ -219,13 +219,32 @@ fn point_state(point: &RecoveryPoint) -> String {
     }
 }
 
-fn stores(point: &RecoveryPoint) -> &'static str {
-    match (point.in_vault, point.in_archive) {
-        (true, true) => "vault, archive",
-        (true, false) => "vault",
-        (false, true) => "archive",
-        (false, false) => "-",
+/// "vault"; where a store lets the point go before it expires, "vault until 2027-02-21, archive".
+fn stores(point: &RecoveryPoint) -> String {
+    let store = |name: &str, until: &Option<prost_types::Timestamp>| match until {
+        Some(_) if *until != point.expire_time => format!("{name} until {}", date(until.as_ref())),
+        _ => name.to_owned(),
+    };
+    let vault = point.in_vault.then(|| store("vault", &point.vault_until_time));
+    let archive = point.in_archive.then(|| store("archive", &point.archive_until_time));
+    let stores: Vec<String> = vault.into_iter().chain(archive).collect();
+    if stores.is_empty() { "-".to_owned() } else { stores.join(", ") }
+}
+
+/// Each store in a line: where the point is, where it will be, and until when.
+fn stays(point: &RecoveryPoint) -> String {
+    let word = |word: &str, at: &Option<prost_types::Timestamp>| {
+        at.as_ref().map_or(String::new(), |at| format!(" {word} {}", time(Some(at))))
+    };
+    let mut lines = Vec::new();
+    if point.in_vault {
+        lines.push(format!("vault{}", word("until", &point.vault_until_time)));
     }
+    if point.in_archive || point.archive_from_time.is_some() {
+        let since = word(if point.in_archive { "since" } else { "from" }, &point.archive_from_time);
+        lines.push(format!("archive{since}{}", word("until", &point.archive_until_time)));
+    }
+    lines.join("\n")
 }
 
 pub fn point(point: Option<&RecoveryPoint>) -> String {
@@ -245,6 +264,7 @@ pub fn point(point: Option<&RecoveryPoint>) -> String {
         ("created", time(point.create_time.as_ref())),
         ("expires", time(point.expire_time.as_ref())),
         ("rule", point.rule.clone()),
+        ("keep until", point.keep_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
         ("policy", if point.policy.is_empty() { String::new() } else { policy }),
         ("job", point.job_id.clone()),
         ("read", size(point.source_bytes)),
@@ -254,7 +274,7 @@ pub fn point(point: Option<&RecoveryPoint>) -> String {
         ("proven", point.proven_time.as_ref().map_or("never".to_owned(), |at| time(Some(at)))),
         ("held", if point.held { format!("yes: {}", point.hold_note) } else { String::new() }),
         ("immutable until", point.immutable_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
-        ("store", stores(point).to_owned()),
+        ("store", stays(point)),
         ("streams", streams.join("\n")),
     ])
 }
@@ -298,6 +318,7 @@ pub fn job(job: Option<&Job>) -> String {
         ("took", if has_ended { took } else { String::new() }),
         ("started by", if job.scheduled { "schedule" } else { "request" }.to_owned()),
         ("rule", job.rule.clone()),
+        ("keep until", job.keep_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
         ("point", job.point_id.clone()),
         ("target", job.target.clone()),
         ("progress", job.progress.as_ref().map_or(String::new(), progress)),

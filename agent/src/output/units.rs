@@ -27,6 +27,12 @@ pub fn time(timestamp: Option<&prost_types::Timestamp>) -> String {
     }
 }
 
+/// The day of that time in the local zone; "-" for a time that is not set or out of range.
+pub fn date(timestamp: Option<&prost_types::Timestamp>) -> String {
+    let instant = timestamp.and_then(instant);
+    instant.map_or("-".to_owned(), |instant| instant.to_zoned(TimeZone::system()).date().to_string())
+}
+
 fn in_zone(instant: Timestamp, zone: TimeZone) -> String {
     instant.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
@@ -71,7 +77,7 @@ mod tests {
     fn times() {
         let zone = TimeZone::get("Asia/Seoul").unwrap();
         assert_eq!(in_zone(Timestamp::UNIX_EPOCH, zone), "1970-01-01T09:00:00+09:00");
-        assert_eq!(time(None), "-");
+        assert_eq!((time(None), date(None)), ("-".to_owned(), "-".to_owned()));
         assert_eq!(time(Some(&at(i64::MAX))), "-");
         assert_eq!(duration(Some(&at(0)), Some(&at(65))), "1:05");
         assert_eq!(duration(Some(&at(0)), Some(&at(7265))), "2:01:05");

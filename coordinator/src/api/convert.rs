@@ -5,7 +5,9 @@ use vaultferry_proto::control::v1 as wire;
 use vaultferry_vault::records::VaultRecord;
 use vaultferry_vault::settings::{Immutability, Settings};
 
-use crate::catalog::{Figures, Finding, Job, Point, Policy, Report, ReportFigures, Status, StoredProblem, Work};
+use crate::catalog::{
+    Figures, Finding, Job, Point, Policy, Report, ReportFigures, Standing, Status, StoredProblem, Work,
+};
 use crate::job::Progress;
 use crate::policy;
 
@@ -87,7 +89,8 @@ pub(super) fn policy(policy: Policy) -> Result<wire::Policy, Problem> {
     })
 }
 
-pub(super) fn point(point: Point, instance_name: &str, expires: Option<jiff::Timestamp>) -> wire::RecoveryPoint {
+/// `life`: how long each store keeps it by the policy that is linked now.
+pub(super) fn point(point: Point, instance_name: &str, life: Option<policy::Life>) -> wire::RecoveryPoint {
     let stream = |stream: vaultferry_vault::records::PointStream| wire::Stream {
         name: stream.name,
         size: stream.size,
@@ -100,6 +103,7 @@ pub(super) fn point(point: Point, instance_name: &str, expires: Option<jiff::Tim
         (false, false, true) => wire::recovery_point::State::Archived,
         (false, false, false) => wire::recovery_point::State::Missing,
     };
+    let stay = life.map_or_else(Stay::default, |life| Stay::of(standing, life));
     wire::RecoveryPoint {
         state: state.into(),
         proven_time: standing.proven_time.map(time),
@@ -115,12 +119,40 @@ pub(super) fn point(point: Point, instance_name: &str, expires: Option<jiff::Tim
         instance_id: point.instance_id,
         job_id: point.job_id,
         rule: point.rule,
-        expire_time: expires.map(time),
+        expire_time: life.map(|life| time(life.end())),
+        keep_until_time: point.keep_until.map(time),
+        vault_until_time: stay.vault_until.map(time),
+        archive_from_time: stay.archive_from.map(time),
+        archive_until_time: stay.archive_until.map(time),
         streams: point.streams.into_iter().map(stream).collect(),
         source_bytes: point.source_bytes,
         stored_bytes: point.stored_bytes,
         policy: point.policy,
         policy_version: point.policy_version,
+    }
+}
+
+/// Where a point that is not deleted is, or will be, and until when.
+#[derive(Debug, Default)]
+struct Stay {
+    vault_until: Option<jiff::Timestamp>,
+    archive_from: Option<jiff::Timestamp>,
+    archive_until: Option<jiff::Timestamp>,
+}
+
+impl Stay {
+    fn of(standing: &Standing, life: policy::Life) -> Self {
+        if standing.purge_time.is_some() {
+            return Self::default();
+        }
+        let planned = life.archive;
+        // A copy that no rule asks for goes with its point.
+        let (from, until) = match standing.in_archive {
+            true => (standing.archived_time, Some(planned.map_or(life.end(), |archive| archive.until))),
+            false => (planned.map(|archive| archive.from), planned.map(|archive| archive.until)),
+        };
+        let vault_until = standing.in_vault.then_some(life.vault_until);
+        Self { vault_until, archive_from: from, archive_until: until }
     }
 }
 
@@ -139,8 +171,13 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         Work::DeletePoint { .. } => (Operation::DeletePoint, "Delete a point of"),
         Work::UndeletePoint { .. } => (Operation::UndeletePoint, "Undelete a point of"),
         Work::ArchivePoint { .. } => (Operation::ArchivePoint, "Archive a point of"),
+        Work::Tier { remove_from_vault: false, .. } => (Operation::Tier, "Copy to the archive store a point of"),
+        Work::Tier { remove_from_vault: true, .. } => (Operation::Tier, "Move to the archive store a point of"),
     };
-    let rule = if let Work::Backup { rule, .. } = &job.work { rule.clone() } else { String::new() };
+    let (rule, keep_until) = match &job.work {
+        Work::Backup { rule, keep_until, .. } => (rule.clone(), *keep_until),
+        _ => (String::new(), None),
+    };
     let mut point_id = job.work.point_id();
     let finding_count = job.report.as_ref().map_or(0, |report| report.finding_count);
     let report = job.report.as_ref().and_then(|report| self::report(report, &job.work));
@@ -190,6 +227,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         findings: Vec::new(),
         finding_count,
         report,
+        keep_until_time: keep_until.map(time),
     }
 }
 

@@ -68,7 +68,7 @@ fn status_of(text: &str) -> Result<Option<WireStatus>, Problem> {
 
 fn operation_of(text: &str) -> Result<Option<Operation>, Problem> {
     use Operation::{
-        ArchivePoint, Backup, Check, ConfigureProtection, DeletePoint, Prune, RestoreAsDatabase, RestoreAsFiles,
+        ArchivePoint, Backup, Check, ConfigureProtection, DeletePoint, Prune, RestoreAsDatabase, RestoreAsFiles, Tier,
         UndeletePoint, VerifyPoint,
     };
     let all = [
@@ -82,6 +82,7 @@ fn operation_of(text: &str) -> Result<Option<Operation>, Problem> {
         DeletePoint,
         UndeletePoint,
         ArchivePoint,
+        Tier,
     ];
     // D17: the portal's name for it.
     if text.eq_ignore_ascii_case("ConfigureBackup") {

@@ -16,7 +16,6 @@ use crate::{policy, recorded};
 impl Api {
     async fn create(&self, text: String) -> Result<Policy, Problem> {
         let document = policy::parse(&text)?;
-        policy::check_acted_on(&document)?;
         let taken =
             || Problem::new(Reason::NameTaken, format!("there is a policy {} with other rules already", document.name));
         if let Some(existing) = self.catalog.policy(&document.name).await? {

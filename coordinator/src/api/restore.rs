@@ -25,10 +25,23 @@ impl Api {
 
     async fn backup(&self, request: StartBackupRequest) -> Result<WireJob, Problem> {
         let instance = self.find_instance(&request.instance).await?;
-        let rule = if request.rule.is_empty() { DEFAULT_RULE.to_owned() } else { request.rule };
-        let policy = self.find_policy(&instance.policy).await?;
-        policy::parse(&policy.document)?.rule(&rule)?;
-        self.start(&instance, Work::Backup { rule, slot: None }, &request.request_id).await
+        let document = policy::parse(&self.find_policy(&instance.policy).await?.document)?;
+        let (rule, keep_until) = match (request.rule, request.keep_until) {
+            (rule, keep_until) if keep_until.is_empty() => {
+                let rule = if rule.is_empty() { DEFAULT_RULE.to_owned() } else { rule };
+                document.rule(&rule)?;
+                (rule, None)
+            }
+            // D4: the one or the other.
+            (rule, keep_until) if rule.is_empty() => {
+                (rule, Some(policy::keep_until(&document, &keep_until, jiff::Timestamp::now())?))
+            }
+            _ => {
+                let message = "a point is kept by a rule or until a date, not both";
+                return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Leave rule or keep_until out."));
+            }
+        };
+        self.start(&instance, Work::Backup { rule, slot: None, keep_until }, &request.request_id).await
     }
 
     async fn restore_database(&self, request: StartRestoreDatabaseRequest) -> Result<WireJob, Problem> {

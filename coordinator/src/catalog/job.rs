@@ -17,6 +17,9 @@ pub enum Work {
         /// The slot of the schedule that it is for; `None`: on demand.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         slot: Option<jiff::Timestamp>,
+        /// Until when the point is kept, instead of a rule, whose name is empty then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep_until: Option<jiff::Timestamp>,
     },
     /// A point into a new database.
     RestoreDatabase {
@@ -76,6 +79,13 @@ pub enum Work {
         /// Which one.
         point_id: Id,
     },
+    /// A point is copied or moved to the archive store, because its policy says so.
+    Tier {
+        /// Which one.
+        point_id: Id,
+        /// It leaves the vault store when its copy is complete.
+        remove_from_vault: bool,
+    },
 }
 
 /// Operations of which one job per instance runs at a time.
@@ -92,7 +102,9 @@ impl Exclusive {
     pub fn operations(self) -> &'static [&'static str] {
         match self {
             Self::Backup => &["backup"],
-            Self::Maintenance => &["check", "verify-point", "prune", "delete-point", "undelete-point", "archive-point"],
+            Self::Maintenance => {
+                &["check", "verify-point", "prune", "delete-point", "undelete-point", "archive-point", "tier"]
+            }
         }
     }
 }
@@ -114,6 +126,7 @@ impl Work {
             Self::DeletePoint { .. } => "delete-point",
             Self::UndeletePoint { .. } => "undelete-point",
             Self::ArchivePoint { .. } => "archive-point",
+            Self::Tier { .. } => "tier",
         }
     }
 
@@ -127,7 +140,8 @@ impl Work {
             | Self::Prune { .. }
             | Self::DeletePoint { .. }
             | Self::UndeletePoint { .. }
-            | Self::ArchivePoint { .. } => Some(Exclusive::Maintenance),
+            | Self::ArchivePoint { .. }
+            | Self::Tier { .. } => Some(Exclusive::Maintenance),
         }
     }
 
@@ -139,7 +153,8 @@ impl Work {
             | Self::VerifyPoint { point_id }
             | Self::DeletePoint { point_id, .. }
             | Self::UndeletePoint { point_id }
-            | Self::ArchivePoint { point_id } => Some(*point_id),
+            | Self::ArchivePoint { point_id }
+            | Self::Tier { point_id, .. } => Some(*point_id),
             Self::Backup { .. } | Self::ConfigureProtection | Self::Check { .. } | Self::Prune { .. } => None,
         }
     }

@@ -21,11 +21,28 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// A plugin that names more packs than this (16 PiB of data) is broken.
 const MAX_PACKS: usize = 1 << 30;
 
+/// How long the new point is kept, and what for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kept<'a> {
+    /// By this rule; empty when `keep_until` is there.
+    pub(super) rule: &'a str,
+    /// Made for this slot of the schedule; `None`: on demand.
+    pub(super) slot: Option<jiff::Timestamp>,
+    /// Until then, whatever the rules say.
+    pub(super) keep_until: Option<jiff::Timestamp>,
+}
+
+impl Kept<'_> {
+    /// For whoever looks at the snapshot with restic.
+    fn tag(&self) -> String {
+        self.keep_until.map_or_else(|| format!("rule={}", self.rule), |until| format!("keep-until={until}"))
+    }
+}
+
 pub(super) async fn run(
     jobs: &Jobs,
     job: &Job,
-    rule: &str,
-    slot: Option<jiff::Timestamp>,
+    kept: Kept<'_>,
     cancel: &CancellationToken,
 ) -> Result<End, Problem> {
     let shared = &jobs.shared;
@@ -35,7 +52,9 @@ pub(super) async fn run(
     let policy = policy
         .ok_or_else(|| Problem::new(Reason::PolicyNotFound, format!("the policy {} is gone", instance.policy)))?;
     let document = policy::parse(&policy.document)?;
-    document.rule(rule)?;
+    if kept.keep_until.is_none() {
+        document.rule(kept.rule)?;
+    }
     let vault = session::vault_access(shared, &instance.id, Role::Plugin, cancel).await?;
     let request = wire::BackupRequest {
         job_id: job.id.clone(),
@@ -44,7 +63,7 @@ pub(super) async fn run(
         vault: Some(vault),
         settings_json: session::command(shared, &instance.source_type)?.settings_json.clone(),
         compression_level: document.compression,
-        tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), format!("rule={rule}")],
+        tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), kept.tag()],
     };
     let mut overtaken = false;
     loop {
@@ -52,8 +71,7 @@ pub(super) async fn run(
         let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request.clone()).await;
         let (staged, packs, warnings) =
             session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
-        let mut record = record(job, rule, &policy, staged, packs)?;
-        record.created.slot = slot;
+        let record = record(job, kept, &policy, staged, packs)?;
         pause::at(&shared.state_dir, "staged").await;
         shared.catalog.stage(&job.id, record).await?;
         pause::at(&shared.state_dir, "journaled").await;
@@ -110,7 +128,7 @@ async fn stage(
 
 fn record(
     job: &Job,
-    rule: &str,
+    kept: Kept<'_>,
     policy: &Policy,
     staged: wire::Staged,
     packs: Vec<(Id, u64)>,
@@ -129,10 +147,11 @@ fn record(
         time,
         created: PointCreated {
             job_id: job.id.clone(),
-            rule: rule.to_owned(),
+            rule: kept.rule.to_owned(),
             policy: policy.name.clone(),
             policy_version: policy.version,
-            slot: None,
+            slot: kept.slot,
+            keep_until: kept.keep_until,
             streams: staged.streams.into_iter().map(stream).collect(),
             source_bytes: staged.source_bytes,
             stored_bytes: staged.stored_bytes,

@@ -131,11 +131,20 @@ pub(super) async fn clean_up_rehydrated(jobs: &Jobs, job: &Job) {
 
 /// True when a kill can leave a point between two states.
 fn leaves_something(work: &Work) -> bool {
-    matches!(work, Work::DeletePoint { .. } | Work::UndeletePoint { .. } | Work::Prune { dry_run: false })
+    matches!(
+        work,
+        Work::DeletePoint { .. }
+            | Work::UndeletePoint { .. }
+            | Work::Prune { dry_run: false }
+            | Work::Tier { remove_from_vault: true, .. }
+    )
 }
 
 fn task(work: &Work) -> Result<Task, Problem> {
     let text = |id: &Id| id.to_string();
+    let archive = |id: &Id, remove_from_vault: bool| {
+        Task::ArchivePoint(wire::ArchivePointTask { snapshot_id: text(id), remove_from_vault })
+    };
     Ok(match work {
         Work::Check { keyless, read_data_ppm } => Task::Check(wire::CheckTask {
             keyless: *keyless,
@@ -150,7 +159,8 @@ fn task(work: &Work) -> Result<Task, Problem> {
         Work::UndeletePoint { point_id } => {
             Task::UndeletePoint(wire::UndeletePointTask { snapshot_id: text(point_id) })
         }
-        Work::ArchivePoint { point_id } => Task::ArchivePoint(wire::ArchivePointTask { snapshot_id: text(point_id) }),
+        Work::ArchivePoint { point_id } => archive(point_id, false),
+        Work::Tier { point_id, remove_from_vault } => archive(point_id, *remove_from_vault),
         Work::Backup { .. } | Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } | Work::ConfigureProtection => {
             return Err(Problem::new(Reason::Internal, "the job is no maintenance"));
         }
@@ -260,6 +270,7 @@ pub(crate) fn standing(state: &PointState) -> Option<Standing> {
         immutable_until: state.immutable_until,
         in_vault: state.in_vault,
         in_archive: state.in_archive,
+        archived_time: state.archived_at,
     })
 }
 

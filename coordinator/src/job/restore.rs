@@ -47,7 +47,8 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
         | Work::Prune { .. }
         | Work::DeletePoint { .. }
         | Work::UndeletePoint { .. }
-        | Work::ArchivePoint { .. } => {
+        | Work::ArchivePoint { .. }
+        | Work::Tier { .. } => {
             return Err(Problem::new(Reason::Internal, "the job is not a restore"));
         }
     };
@@ -203,7 +204,8 @@ impl Work {
             | Self::Prune { .. }
             | Self::DeletePoint { .. }
             | Self::UndeletePoint { .. }
-            | Self::ArchivePoint { .. } => None,
+            | Self::ArchivePoint { .. }
+            | Self::Tier { .. } => None,
         }
     }
 }

@@ -6,14 +6,14 @@ use jiff::{SignedDuration, Span, ToSpan as _};
 use super::Store;
 
 /// Limits of a store: P51, P52 and, for virtual machines, V20 (D2). The words are the ones that messages say.
-struct Limits {
-    min: Span,
-    min_text: &'static str,
-    max: Span,
-    max_text: &'static str,
+pub(super) struct Limits {
+    pub(super) min: Span,
+    pub(super) min_text: &'static str,
+    pub(super) max: Span,
+    pub(super) max_text: &'static str,
 }
 
-fn limits(store: Store, source_type: &str) -> Limits {
+pub(super) fn limits(store: Store, source_type: &str) -> Limits {
     let (min, min_text) = match store {
         Store::Vault => (7.days(), "7 days"),
         Store::Archive => (6.months(), "6 months"),

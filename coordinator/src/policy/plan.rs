@@ -370,7 +370,11 @@ pub fn preview(old: &Document, new: &Document, points: &[PointFacts], now: Times
         } else {
             Effect::Same
         };
-        let new_rule = new.rule_or_default(&point.rule).name.clone();
+        let new_rule = match point.keep_until {
+            // It follows no rule, before and after.
+            Some(_) => point.rule.clone(),
+            None => new.rule_or_default(&point.rule).name.clone(),
+        };
         Change { point: point.id.clone(), rule: point.rule.clone(), new_rule, before, after, effect }
     };
     Preview { changes: live.map(change).collect() }

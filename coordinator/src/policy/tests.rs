@@ -7,6 +7,7 @@ use super::{Document, parse};
 mod azure;
 mod calendar;
 mod documents;
+mod keep_until;
 mod plan;
 mod retention;
 mod simulation;

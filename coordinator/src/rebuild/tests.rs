@@ -114,6 +114,7 @@ async fn point(store: &store::Shared, dice: &mut Dice, instance_id: &str, listed
         policy: "policy-0".to_owned(),
         policy_version: 1 + dice.below(9) as u32,
         slot: None,
+        keep_until: None,
         streams: vec![PointStream { name: "database.dump".to_owned(), size: dice.below(99), sha256: dice.id() }],
         source_bytes: dice.below(1 << 30),
         stored_bytes: dice.below(1 << 20),

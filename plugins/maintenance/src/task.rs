@@ -37,7 +37,7 @@ pub(crate) enum Task {
     Prune { dry_run: bool },
     DeletePoint { id: Id, purge_time: jiff::Timestamp },
     UndeletePoint(Id),
-    ArchivePoint(Id),
+    ArchivePoint { id: Id, remove_from_vault: bool },
     Rehydrate(Id),
     CleanUpRehydrated,
     Finish,
@@ -52,7 +52,8 @@ impl Task {
             Self::Prune { .. } => "prune",
             Self::DeletePoint { .. } => "delete-point",
             Self::UndeletePoint(_) => "undelete-point",
-            Self::ArchivePoint(_) => "archive-point",
+            Self::ArchivePoint { remove_from_vault: false, .. } => "archive-point",
+            Self::ArchivePoint { remove_from_vault: true, .. } => "move-point",
             Self::Rehydrate(_) => "rehydrate",
             Self::CleanUpRehydrated => "clean-up-rehydrated",
             Self::Finish => "finish",
@@ -145,7 +146,9 @@ async fn perform(
             points::undelete(&*store, &id, cancel).await?;
             Ok(Done::default())
         }
-        Task::ArchivePoint(id) => archive::copy_point(job, id, reporter, cancel).await,
+        Task::ArchivePoint { id, remove_from_vault } => {
+            archive::copy_point(job, id, remove_from_vault, reporter, cancel).await
+        }
         Task::Rehydrate(id) => archive::rehydrate(job, id, reporter, cancel).await,
         Task::CleanUpRehydrated => archive::clean_up(job, reporter, cancel).await,
         Task::Finish => finish(&store, reporter, cancel).await,

@@ -35,7 +35,7 @@ fn needs_key(task: Task) -> bool {
         Task::Check { keyless, .. } => !keyless,
         Task::VerifyPoint(_)
         | Task::Prune { .. }
-        | Task::ArchivePoint(_)
+        | Task::ArchivePoint { .. }
         | Task::Rehydrate(_)
         | Task::CleanUpRehydrated
         | Task::LegalHold { .. } => true,
@@ -61,7 +61,10 @@ fn task_from(task: TaskMessage) -> Result<Task, Problem> {
             Task::DeletePoint { id: wire::id_from(&task.snapshot_id)?, purge_time }
         }
         TaskMessage::UndeletePoint(task) => Task::UndeletePoint(wire::id_from(&task.snapshot_id)?),
-        TaskMessage::ArchivePoint(task) => Task::ArchivePoint(wire::id_from(&task.snapshot_id)?),
+        TaskMessage::ArchivePoint(task) => {
+            let id = wire::id_from(&task.snapshot_id)?;
+            Task::ArchivePoint { id, remove_from_vault: task.remove_from_vault }
+        }
         TaskMessage::Rehydrate(task) => Task::Rehydrate(wire::id_from(&task.snapshot_id)?),
         TaskMessage::CleanUpRehydrated(proto::CleanUpRehydratedTask {}) => Task::CleanUpRehydrated,
         TaskMessage::Finish(proto::FinishTask {}) => Task::Finish,

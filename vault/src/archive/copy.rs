@@ -1,5 +1,7 @@
 //! Copying a point into the archive: blob by blob, what is missing there.
 //!
+//! What was copied is read back before it is listed (`verify.rs`).
+//!
 //! Memory: two packs (one in the making, one on its way), [`READ_AHEAD`] pieces with their plaintexts, both indexes, and 64 bytes for each
 //! blob of the point: about 200 MiB beside the indexes.
 
@@ -11,7 +13,8 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::blobs::{self, Needs, PIECE_MAX, Piece};
+use super::blobs::{Needs, PIECE_MAX, Piece};
+use super::verify::{Whole, verify};
 use crate::blocking::{self, with_cancel};
 use crate::commit;
 use crate::error::Error;
@@ -50,7 +53,8 @@ pub struct Copied {
 /// instant: what was copied and indexed is not copied again. A copy that is complete is success and costs a few requests. The meter counts
 /// sealed bytes read from the hot store, and bytes stored in the archive.
 ///
-/// [`Error::PointNotFound`] when the vault has never known the point; [`Error::Damaged`] when a blob of the point cannot be read: the point does not appear in the archive then.
+/// [`Error::PointNotFound`] when the vault has never known the point; [`Error::Damaged`] when a blob of the point cannot be read, here or,
+/// after it was copied, there: the point does not appear in the archive then.
 pub async fn copy_point(
     repository: &Arc<Repository>,
     snapshot_id: &Id,
@@ -93,7 +97,7 @@ async fn copy_blobs(
     let mut needs = Needs::default();
     needs.add(hot, &hot_index, snapshot.tree).await?;
 
-    let mut writer = Writer::new(archive, index, meter.clone());
+    let mut writer = Writer::new(archive.clone(), index, meter.clone());
     for (kind, ids) in [(BlobKind::Data, &needs.data), (BlobKind::Tree, &needs.trees)] {
         let missing: Vec<Id> = ids.iter().copied().filter(|id| writer.index.get(id).is_none()).collect();
         writer.copied.known_blobs += (ids.len() - missing.len()) as u64;
@@ -110,15 +114,16 @@ async fn copy_blobs(
         writer.close_pack().await?;
     }
     writer.finish().await?;
+    let copied = writer.copied;
+    // Before the next index takes their place.
+    drop((writer, hot_index, needs));
 
-    let data = blobs::packs_of(&writer.index, &needs.data)?;
-    let trees = blobs::packs_of(&writer.index, &needs.trees)?;
-    let there = blobs::list_packs(&**store).await?;
+    let Whole { data, trees, there } = verify(&archive, snapshot.tree, cancel).await?;
     archive_packs(&**store, data.iter().filter(|id| there.get(id).is_some_and(|pack| pack.tier != Tier::Archive)))
         .await?;
     let packs = data.union(&trees).filter_map(|id| Some(ListedPack { id: *id, size: there.get(id)?.size })).collect();
     append_pack_list(&**store, snapshot_id, job_id, packs).await?;
-    Ok(writer.copied)
+    Ok(copied)
 }
 
 async fn copy_config_and_keys(hot: &dyn Store, archive: &dyn Store) -> Result<(), Error> {

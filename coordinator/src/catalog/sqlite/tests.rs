@@ -23,7 +23,7 @@ fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         create_time: jiff::Timestamp::from_second(i64::from(id)).expect("a time"),
         instance_id: instance.to_owned(),
         instance_name: instance.to_owned(),
-        work: Work::Backup { rule: "Default".to_owned(), slot: None },
+        work: Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None },
         status: Status::InProgress,
         scheduled: false,
         request_id: request.map(str::to_owned),
@@ -46,6 +46,7 @@ fn record() -> commit::Record {
             policy: "nightly".to_owned(),
             policy_version: 1,
             slot: None,
+            keep_until: None,
             streams: Vec::new(),
             source_bytes: 10,
             stored_bytes: 5,
@@ -68,6 +69,7 @@ fn point(n: u8, time_s: i64) -> Point {
         source_bytes: 10,
         stored_bytes: 5,
         slot: None,
+        keep_until: None,
         standing: Standing::default(),
     }
 }
@@ -163,6 +165,7 @@ async fn a_maintenance_job_runs_alone_on_its_instance_but_beside_a_backup() {
         Work::DeletePoint { point_id, purge_time: jiff::Timestamp::UNIX_EPOCH },
         Work::UndeletePoint { point_id },
         Work::ArchivePoint { point_id },
+        Work::Tier { point_id, remove_from_vault: true },
     ] {
         let inserted = catalog.insert_job(maintenance(3, work.clone())).await.expect("insert");
         assert!(matches!(&inserted, Inserted::Busy(id) if *id == job(2, "i", None).id), "{work:?}: {inserted:?}");
@@ -314,6 +317,7 @@ fn golden_standing() -> Standing {
         immutable_until: time(3),
         in_vault: false,
         in_archive: true,
+        archived_time: None,
     }
 }
 

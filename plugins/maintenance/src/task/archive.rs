@@ -1,4 +1,4 @@
-//! Copies to the archive store, and what a restore from there needs.
+//! Copies and moves to the archive store, and what a restore from there needs.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::{Done, Job, Report, when_free};
 pub(super) async fn copy_point(
     job: &Job,
     id: Id,
+    remove_from_vault: bool,
     reporter: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<Done, Problem> {
@@ -23,8 +24,13 @@ pub(super) async fn copy_point(
         return Err(Error::PointNotFound { id }.into());
     }
     reporter.phase("archiving");
-    let copy = || archive::copy_point(&repository, &id, &job.id, reporter.meter(), cancel);
-    let copied = when_free(reporter, cancel, copy).await?;
+    let archived = || async {
+        match remove_from_vault {
+            false => archive::copy_point(&repository, &id, &job.id, reporter.meter(), cancel).await,
+            true => archive::move_point(&repository, &id, &job.id, reporter.meter(), cancel).await,
+        }
+    };
+    let copied = when_free(reporter, cancel, archived).await?;
     let report = ArchiveReport { packs: copied.packs, bytes: copied.stored_bytes };
     Ok(Done { report: Some(Report::Archive(report)), ..Done::default() })
 }

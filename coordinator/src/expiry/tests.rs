@@ -1,0 +1,89 @@
+use vaultferry_vault::Id;
+
+use super::*;
+use crate::catalog::{PruneFigures, Report, Standing};
+
+fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a time")
+}
+
+fn point(standing: Standing) -> Point {
+    Point {
+        id: Id::of(b"p"),
+        instance_id: "i".to_owned(),
+        job_id: "j".to_owned(),
+        time: time(10),
+        rule: "Default".to_owned(),
+        policy: "nightly".to_owned(),
+        policy_version: 1,
+        slot: None,
+        keep_until: Some(time(99)),
+        streams: Vec::new(),
+        source_bytes: 0,
+        stored_bytes: 0,
+        standing,
+    }
+}
+
+/// A kill may come between a copy's snapshot file and its event: the vault store must not be emptied on the word of a file alone, and the
+/// repeated job writes the event.
+#[test]
+fn a_copy_counts_when_it_is_recorded_or_all_there_is() {
+    for (in_vault, in_archive, archived_time, expected) in [
+        (true, false, None, None),
+        // Recorded, and deleted since.
+        (true, false, Some(time(50)), None),
+        (true, true, None, None),
+        (true, true, Some(time(50)), Some(time(50))),
+        (false, true, Some(time(50)), Some(time(50))),
+        (false, true, None, Some(time(10))),
+    ] {
+        let standing = Standing { in_vault, in_archive, archived_time, ..Standing::default() };
+        let fact = fact(&point(standing));
+        assert_eq!(fact.stores, Stores { vault: in_vault, archived: expected }, "{in_vault} {in_archive} {archived_time:?}");
+        assert_eq!(fact.keep_until, Some(time(99)));
+    }
+}
+
+fn job(hour: i64, work: Work, figures: Option<PruneFigures>) -> Job {
+    Job {
+        id: "j".to_owned(),
+        create_time: time(hour * 3600),
+        instance_id: "i".to_owned(),
+        instance_name: "shop".to_owned(),
+        work,
+        status: Status::InProgress,
+        scheduled: true,
+        request_id: None,
+        warnings: Vec::new(),
+        rehydrating: false,
+        report: figures.map(|figures| Report { finding_count: 0, figures: Some(ReportFigures::Prune(figures)) }),
+    }
+}
+
+/// The agent prunes by itself once a day at most, and not when a prune has nothing to do.
+#[test]
+fn a_prune_is_due_after_a_move_and_after_one_that_left_work() {
+    let prune = |hour: i64, packs_marked: u64| {
+        job(hour, Work::Prune { dry_run: false }, Some(PruneFigures { packs_marked, ..PruneFigures::default() }))
+    };
+    let killed = |hour: i64| job(hour, Work::Prune { dry_run: false }, None);
+    let told = |hour: i64| job(hour, Work::Prune { dry_run: true }, Some(PruneFigures::default()));
+    let tier = |hour: i64, remove_from_vault: bool| {
+        job(hour, Work::Tier { point_id: Id::of(b"p"), remove_from_vault }, None)
+    };
+    for (what, jobs, expected) in [
+        ("nothing happened", vec![], false),
+        ("a copy takes nothing out", vec![tier(90, false)], false),
+        ("a move, and never a prune", vec![tier(90, true)], true),
+        ("a dry run does nothing", vec![told(95), tier(90, true)], true),
+        ("a move behind a prune of today", vec![tier(99, true), prune(80, 0)], false),
+        ("a move behind a prune of yesterday", vec![tier(99, true), prune(76, 0)], true),
+        ("a prune behind the move has nothing to do", vec![prune(50, 0), tier(40, true)], false),
+        ("it has marked packs", vec![prune(50, 1), tier(40, true)], true),
+        ("it has marked packs today", vec![prune(77, 1)], false),
+        ("it was killed", vec![killed(76)], true),
+    ] {
+        assert_eq!(prune_is_due(jobs.into_iter(), time(100 * 3600)), expected, "{what}");
+    }
+}

@@ -96,6 +96,10 @@ pub struct PolicyRecord {
     /// 32 hexadecimal digits, the same for all versions. Empty in records of early versions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
+    /// This version says that the policy is deleted; a later one may make it anew. `document` is that of the version before, so that a
+    /// program which does not know this field goes on as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 /// `instance/<version>.json`: what is protected, how, and since when.

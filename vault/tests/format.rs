@@ -77,6 +77,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         create_time: time(),
         document: "name = \"nightly\"\n".to_owned(),
         id: String::new(),
+        deleted: false,
     };
     let instance = InstanceRecord {
         version: 1,

@@ -461,6 +461,7 @@ async fn known(access: &Access) -> Known {
         create_time: jiff::Timestamp::UNIX_EPOCH,
         document: format!("name = \"nightly\" # {policy_version}\n"),
         id: IDS[0].to_owned(),
+        deleted: false,
     };
     Known { policies: vec![policy(1), policy(2)], instances }
 }

@@ -59,7 +59,8 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
         let id = dice.id();
         for version in 1..=1 + dice.below(3) as u32 {
             let (name, create_time) = (format!("policy-{number}"), dice.time());
-            let policy = Policy { id: id.clone(), name, version, create_time, document: format!("# {}", dice.id()) };
+            let (document, deleted) = (format!("# {}", dice.id()), dice.below(4) == 0);
+            let policy = Policy { id: id.clone(), name, version, create_time, document, deleted };
             assert!(admin::put_policy(&root, &recorded::policy_record(&policy), &cancel).await.expect("kept"));
             catalog.insert_policy(policy).await.expect("inserted");
         }
@@ -276,6 +277,7 @@ fn early_records_get_stable_ids() {
         create_time: jiff::Timestamp::UNIX_EPOCH,
         document: String::new(),
         id: String::new(),
+        deleted: false,
     };
     let ids = [1, 2].map(|version| recorded::policy_of(early(version)).id);
     assert_eq!(ids[0], ids[1]);

@@ -358,6 +358,7 @@ async fn golden_rows() {
         version: 1,
         create_time: jiff::Timestamp::UNIX_EPOCH,
         document: "name = \"nightly\"\n".to_owned(),
+        deleted: false,
     };
     catalog.insert_policy(policy).await.expect("insert");
     let check = Job { work: Work::Check { keyless: false, read_data_ppm: 50_000 }, ..job(4, "i", None) };

@@ -37,6 +37,8 @@ pub struct Policy {
     pub create_time: jiff::Timestamp,
     /// TOML, valid.
     pub document: String,
+    /// The policy is deleted from this version on, until a later one makes it anew. The document is the one before.
+    pub deleted: bool,
 }
 
 /// Where a password is to be found.
@@ -223,10 +225,15 @@ impl From<Error> for Problem {
 pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// Adds a policy's version. [`Error::Taken`] when that version is there.
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error>;
-    /// The newest version, by name or id.
+    /// The same, and notes for instances (by id) up to which slot their schedules are dealt with, never an earlier one than is noted.
+    /// [`Error::Taken`] when that version is there, and nothing is noted.
+    async fn change_policy(&self, policy: Policy, slots: Vec<(String, jiff::Timestamp)>) -> Result<(), Error>;
+    /// The newest version, by name or id. `None` when there is none, or the policy is deleted.
     async fn policy(&self, name: &str) -> Result<Option<Policy>, Error>;
-    /// The newest version of each, by name.
+    /// The newest version of each that is not deleted, by name.
     async fn policies(&self) -> Result<Vec<Policy>, Error>;
+    /// Every version of the policy of that name, oldest first, deletions too.
+    async fn policy_versions(&self, name: &str) -> Result<Vec<Policy>, Error>;
 
     /// Adds instances, all or none. [`Error::Taken`] names the name or source that is taken.
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
@@ -312,6 +319,6 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;
 
-    /// Every version of every policy, by name and version.
+    /// Every version of every policy, by name and version, deletions too.
     async fn all_policies(&self) -> Result<Vec<Policy>, Error>;
 }

@@ -16,6 +16,7 @@ pub(crate) fn policy_record(policy: &Policy) -> PolicyRecord {
         create_time: policy.create_time,
         document: policy.document.clone(),
         id: policy.id.clone(),
+        deleted: policy.deleted,
     }
 }
 
@@ -26,7 +27,7 @@ pub(crate) fn policy_of(record: PolicyRecord) -> Policy {
         false => record.id,
     };
     let (name, version, create_time) = (record.name, record.policy_version, record.create_time);
-    Policy { id, name, version, create_time, document: record.document }
+    Policy { id, name, version, create_time, document: record.document, deleted: record.deleted }
 }
 
 /// An instance, as the vault keeps it.

@@ -231,9 +231,55 @@ async fn a_newer_catalog_is_refused() {
     let (dir, catalog) = open();
     drop(catalog);
     let path = dir.path().join("catalog.sqlite");
-    Connection::open(&path).expect("opens").pragma_update(None, "user_version", 4).expect("set");
+    Connection::open(&path).expect("opens").pragma_update(None, "user_version", schema::VERSION + 1).expect("set");
     let error = Sqlite::open(&path).expect_err("refused").to_string();
-    assert!(error.contains("version 4"), "{error}");
+    assert!(error.contains(&format!("version {}", schema::VERSION + 1)), "{error}");
+}
+
+fn policy(name: &str, version: u32, deleted: bool) -> Policy {
+    Policy {
+        id: format!("id-of-{name}"),
+        name: name.to_owned(),
+        version,
+        create_time: jiff::Timestamp::from_second(i64::from(version)).expect("a time"),
+        document: format!("# {name} {version}"),
+        deleted,
+    }
+}
+
+#[tokio::test]
+async fn the_newest_version_of_a_policy_counts_and_a_deletion_is_one() {
+    let (_dir, catalog) = open();
+    for version in [policy("a", 1, false), policy("a", 2, false), policy("b", 1, false)] {
+        catalog.insert_policy(version).await.expect("insert");
+    }
+    assert!(matches!(catalog.insert_policy(policy("a", 2, true)).await, Err(Error::Taken(_))));
+    assert_eq!(catalog.policies().await.expect("list"), [policy("a", 2, false), policy("b", 1, false)]);
+    catalog.insert_policy(policy("a", 3, true)).await.expect("deleted");
+    assert_eq!(catalog.policies().await.expect("list"), [policy("b", 1, false)]);
+    for name in ["a", "id-of-a"] {
+        assert_eq!(catalog.policy(name).await.expect("find"), None, "{name}");
+    }
+    catalog.insert_policy(policy("a", 4, false)).await.expect("made anew");
+    assert_eq!(catalog.policy("id-of-a").await.expect("find"), Some(policy("a", 4, false)));
+    let versions = [policy("a", 1, false), policy("a", 2, false), policy("a", 3, true), policy("a", 4, false)];
+    assert_eq!(catalog.policy_versions("a").await.expect("versions"), versions);
+    assert_eq!(catalog.all_policies().await.expect("all").len(), 5);
+}
+
+#[tokio::test]
+async fn a_change_of_a_policy_notes_slots_with_it_or_not_at_all() {
+    let (_dir, catalog) = open();
+    let time = |second| jiff::Timestamp::from_second(second).expect("a time");
+    catalog.set_last_slot("later", time(20)).await.expect("set");
+    catalog.set_last_slot("earlier", time(5)).await.expect("set");
+    let slots = |second| ["later", "earlier", "none"].map(|id| (id.to_owned(), time(second))).to_vec();
+    catalog.change_policy(policy("a", 1, false), slots(10)).await.expect("changed");
+    for (instance, second) in [("later", 20), ("earlier", 10), ("none", 10)] {
+        assert_eq!(catalog.last_slot(instance).await.expect("slot"), Some(time(second)), "{instance}");
+    }
+    assert!(matches!(catalog.change_policy(policy("a", 1, false), slots(30)).await, Err(Error::Taken(_))));
+    assert_eq!(catalog.last_slot("none").await.expect("slot"), Some(time(10)), "nothing of it happened");
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ pub(crate) struct Api {
     stopping: CancellationToken,
     /// One hold or release at a time: a release lets go of what no point that is held by then needs.
     holding: Arc<tokio::sync::Mutex<()>>,
+    /// One change of a policy, or of which instances are linked to it, at a time: what is linked is not deleted.
+    policies: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
@@ -49,8 +51,8 @@ impl Api {
         vault: VaultRecord,
         changed: Arc<Notify>,
     ) -> Self {
-        let (stopping, holding) = (CancellationToken::new(), Arc::default());
-        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding }
+        let (stopping, holding, policies) = (CancellationToken::new(), Arc::default(), Arc::default());
+        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies }
     }
 
     /// Serves on every socket until `shutdown`; calls that run may end.

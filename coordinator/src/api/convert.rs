@@ -9,6 +9,10 @@ use crate::catalog::{Figures, Finding, Job, Point, Policy, Report, ReportFigures
 use crate::job::Progress;
 use crate::policy;
 
+mod policies;
+
+pub(super) use policies::{instance_change, simulation};
+
 pub(super) fn time(time: jiff::Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
 }
@@ -73,7 +77,12 @@ pub(super) fn policy(policy: Policy) -> Result<wire::Policy, Problem> {
         at: document.schedule.at_texts(),
         next_run_time: next_run.map(time),
     };
-    let rule = |rule: &policy::Rule| wire::RetentionRule { name: rule.name.clone(), vault: rule.vault_text.clone() };
+    let rule = |rule: &policy::Rule| wire::RetentionRule {
+        name: rule.name.clone(),
+        vault: rule.vault_text.clone(),
+        archive: rule.archive.as_ref().map(|archive| archive.text.clone()).unwrap_or_default(),
+        tiering: rule.archive.as_ref().map(|archive| archive.tiering.as_str().to_owned()).unwrap_or_default(),
+    };
     Ok(wire::Policy {
         id: policy.id,
         name: policy.name,

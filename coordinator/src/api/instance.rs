@@ -41,7 +41,9 @@ impl Api {
             ready.push(self.check_source(uri, &policy, &credential).await?);
         }
         let instances = self.name_instances(ready, &request.name, &request.region, &policy, &credential).await?;
-        self.keep_policy(&policy).await?;
+        // From here until it is linked, the policy is neither deleted nor changed.
+        let _one_at_a_time = self.policies.lock().await;
+        self.keep_policy(&self.find_policy(&policy.name).await?).await?;
         for instance in &instances {
             admin::create_instance(
                 &self.shared.vault,

@@ -10,12 +10,14 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crate::config::Endpoint;
 
 mod maintenance;
+mod policy;
 mod values;
 
 pub use maintenance::{
     PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify, VaultCheck, VaultPrune,
     VaultSettings,
 };
+pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
 
 #[cfg(test)]
 mod tests;
@@ -208,26 +210,6 @@ Only read with it: never run restic prune or forget on a vault in use.")]
     Export {
         /// Name or id
         instance: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Policy {
-    /// Create a policy from a TOML document
-    #[command(after_help = "Examples:
-  vaultferry policy create -f nightly.toml")]
-    Create {
-        /// The document; - reads standard input
-        #[arg(short, long, value_name = "FILE")]
-        file: PathBuf,
-    },
-    /// All policies
-    List,
-    /// One policy with its rules and its document
-    Show {
-        /// Name or id
-        #[arg(value_name = "NAME")]
-        policy: String,
     },
 }
 

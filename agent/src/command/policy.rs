@@ -68,9 +68,8 @@ async fn show(context: &Context, command: PolicyShow) -> Result<Outcome, Problem
     if let Some(request) = simulation_request(simulation) {
         return simulate(context, SimulatePolicyRequest { policy, ..request }).await;
     }
-    match product {
-        Some(Product::Azure) => return export(context, policy).await,
-        None => {}
+    if let Some(Product::Azure) = product {
+        return export(context, policy).await;
     }
     let client = context.client().await?;
     let answer = client.policies().get_policy(GetPolicyRequest { policy }).await;

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -9,7 +11,7 @@ use jiff::{Span, Timestamp};
 use serde_json::{Value, json};
 use vaultferry_tests::agent::{Agent, Reply, Setup, number};
 use vaultferry_tests::postgres::Server;
-use vaultferry_tests::{policy, sample, workspace};
+use vaultferry_tests::{binary, policy, process, sample, workspace};
 
 const DAY_US: i64 = 86_400_000_000;
 
@@ -229,6 +231,17 @@ fn policies_come_from_azure_and_go_there() {
     assert_eq!(names(&agent), ["back", "pg-weekly", "quiet", "vm-enhanced"]);
 }
 
+/// Runs a command at a terminal of its own where somebody types this; its exit code, and all that is to be seen there.
+#[track_caller]
+fn at_a_terminal(agent: &Agent, words: &[&str], typed: &str) -> (i32, String) {
+    let command = format!("{} {}", binary().display(), words.join(" "));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+    script.env("VAULTFERRY_ENDPOINT", format!("unix://{}/control.sock", agent.dir().display()));
+    let output = process::run(&mut script, typed.as_bytes(), Duration::from_secs(60));
+    (output.code, output.text())
+}
+
 /// Same, longer, moved, shorter, expiring.
 fn figures(change: &Value) -> [u64; 5] {
     ["same", "longer", "moved", "shorter", "expiring"].map(|what| number(&change[format!("points_{what}")]))
@@ -283,11 +296,21 @@ fn a_change_is_previewed_confirmed_and_kept() {
     assert_eq!((&again["policy"], &again["instances"]), (&again["previous"], &json!([])));
     assert_eq!(versions(&agent, "quiet"), 2);
 
+    // At a terminal somebody is asked, after a look at the preview.
+    let (code, text) = at_a_terminal(&agent, &["policy", "update", "-f", &file], "n\n");
+    assert!(code == 1 && text.contains("nothing was changed") && text.contains("all the same? [y/N]"), "{code}: {text}");
+    assert!(text.contains("OVER AT ONCE") && text.contains("Cancelled"), "{text}");
+    assert_eq!(versions(&agent, "quiet"), 2);
+    let (code, text) = at_a_terminal(&agent, &["policy", "update", "-f", &file], "y\n");
+    assert!(code == 0 && text.contains("The policy is changed."), "{code}: {text}");
+    assert_eq!((number(&show(&agent, "quiet")["version"]), versions(&agent, "quiet")), (3, 3));
+    // Elsewhere --yes is the word.
+    update(&agent, &quiet("P6M"), &[]).success();
     let shorter = update(&agent, &quiet("P1M"), &["--yes"]).success().json();
-    assert_eq!((number(&shorter["policy"]["version"]), figures(&shorter["instances"][0])), (3, [0, 0, 0, 1, 1]));
+    assert_eq!((number(&shorter["policy"]["version"]), figures(&shorter["instances"][0])), (5, [0, 0, 0, 1, 1]));
     let made = agent.backup("shop");
     let point = agent.cli_json(&["point", "show", "shop", made.point_id()]).success().json();
-    assert_eq!(number(&point["point"]["policy_version"]), 3);
+    assert_eq!(number(&point["point"]["policy_version"]), 5);
     // The points that exist say under which version they were made.
     assert_eq!(number(&agent.points("shop").last().expect("a point")["policy_version"]), 1);
 
@@ -303,7 +326,7 @@ fn a_change_is_previewed_confirmed_and_kept() {
     update(&agent, &quiet("P3M").replace("quiet", "none"), &[]).assert_failed("PolicyNotFound");
     update(&agent, &quiet("P3M").replace("postgres", "vm"), &["--yes"]).assert_failed("PolicySourceTypeMismatch");
     update(&agent, &quiet("P3D"), &["--yes"]).assert_failed("InvalidPolicy");
-    assert_eq!(versions(&agent, "quiet"), 3);
+    assert_eq!(versions(&agent, "quiet"), 5);
 
     // All of it is in the vault.
     let before = show(&agent, "quiet");

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::records::PointStream;
+use vaultferry_vault::records::{PointStream, Protection};
 use vaultferry_vault::{Id, commit};
 
 mod job;
@@ -75,6 +75,13 @@ pub struct Instance {
     pub policy: String,
     /// How to log in at the source.
     pub credential: Credential,
+    /// Whether it is backed up, and what becomes of its points.
+    #[serde(default, skip_serializing_if = "Protection::is_active")]
+    pub protection: Protection,
+    /// A change of it was begun and its end is not known: the vault's newest record of it counts, and is read before anything else
+    /// changes ([`crate::lifecycle`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsettled: bool,
 }
 
 /// A committed backup.
@@ -163,10 +170,14 @@ pub struct OutboxEntry {
 /// Figures of the dashboard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Instances with a point.
+    /// Instances with a point, whose policies are followed.
     pub protected: u64,
-    /// Instances without one yet.
+    /// The same without one yet.
     pub pending: u64,
+    /// Instances whose schedule is suspended.
+    pub paused: u64,
+    /// Instances whose protection was stopped, and their data retained.
+    pub stopped: u64,
     /// Points of all instances.
     pub points: u64,
     /// Jobs since the time asked for, completed.
@@ -243,6 +254,11 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     async fn instance_of_source(&self, identity: &str) -> Result<Option<Instance>, Error>;
     /// All, by name.
     async fn instances(&self) -> Result<Vec<Instance>, Error>;
+    /// Puts an instance in the place of the one with its id. [`Error::Taken`] when another one has its name or its source, or there is none
+    /// with that id; nothing is changed then.
+    async fn save_instance(&self, instance: Instance) -> Result<(), Error>;
+    /// Forgets an instance, its slots and its clock; its points must be gone. Its jobs stay. One that is not there is no error.
+    async fn remove_instance(&self, instance_id: &str) -> Result<(), Error>;
 
     /// Adds a job, unless its request is known, or a job of the instance is running that it may not run beside.
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error>;

@@ -47,6 +47,7 @@ pub(crate) fn instance_record(instance: &Instance) -> InstanceRecord {
             Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
         },
         source_identity: instance.source_identity.clone(),
+        protection: instance.protection.clone(),
     }
 }
 
@@ -71,6 +72,8 @@ pub(crate) fn instance_of(record: InstanceRecord) -> Instance {
             SourceLogin::Passfile(path) => Credential::Passfile(PathBuf::from(path)),
             SourceLogin::PasswordEnv(name) => Credential::PasswordEnv(name),
         },
+        protection: record.protection,
+        unsettled: false,
     }
 }
 

@@ -434,6 +434,7 @@ fn instance(id: &str) -> InstanceRecord {
         policy: "nightly".to_owned(),
         login: SourceLogin::Passfile("/etc/pgpass".to_owned()),
         source_identity: format!("postgres://h:5432/{id}"),
+        protection: vaultferry_vault::records::Protection::Active,
     }
 }
 

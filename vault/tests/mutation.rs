@@ -42,6 +42,7 @@ fn instance_record(name: &str) -> InstanceRecord {
         policy: "nightly".to_owned(),
         login: SourceLogin::Default,
         source_identity: String::new(),
+        protection: vaultferry_vault::records::Protection::Active,
     }
 }
 

@@ -184,6 +184,15 @@ impl Catalog for Sqlite {
         self.run(|tx| bodies(tx, "select body from instances order by name", [])).await
     }
 
+    async fn save_instance(&self, instance: Instance) -> Result<(), Error> {
+        self.run(move |tx| protection::save_instance(tx, &instance)).await
+    }
+
+    async fn remove_instance(&self, instance_id: &str) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::remove_instance(tx, &instance_id)).await
+    }
+
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error> {
         self.run(move |tx| jobs::insert(tx, &job)).await
     }

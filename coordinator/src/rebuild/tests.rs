@@ -4,7 +4,7 @@ use std::time::Duration;
 use vaultferry_vault::admin::KeyPlace;
 use vaultferry_vault::keys::WrapKey;
 use vaultferry_vault::location::{Access, Location};
-use vaultferry_vault::records::{PointCreated, PointStream};
+use vaultferry_vault::records::{PointCreated, PointStream, Protection};
 
 use super::*;
 use crate::catalog::{Credential, Instance, Policy};
@@ -74,7 +74,14 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
             // It was changed since: the newest record counts.
             instance.policy = format!("policy-{}", dice.below(9));
             instance.name = format!("renamed {number} 한글");
+            instance.protection = protection(&mut dice);
             assert!(admin::put_instance(&store, &recorded::instance_record(&instance), &cancel).await.expect("put"));
+        }
+        if dice.below(3) == 0 {
+            // One that is gone for good had the same name and the same source before.
+            let gone = Instance { id: dice.id(), protection: Protection::Purged { since: dice.time() }, ..instance.clone() };
+            let record = recorded::instance_record(&gone);
+            admin::create_instance(&config.vault, &key, &record, &cancel).await.expect("made");
         }
         catalog.insert_instances(vec![instance.clone()]).await.expect("inserted");
         for _ in 0..dice.below(5) {
@@ -103,6 +110,19 @@ fn instance(dice: &mut Dice, number: u64) -> Instance {
         region: ["", "koreacentral"][dice.below(2) as usize].to_owned(),
         policy: "policy-0".to_owned(),
         credential,
+        protection: Protection::Active,
+        unsettled: false,
+    }
+}
+
+/// What may have become of an instance.
+fn protection(dice: &mut Dice) -> Protection {
+    let (since, purge_time) = (dice.time(), dice.time());
+    match dice.below(4) {
+        0 => Protection::Active,
+        1 => Protection::Paused { since },
+        2 => Protection::Stopped { since },
+        _ => Protection::Deleted { since, purge_time, before: Box::new(Protection::Paused { since }) },
     }
 }
 

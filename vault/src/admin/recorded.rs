@@ -72,7 +72,7 @@ fn version_of(key: &Key) -> Option<(String, u32)> {
 }
 
 /// The newest record of an instance, and its number. `None`: its making was interrupted.
-pub(super) async fn newest_instance(
+pub async fn newest_instance(
     store: &store::Shared,
     cancel: &CancellationToken,
 ) -> Result<Option<(u64, InstanceRecord)>, Error> {

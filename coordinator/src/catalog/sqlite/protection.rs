@@ -86,6 +86,22 @@ pub(super) fn insert_instances(tx: &Transaction<'_>, instances: &[Instance]) -> 
     Ok(())
 }
 
+pub(super) fn save_instance(tx: &Transaction<'_>, instance: &Instance) -> Result<(), Failure> {
+    let values = params![instance.id, instance.name, instance.source_identity, encode(instance)?];
+    let sql = "update or ignore instances set name = ?2, identity = ?3, body = ?4 where id = ?1";
+    match tx.execute(sql, values)? {
+        0 => Err(Failure::Taken(format!("the name {} or the source {}", instance.name, instance.source_uri))),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn remove_instance(tx: &Transaction<'_>, instance_id: &str) -> Result<(), Failure> {
+    tx.execute("delete from instances where id = ?1", [instance_id])?;
+    tx.execute("delete from slots where instance_id = ?1", [instance_id])?;
+    tx.execute("delete from expiry_clocks where instance_id = ?1", [instance_id])?;
+    Ok(())
+}
+
 pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Figures, Failure> {
     let count = |sql: &str| tx.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
     let since = since.as_microsecond();
@@ -96,9 +112,14 @@ pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Fi
     let sql = "select min(time), max(time) from points where deleted = 0";
     let (oldest, newest): (Option<i64>, Option<i64>) = tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let with_point = "exists (select 1 from points p where p.instance_id = i.id and p.deleted = 0)";
+    // Left out of the body when the policy is followed.
+    let state = "json_extract(i.body, '$.protection.state')";
+    let instances = |condition: String| count(&format!("select count(*) from instances i where {condition}"));
     Ok(Figures {
-        protected: count(&format!("select count(*) from instances i where {with_point}"))?,
-        pending: count(&format!("select count(*) from instances i where not {with_point}"))?,
+        protected: instances(format!("{state} is null and {with_point}"))?,
+        pending: instances(format!("{state} is null and not {with_point}"))?,
+        paused: instances(format!("{state} = 'paused'"))?,
+        stopped: instances(format!("{state} = 'stopped'"))?,
         points: count("select count(*) from points where deleted = 0")?,
         completed: ended("completed")?,
         failed: ended("failed")?,

@@ -1,4 +1,4 @@
-use vaultferry_vault::records::PointCreated;
+use vaultferry_vault::records::{PointCreated, Protection};
 
 use super::*;
 use crate::catalog::{CheckFigures, Credential, ReportFigures, Work};
@@ -14,6 +14,8 @@ fn instance(name: &str) -> Instance {
         region: String::new(),
         policy: "nightly".to_owned(),
         credential: Credential::PasswordEnv("PGPASS".to_owned()),
+        protection: Protection::Active,
+        unsettled: false,
     }
 }
 
@@ -280,6 +282,62 @@ async fn a_change_of_a_policy_notes_slots_with_it_or_not_at_all() {
     }
     assert!(matches!(catalog.change_policy(policy("a", 1, false), slots(30)).await, Err(Error::Taken(_))));
     assert_eq!(catalog.last_slot("none").await.expect("slot"), Some(time(10)), "nothing of it happened");
+}
+
+#[tokio::test]
+async fn an_instance_changes_its_name_and_its_source_and_keeps_its_id() {
+    let (_dir, catalog) = open();
+    catalog.insert_instances(vec![instance("shop"), instance("other")]).await.expect("insert");
+    for taken in [
+        Instance { name: "other".to_owned(), ..instance("shop") },
+        Instance { source_identity: instance("other").source_identity, ..instance("shop") },
+        instance("nobody"),
+    ] {
+        assert!(matches!(catalog.save_instance(taken.clone()).await, Err(Error::Taken(_))), "{taken:?}");
+        assert_eq!(catalog.instances().await.expect("instances"), [instance("other"), instance("shop")]);
+    }
+    let since = jiff::Timestamp::UNIX_EPOCH;
+    let moved = Instance {
+        name: "shop 2".to_owned(),
+        source_identity: "postgres://new:5432/shop".to_owned(),
+        protection: Protection::Stopped { since },
+        unsettled: true,
+        ..instance("shop")
+    };
+    catalog.save_instance(moved.clone()).await.expect("saved");
+    assert_eq!(catalog.instance("shop").await.expect("find"), None);
+    assert_eq!(catalog.instance("shop 2").await.expect("find"), Some(moved.clone()));
+    assert_eq!(catalog.instance_of_source(&moved.source_identity).await.expect("find"), Some(moved.clone()));
+    catalog.set_last_slot(&moved.id, since).await.expect("slot");
+    for _ in 0..2 {
+        catalog.remove_instance(&moved.id).await.expect("removed");
+        assert_eq!(catalog.instances().await.expect("instances"), [instance("other")]);
+        assert_eq!(catalog.last_slot(&moved.id).await.expect("slot"), None);
+    }
+    catalog.insert_instances(vec![instance("shop")]).await.expect("name and source are free");
+}
+
+#[tokio::test]
+async fn instances_are_counted_by_their_state() {
+    let (_dir, catalog) = open();
+    let since = jiff::Timestamp::UNIX_EPOCH;
+    let deleted = Protection::Deleted { since, purge_time: since, before: Box::default() };
+    let states = [
+        ("a", Protection::Active),
+        ("b", Protection::Active),
+        ("c", Protection::Paused { since }),
+        ("d", Protection::Stopped { since }),
+        ("e", deleted),
+    ];
+    for (name, protection) in states {
+        catalog.insert_instances(vec![Instance { protection, ..instance(name) }]).await.expect("insert");
+        let point = Point { instance_id: instance(name).id, ..point(1, 1) };
+        if name != "b" {
+            catalog.insert_points(vec![point]).await.expect("point");
+        }
+    }
+    let figures = catalog.figures(since).await.expect("figures");
+    assert_eq!((figures.protected, figures.pending, figures.paused, figures.stopped), (1, 1, 1, 1));
 }
 
 #[tokio::test]

@@ -73,6 +73,10 @@ reasons! {
     SourceAlreadyProtected => AlreadyExists, "Use the instance that exists: vaultferry instance list.";
     /// A job of this instance is running already.
     InstanceBusy => Aborted, "Wait for the running job (vaultferry job watch ID), or cancel it.";
+    /// The instance is paused or stopped, and so not backed up.
+    ProtectionStopped => FailedPrecondition, "Protect it again: vaultferry instance resume INSTANCE.";
+    /// The instance was stopped and its data deleted.
+    InstanceDeleted => FailedPrecondition, "Bring it back first: vaultferry instance undelete INSTANCE.";
     /// The instance has no recovery point yet.
     NoRecoveryPoint => FailedPrecondition, "Run a backup first: vaultferry backup INSTANCE --wait.";
     // Configuration and agent

@@ -10,6 +10,7 @@
 //!   too, and a clock that jumped deletes little.
 //! - The clock that was trusted is kept before anything is deleted, so that a kill in a run does not make that run's step again.
 //! - Deletions are jobs like everybody's: they are listed, they can be watched, and a kill in one is made good.
+//! - Of an instance that was stopped nothing expires: its points stay, or are deleted all together ([`crate::lifecycle`]).
 //! - A run that finds the instance's maintenance busy leaves the rest to the next run.
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use vaultferry_proto::{Problem, Reason};
 
 use crate::catalog::{Catalog, Instance, JobFilter, Point, ReportFigures, Work};
 use crate::job::{Jobs, Shared};
+use crate::lifecycle;
 use crate::policy::{self, PointFacts, Run, Step, Stores, Warning};
 
 /// Between two runs. The limits of a run are made for this.
@@ -58,6 +60,7 @@ impl Expiry {
     }
 
     async fn run_once(&self) {
+        lifecycle::settle_all(&self.jobs, &CancellationToken::new()).await;
         let instances = match self.shared.catalog.instances().await {
             Ok(instances) => instances,
             Err(error) => return tracing::error!("expired points are looked for again in {EVERY:?}: {error}"),
@@ -83,7 +86,8 @@ impl Expiry {
         let catalog = &self.shared.catalog;
         let Some(policy) = catalog.policy(&instance.policy).await? else { return Ok(()) };
         let document = policy::parse(&policy.document)?;
-        let points = facts(&**catalog, &instance.id).await?;
+        let mut points = facts(&**catalog, &instance.id).await?;
+        lifecycle::keep_listed(instance, &mut points);
         let clock = catalog.expiry_clock(&instance.id).await?;
         let now = Timestamp::now();
         let run = Run { now, clock, reference: None, protected: true };
@@ -91,6 +95,8 @@ impl Expiry {
         for warning in plan.warnings.iter().filter(|_| !points.is_empty()) {
             match warning {
                 Warning::Deferred { .. } => tracing::info!(instance = instance.name, "{warning}"),
+                // That was asked for.
+                Warning::NoGoodPoint if instance.protection.is_deleted() => {}
                 _ => tracing::warn!(instance = instance.name, "{warning}"),
             }
         }
@@ -107,7 +113,7 @@ impl Expiry {
         if purge || self.is_prune_half_done(instance).await? {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
-        Ok(())
+        lifecycle::go_on_deleting(&self.jobs, instance, plan.clock).await
     }
 
     /// Soft-deletes a point.

@@ -10,6 +10,7 @@ mod api;
 pub mod catalog;
 mod expiry;
 mod job;
+mod lifecycle;
 mod link;
 mod offline;
 mod owner;

@@ -23,7 +23,7 @@ use crate::job::{Jobs, Shared};
 use crate::link::Link;
 use crate::offline::{create_private_dir, lock};
 use crate::scheduler::Scheduler;
-use crate::{adopt, offline, owner, plugin};
+use crate::{adopt, lifecycle, offline, owner, plugin};
 
 /// Running jobs may finish for this long after the agent was told to stop; systemd's own patience is 90 s.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -123,6 +123,7 @@ impl Service {
     /// rest is interrupted.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Problem> {
         self.adopt_policies(&shutdown).await;
+        lifecycle::settle_all(&self.jobs, &shutdown).await;
         self.jobs.recover().await?;
         let changed = Arc::new(Notify::new());
         let tasks = TaskTracker::new();

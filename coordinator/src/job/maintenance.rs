@@ -18,7 +18,7 @@ use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Error, Id};
 
 use super::session::{self, Reporter};
-use super::{End, Jobs, Outcome, Shared, leftovers, pause};
+use super::{End, Jobs, Outcome, Shared, leftovers, pause, whole};
 use crate::catalog::{CheckFigures, Finding, Job, PruneFigures, Report, ReportFigures, Standing, StoredProblem, Work};
 use crate::plugin::{MAINTENANCE, Plugin};
 
@@ -131,7 +131,8 @@ pub(super) async fn clean_up_rehydrated(jobs: &Jobs, job: &Job) {
 
 /// True when a kill can leave a point between two states.
 fn leaves_something(work: &Work) -> bool {
-    matches!(work, Work::DeletePoint { .. } | Work::UndeletePoint { .. } | Work::Prune { dry_run: false })
+    let leaves = matches!(work, Work::DeletePoint { .. } | Work::UndeletePoint { .. } | Work::Prune { dry_run: false });
+    leaves || whole::is_whole(work)
 }
 
 fn task(work: &Work) -> Result<Task, Problem> {
@@ -151,7 +152,13 @@ fn task(work: &Work) -> Result<Task, Problem> {
             Task::UndeletePoint(wire::UndeletePointTask { snapshot_id: text(point_id) })
         }
         Work::ArchivePoint { point_id } => Task::ArchivePoint(wire::ArchivePointTask { snapshot_id: text(point_id) }),
-        Work::Backup { .. } | Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } | Work::ConfigureProtection => {
+        Work::Backup { .. }
+        | Work::RestoreDatabase { .. }
+        | Work::RestoreFiles { .. }
+        | Work::ConfigureProtection
+        | Work::StopProtection { .. }
+        | Work::UndeleteInstance
+        | Work::ChangePolicy { .. } => {
             return Err(Problem::new(Reason::Internal, "the job is no maintenance"));
         }
     })

@@ -33,7 +33,7 @@ mod change;
 mod end;
 
 pub(crate) use change::{Change, settle_all};
-pub(crate) use end::go_on_deleting;
+pub(crate) use end::{go_on_deleting, is_deletable};
 
 /// What pausing makes of the instance's protection.
 pub(crate) fn paused(instance: &Instance, now: Timestamp) -> Result<Protection, Problem> {

@@ -141,6 +141,10 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         Work::RestoreDatabase { .. } => (Operation::RestoreAsDatabase, "Restore as database of"),
         Work::RestoreFiles { .. } => (Operation::RestoreAsFiles, "Restore as files of"),
         Work::ConfigureProtection => (Operation::ConfigureProtection, "Configure protection of"),
+        Work::StopProtection { purge_time: None } => (Operation::StopProtection, "Stop protection of"),
+        Work::StopProtection { purge_time: Some(_) } => (Operation::StopProtection, "Stop protection and delete data of"),
+        Work::UndeleteInstance => (Operation::UndeleteInstance, "Undelete"),
+        Work::ChangePolicy { .. } => (Operation::ChangePolicy, "Change policy of"),
         Work::Check { .. } => (Operation::Check, "Check of"),
         Work::VerifyPoint { .. } => (Operation::VerifyPoint, "Verify a point of"),
         Work::Prune { dry_run: false } => (Operation::Prune, "Prune of"),
@@ -277,5 +281,7 @@ pub(super) fn summary(figures: &Figures) -> wire::Summary {
         stored_bytes: figures.stored_bytes,
         oldest_point_time: figures.oldest.map(time),
         newest_point_time: figures.newest.map(time),
+        instances_paused: figures.paused,
+        instances_stopped: figures.stopped,
     }
 }

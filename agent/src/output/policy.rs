@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use vaultferry_coordinator::policy::{Stay, Store, Timeline, TimelinePoint};
-use vaultferry_proto::control::v1::{self as wire, InstanceChange, PointChange, UpdatePolicyResponse};
+use vaultferry_proto::control::v1::{self as wire, ChangePolicyResponse, InstanceChange, PointChange, UpdatePolicyResponse};
 
 use super::table::{fields, printable, table};
 use super::text::{schedule, short};
@@ -72,6 +72,26 @@ pub fn change(response: &UpdatePolicyResponse) -> String {
     ]);
     let mut text = format!("{head}\n\n{lines}\n\n{}", instances(&response.instances));
     let points = points(&response.instances);
+    if !points.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&points);
+    }
+    if response.needs_confirmation && response.preview {
+        text.push_str("\n\nPoints are kept shorter: without a terminal to ask at, the change needs --yes.");
+    }
+    text
+}
+
+/// What linking another policy to an instance does, or did, to its points.
+pub fn link(response: &ChangePolicyResponse) -> String {
+    let instance = response.instance.clone().unwrap_or_default();
+    let head = match response.preview {
+        true => format!("A preview: nothing was changed, {} still follows {}.", instance.name, instance.policy),
+        false => format!("{} follows the policy {}.", instance.name, instance.policy),
+    };
+    let changes: Vec<InstanceChange> = response.change.iter().cloned().collect();
+    let mut text = format!("{head}\n\n{}", instances(&changes));
+    let points = points(&changes);
     if !points.is_empty() {
         text.push_str("\n\n");
         text.push_str(&points);

@@ -160,6 +160,21 @@ pub fn instances(instances: &[BackupInstance]) -> String {
     table(headings, &rows, "Nothing is protected yet.")
 }
 
+pub fn deleted_instances(instances: &[BackupInstance]) -> String {
+    let rows: Vec<[String; 4]> = instances
+        .iter()
+        .map(|instance| {
+            [
+                instance.name.clone(),
+                instance.source_uri.clone(),
+                time(instance.protection_state_time.as_ref()),
+                time(instance.purge_time.as_ref()),
+            ]
+        })
+        .collect();
+    table(["NAME", "SOURCE", "DELETED", "CAN BE BROUGHT BACK UNTIL"], &rows, "No instance is deleted.")
+}
+
 fn protection(instance: &BackupInstance) -> String {
     match instance.protection_state() {
         _ if !instance.protection_state_text.is_empty() => instance.protection_state_text.clone(),
@@ -187,6 +202,8 @@ pub fn instance(instance: Option<&BackupInstance>) -> String {
         ("policy", instance.policy.clone()),
         ("region", instance.region.clone()),
         ("protection", protection(instance)),
+        ("since", instance.protection_state_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
+        ("undelete until", instance.purge_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
         ("last backup", last_backup(instance)),
         ("last backup at", time(instance.last_backup_time.as_ref())),
         ("next backup at", time(instance.next_backup_time.as_ref())),
@@ -447,6 +464,8 @@ pub fn summary(summary: Option<&Summary>) -> String {
     fields(&[
         ("protected", summary.instances_protected.to_string()),
         ("pending", summary.instances_pending.to_string()),
+        ("paused", summary.instances_paused.to_string()),
+        ("stopped", summary.instances_stopped.to_string()),
         ("points", summary.points.to_string()),
         ("stored", size(summary.stored_bytes)),
         ("oldest point", time(summary.oldest_point_time.as_ref())),

@@ -3,7 +3,7 @@
 use vaultferry_proto::control::v1::{
     ChangePolicyRequest, ChangePolicyResponse, CreateBackupInstancesRequest, GetBackupInstanceRequest,
     ListBackupInstancesRequest, MoveBackupInstanceRequest, PauseProtectionRequest, RenameBackupInstanceRequest,
-    ResumeProtectionRequest, StopProtectionRequest, UndeleteBackupInstanceRequest, ValidateBackupInstanceRequest,
+    ResumeProtectionRequest, ResumeProtectionResponse, StopProtectionRequest, UndeleteBackupInstanceRequest, ValidateBackupInstanceRequest,
 };
 use vaultferry_proto::{Problem, Reason};
 
@@ -93,13 +93,30 @@ async fn resume(context: &Context, command: InstanceResume) -> Result<Outcome, P
         policy: command.policy.unwrap_or_default(),
         confirmed: command.yes,
     };
+    let mut client = context.client().await?;
+    let answer = match send_resume(&mut client, &request).await {
+        Err(problem) if problem.reason == Reason::RetentionShortened && confirm::can_ask() => {
+            context.output.aside(&problem.message);
+            if !confirm::ask("Protect it all the same?")? {
+                return Err(Problem::new(Reason::Cancelled, "nothing was changed"));
+            }
+            send_resume(&mut client, &ResumeProtectionRequest { confirmed: true, ..request }).await
+        }
+        answer => answer,
+    }?;
+    context.output.message(&answer, |response| text::instance(response.instance.as_ref()))?;
+    Ok(Outcome::Done)
+}
+
+async fn send_resume(
+    client: &mut Client,
+    request: &ResumeProtectionRequest,
+) -> Result<ResumeProtectionResponse, Problem> {
     let call = |client: Client| {
         let request = request.clone();
         async move { client.lifecycles().resume_protection(request).await }
     };
-    let answer = context.client().await?.idempotent(call).await?;
-    context.output.message(&answer, |response| text::instance(response.instance.as_ref()))?;
-    Ok(Outcome::Done)
+    client.idempotent(call).await
 }
 
 async fn stop(context: &Context, command: InstanceStop) -> Result<Outcome, Problem> {

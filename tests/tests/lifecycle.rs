@@ -112,7 +112,8 @@ fn a_newcomers_flow() {
     let passfile = server.passfile().display().to_string();
     let sources = databases.map(|database| server.uri(database));
     let create = ["instance", "create", "--policy", "nightly", "--passfile", &passfile, "--source"];
-    let made = agent.cli_json(&[&create[..], &[&sources[0], &sources[1], &sources[2]]].concat()).success().json();
+    let sources = sources.each_ref().map(String::as_str);
+    let made = agent.cli_json(&[&create[..], &sources[..]].concat()).success().json();
     assert_eq!(made["instances"].as_array().map(Vec::len), Some(3), "{made:#}");
     assert_eq!(names(&agent, &[]), databases);
     for database in databases {

@@ -18,7 +18,7 @@
 //! Invariants:
 //! - The vault's newest record of an instance counts. The next start, the next change and the hourly run of retention read it when the
 //!   catalog's row is marked.
-//! - A backup begins only while the instance allows it: jobs begin and instances change one after the other ([`Jobs::hold_starts`]).
+//! - A backup begins only while the instance allows it: jobs begin and instances change one after the other ([`crate::job::Jobs::hold_starts`]).
 //! - A deleted instance is `Deleted` before its first point is, and brought back after its last point is. What a kill leaves of its points
 //!   is deleted by the next run of retention ([`go_on_deleting`]).
 

@@ -76,11 +76,14 @@ pub(crate) fn deleted(instance: &Instance, now: Timestamp, purge_time: Timestamp
 pub(crate) fn undeleted(instance: &Instance, now: Timestamp) -> Result<Option<(Protection, Timestamp)>, Problem> {
     match &instance.protection {
         Protection::Active | Protection::Paused { .. } | Protection::Stopped { .. } => Ok(None),
-        Protection::Deleted { purge_time, before, .. } if now < *purge_time => Ok(Some(((**before).clone(), *purge_time))),
+        Protection::Deleted { purge_time, before, .. } if now < *purge_time => {
+            Ok(Some(((**before).clone(), *purge_time)))
+        }
         Protection::Deleted { purge_time, .. } => {
             let message = format!("{} could be brought back until {purge_time}, which is over", instance.name);
-            Err(Problem::new(Reason::InstanceDeleted, message)
-                .with_fix("Protect the source anew when the instance is gone from the list: vaultferry instance list --deleted."))
+            Err(Problem::new(Reason::InstanceDeleted, message).with_fix(
+                "Protect the source anew when the instance is gone from the list: vaultferry instance list --deleted.",
+            ))
         }
         Protection::Purged { .. } => Err(refusal(instance)),
     }

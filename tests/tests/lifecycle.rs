@@ -360,7 +360,10 @@ fn a_deleted_instance_whose_time_is_over_is_gone_and_its_name_is_free() {
     let prune = || {
         let reply = agent.cli_json(&["vault", "prune", "shop", "--wait"]).success().json();
         let report = &reply["jobs"][0]["prune_report"];
-        ["packs_marked", "packs_noted", "packs_deleted", "points_purged"].iter().map(|figure| number(&report[figure])).sum::<u64>()
+        ["packs_marked", "packs_noted", "packs_deleted", "points_purged"]
+            .iter()
+            .map(|figure| number(&report[figure]))
+            .sum::<u64>()
     };
     let runs = (0..6).take_while(|_| prune() > 0).count();
     assert!((2..6).contains(&runs), "{runs} prunes had something to do");
@@ -439,11 +442,7 @@ fn the_server_got_another_name_and_the_chain_goes_on() {
     agent.restart();
     let job = agent.start_backup("the store");
     agent.wait_paused("staged");
-    for words in [
-        &["rename", "the store", "shop"][..],
-        &moved,
-        &["stop", "the store", "--delete-data", "--yes"],
-    ] {
+    for words in [&["rename", "the store", "shop"][..], &moved, &["stop", "the store", "--delete-data", "--yes"]] {
         let reply = run(&agent, words);
         reply.assert_failed("InstanceBusy");
         assert!(reply.stderr.contains(job.id()), "{}", reply.stderr);
@@ -477,7 +476,8 @@ fn a_killed_change_is_taken_back_or_completed_and_a_rebuilt_catalog_knows_every_
     let states = |agent: &Agent| {
         ["a", "b", "c", "d"].map(|name| {
             let instance = show(agent, name);
-            ["protection_state", "protection_state_time", "purge_time", "policy", "point_count"].map(|field| instance[field].clone())
+            ["protection_state", "protection_state_time", "purge_time", "policy", "point_count"]
+                .map(|field| instance[field].clone())
         })
     };
     let before = states(&agent);

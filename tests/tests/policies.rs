@@ -136,7 +136,9 @@ fn a_policy_is_simulated_before_and_after_it_is_made() {
     agent.cli_json(&["policy", "show", "p", "--simulate", "9000y"]).assert_failed("InvalidRequest");
     agent.cli_json(&["policy", "show", "p", "--simulate", "999y"]).assert_failed("InvalidRequest");
     agent.cli_json(&["policy", "show", "none", "--simulate", "1y"]).assert_failed("PolicyNotFound");
-    agent.cli_json(&["policy", "show", "p", "--simulate", "1y", "--instance", "none"]).assert_failed("InstanceNotFound");
+    agent
+        .cli_json(&["policy", "show", "p", "--simulate", "1y", "--instance", "none"])
+        .assert_failed("InstanceNotFound");
     with_file(&agent, &["create", "--simulate", "1y", "-f"], "name = 1").assert_failed("InvalidPolicy");
 }
 
@@ -268,7 +270,8 @@ fn a_change_is_previewed_confirmed_and_kept() {
     let change = &preview["instances"][0];
     assert_eq!((&change["instance_id"], &change["instance_name"]), (&json!(instance), &json!("shop")));
     assert_eq!(figures(change), [0, 0, 0, 1, 1], "{change:#}");
-    let effects: Vec<_> = change["points"].as_array().expect("points").iter().map(|p| (&p["id"], &p["effect"])).collect();
+    let effects: Vec<_> =
+        change["points"].as_array().expect("points").iter().map(|p| (&p["id"], &p["effect"])).collect();
     assert_eq!(effects, [(&oldest, &json!("expires")), (&newest, &json!("shorter"))]);
     assert_eq!(time(&change["points"][1]["expire_time"]), time(&points[0]["expire_time"]));
     let file = agent.write("shorter.toml", &quiet("P1M")).display().to_string();
@@ -280,7 +283,9 @@ fn a_change_is_previewed_confirmed_and_kept() {
     // Nobody is at a terminal here: the figures are the answer, and nothing has changed.
     let refused = update(&agent, &quiet("P1M"), &[]);
     refused.assert_failed("RetentionShortened");
-    for part in ["version 2 of the policy quiet", "2 of 2 points", "the time of 1 of them", "shop 2", "--yes", "--preview"] {
+    for part in
+        ["version 2 of the policy quiet", "2 of 2 points", "the time of 1 of them", "shop 2", "--yes", "--preview"]
+    {
         assert!(refused.stderr.contains(part), "{part} in {}", refused.stderr);
     }
     assert_eq!((number(&show(&agent, "quiet")["version"]), versions(&agent, "quiet")), (1, 1));
@@ -298,7 +303,10 @@ fn a_change_is_previewed_confirmed_and_kept() {
 
     // At a terminal somebody is asked, after a look at the preview.
     let (code, text) = at_a_terminal(&agent, &["policy", "update", "-f", &file], "n\n");
-    assert!(code == 1 && text.contains("nothing was changed") && text.contains("all the same? [y/N]"), "{code}: {text}");
+    assert!(
+        code == 1 && text.contains("nothing was changed") && text.contains("all the same? [y/N]"),
+        "{code}: {text}"
+    );
     assert!(text.contains("OVER AT ONCE") && text.contains("Cancelled"), "{text}");
     assert_eq!(versions(&agent, "quiet"), 2);
     let (code, text) = at_a_terminal(&agent, &["policy", "update", "-f", &file], "y\n");
@@ -349,7 +357,8 @@ fn a_new_schedule_begins_with_the_change() {
     agent.terminate();
     age(&agent, "instances", "create_time", 3);
     agent.start();
-    let changed = update(&agent, &daily("quiet", "[[rule]]\nname = \"Default\"\nvault = \"P3M\"\n"), &[]).success().json();
+    let changed =
+        update(&agent, &daily("quiet", "[[rule]]\nname = \"Default\"\nvault = \"P3M\"\n"), &[]).success().json();
     assert_eq!(changed["policy"]["schedule"]["every"], "day");
     let next = agent.cli_json(&["instance", "show", "shop"]).success().json()["instance"]["next_backup_time"].clone();
     assert_eq!(next, changed["policy"]["schedule"]["next_run_time"]);
@@ -380,11 +389,16 @@ fn a_policy_is_deleted_when_nothing_follows_it() {
     let deleted = agent.cli_json(&["policy", "delete", id.as_str().expect("an id")]).success().json();
     assert_eq!(deleted["policy"]["name"], "spare");
     assert_eq!(names(&agent), ["quiet"]);
-    for words in [&["policy", "show", "spare"][..], &["policy", "delete", "spare"], &["policy", "show", "spare", "--as", "azure"]] {
+    for words in [
+        &["policy", "show", "spare"][..],
+        &["policy", "delete", "spare"],
+        &["policy", "show", "spare", "--as", "azure"],
+    ] {
         agent.cli_json(words).assert_failed("PolicyNotFound");
     }
     let (source, passfile) = (server.uri("postgres"), server.passfile().display().to_string());
-    let link = ["instance", "create", "--source", &source, "--policy", "spare", "--name", "other", "--passfile", &passfile];
+    let link =
+        ["instance", "create", "--source", &source, "--policy", "spare", "--name", "other", "--passfile", &passfile];
     agent.cli_json(&link).assert_failed("PolicyNotFound");
     update(&agent, &policy::quiet("spare"), &[]).assert_failed("PolicyNotFound");
     // The vault keeps the version, and that it is deleted.

@@ -3,7 +3,8 @@
 use vaultferry_proto::control::v1::{
     ChangePolicyRequest, ChangePolicyResponse, CreateBackupInstancesRequest, GetBackupInstanceRequest,
     ListBackupInstancesRequest, MoveBackupInstanceRequest, PauseProtectionRequest, RenameBackupInstanceRequest,
-    ResumeProtectionRequest, ResumeProtectionResponse, StopProtectionRequest, UndeleteBackupInstanceRequest, ValidateBackupInstanceRequest,
+    ResumeProtectionRequest, ResumeProtectionResponse, StopProtectionRequest, UndeleteBackupInstanceRequest,
+    ValidateBackupInstanceRequest,
 };
 use vaultferry_proto::{Problem, Reason};
 

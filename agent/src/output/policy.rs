@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 use vaultferry_coordinator::policy::{Stay, Store, Timeline, TimelinePoint};
-use vaultferry_proto::control::v1::{self as wire, ChangePolicyResponse, InstanceChange, PointChange, UpdatePolicyResponse};
+use vaultferry_proto::control::v1::{
+    self as wire, ChangePolicyResponse, InstanceChange, PointChange, UpdatePolicyResponse,
+};
 
 use super::table::{fields, printable, table};
 use super::text::{schedule, short};

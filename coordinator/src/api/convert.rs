@@ -142,7 +142,9 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         Work::RestoreFiles { .. } => (Operation::RestoreAsFiles, "Restore as files of"),
         Work::ConfigureProtection => (Operation::ConfigureProtection, "Configure protection of"),
         Work::StopProtection { purge_time: None } => (Operation::StopProtection, "Stop protection of"),
-        Work::StopProtection { purge_time: Some(_) } => (Operation::StopProtection, "Stop protection and delete data of"),
+        Work::StopProtection { purge_time: Some(_) } => {
+            (Operation::StopProtection, "Stop protection and delete data of")
+        }
         Work::UndeleteInstance => (Operation::UndeleteInstance, "Undelete"),
         Work::ChangePolicy { .. } => (Operation::ChangePolicy, "Change policy of"),
         Work::Check { .. } => (Operation::Check, "Check of"),

@@ -64,7 +64,11 @@ impl Api {
         let document = policy::parse(&policy.document)?;
         instance::check_type(&document, &before.source_type)?;
         let (_, preview) = self.consequences(&before, &document).await?;
-        policy::check_confirmed(&format!("the policy {}", policy.name), [(before.name.as_str(), &preview)], request.confirmed)?;
+        policy::check_confirmed(
+            &format!("the policy {}", policy.name),
+            [(before.name.as_str(), &preview)],
+            request.confirmed,
+        )?;
         if !request.confirmed {
             self.check_none_is_over(&before, &document).await?;
         }
@@ -87,7 +91,8 @@ impl Api {
         points.retain(|point| point.purge_time.is_none());
         let run = Run { now: Timestamp::now(), clock: None, reference: None, protected: true };
         let plan = policy::plan(document, &points, &run);
-        let over = plan.actions.iter().filter(|action| action.step == Step::Expire || action.why == Why::RunLimit).count();
+        let over =
+            plan.actions.iter().filter(|action| action.step == Step::Expire || action.why == Why::RunLimit).count();
         if over == 0 {
             return Ok(());
         }
@@ -197,7 +202,8 @@ impl Api {
         check_not_deleted(&instance)?;
         let source_type = instance::source_type(&request.source_uri)?;
         if source_type != instance.source_type {
-            let message = format!("{} is of the type {}, the new source of {source_type}", instance.name, instance.source_type);
+            let message =
+                format!("{} is of the type {}, the new source of {source_type}", instance.name, instance.source_type);
             let fix = "Protect it as an instance of its own: vaultferry instance create.";
             return Err(Problem::new(Reason::InvalidSource, message).with_fix(fix));
         }
@@ -222,7 +228,11 @@ impl Api {
             ..before
         };
         let instance = change.write(wanted, &self.stopping).await?;
-        tracing::info!(instance = instance.name, source = instance.source_identity, "the instance's source is elsewhere now");
+        tracing::info!(
+            instance = instance.name,
+            source = instance.source_identity,
+            "the instance's source is elsewhere now"
+        );
         Ok(instance)
     }
 
@@ -317,8 +327,13 @@ fn check_deletable(instance: &Instance, points: &[Point]) -> Result<(), Problem>
         })
         .collect();
     let more = if kept.len() > NAMED { format!("; and {} more", kept.len() - NAMED) } else { String::new() };
-    let message =
-        format!("{} of the {} points of {} must stay: {}{more}", kept.len(), points.len(), instance.name, named.join("; "));
+    let message = format!(
+        "{} of the {} points of {} must stay: {}{more}",
+        kept.len(),
+        points.len(),
+        instance.name,
+        named.join("; ")
+    );
     let fix = "Release them first (vaultferry point release INSTANCE POINT), wait until their dates, or keep the data: vaultferry instance \
                stop INSTANCE --retain-data.";
     Err(Problem::new(Reason::DataProtected, message).with_fix(fix))

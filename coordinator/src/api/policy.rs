@@ -102,7 +102,9 @@ fn document(request: wire::CreatePolicyRequest) -> Result<(String, Vec<String>),
         }
         // An empty document has its own faults, which are told.
         (true, true) if name.is_empty() => Ok((document, Vec::new())),
-        (_, true) => Err(Problem::new(Reason::InvalidRequest, "a document has its own name; `name` is for azure_policy")),
+        (_, true) => {
+            Err(Problem::new(Reason::InvalidRequest, "a document has its own name; `name` is for azure_policy"))
+        }
         (false, false) => Err(Problem::new(Reason::InvalidRequest, "give document or azure_policy, not both")),
     }
 }

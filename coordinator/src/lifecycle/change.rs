@@ -59,7 +59,11 @@ impl Change {
                 Ok(Some(settled)) if settled == wanted => Ok(wanted),
                 Ok(_) => Err(error.into()),
                 Err(problem) => {
-                    tracing::warn!(instance = before.name, "whether it was changed is asked again: {}", problem.message);
+                    tracing::warn!(
+                        instance = before.name,
+                        "whether it was changed is asked again: {}",
+                        problem.message
+                    );
                     Err(error.into())
                 }
             };
@@ -106,7 +110,11 @@ pub(crate) async fn settle_all(jobs: &Jobs, cancel: &CancellationToken) {
             Ok(_) => {}
             Err(problem) if problem.reason == Reason::InstanceNotFound => {}
             Err(problem) => {
-                tracing::warn!(instance = instance.name, "what it was changed to is asked again later: {}", problem.message);
+                tracing::warn!(
+                    instance = instance.name,
+                    "what it was changed to is asked again later: {}",
+                    problem.message
+                );
             }
         }
     }

@@ -79,7 +79,8 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
         }
         if dice.below(3) == 0 {
             // One that is gone for good had the same name and the same source before.
-            let gone = Instance { id: dice.id(), protection: Protection::Purged { since: dice.time() }, ..instance.clone() };
+            let gone =
+                Instance { id: dice.id(), protection: Protection::Purged { since: dice.time() }, ..instance.clone() };
             let record = recorded::instance_record(&gone);
             admin::create_instance(&config.vault, &key, &record, &cancel).await.expect("made");
         }

@@ -65,7 +65,12 @@ impl Api {
             let slots = self.settled_slots(&old, &changes, now).await?;
             self.keep_policy(&next).await?;
             self.catalog.change_policy(next.clone(), slots).await.map_err(raced)?;
-            tracing::info!(policy = next.name, version = next.version, instances = changes.len(), "the policy was changed");
+            tracing::info!(
+                policy = next.name,
+                version = next.version,
+                instances = changes.len(),
+                "the policy was changed"
+            );
         }
         response(next, before, &changes, request.preview)
     }
@@ -122,7 +127,8 @@ fn check_source_type(old: &Document, new: &Document) -> Result<(), Problem> {
     if old.source_type == new.source_type {
         return Ok(());
     }
-    let message = format!("the policy {} is for {}, and cannot become one for {}", old.name, old.source_type, new.source_type);
+    let message =
+        format!("the policy {} is for {}, and cannot become one for {}", old.name, old.source_type, new.source_type);
     let fix = "Leave source_type as it is, or create a policy under another name.";
     Err(Problem::new(Reason::PolicySourceTypeMismatch, message).with_fix(fix))
 }

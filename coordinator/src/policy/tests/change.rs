@@ -26,7 +26,10 @@ fn change(old: &str, new: &str, ages: &[i64]) -> Preview {
 fn figures_count_every_point_once() {
     let shorter = change("60", "30", &[50, 40, 20, 10, 1]);
     assert_eq!(shorter.figures(), Figures { shorter: 3, expiring: 2, ..Figures::default() });
-    assert_eq!(shorter.figures().to_string(), "5 of 5 points are kept shorter, and the time of 2 of them is over at once");
+    assert_eq!(
+        shorter.figures().to_string(),
+        "5 of 5 points are kept shorter, and the time of 2 of them is over at once"
+    );
     let longer = change("30", "60", &[70, 10]);
     assert_eq!(longer.figures(), Figures { same: 1, longer: 1, ..Figures::default() });
     let mut all = shorter.figures();
@@ -62,7 +65,8 @@ fn a_change_begins_now() {
         "every = \"week\"\non = [\"Sun\"]\nat = [\"02:00\"]\ncatch_up = \"skip\"",
         "every = \"month\"\non = [\"last\"]\nat = [\"00:00\"]",
     ];
-    let documents = schedules.map(|schedule| policy_of("postgres", "Europe/Berlin", schedule, &rules(&["Default;;P7D"])));
+    let documents =
+        schedules.map(|schedule| policy_of("postgres", "Europe/Berlin", schedule, &rules(&["Default;;P7D"])));
     let (mut settled, mut waiting) = (0, 0);
     for seed in seeds(400, 20_000) {
         let mut random = Random::new(seed);
@@ -79,7 +83,10 @@ fn a_change_begins_now() {
                 let due = new.due(slot, now, "an instance");
                 assert!(matches!(due, Due::Wait(start) if start >= now), "seed {seed}: {due:?}");
                 let next: Timestamp = new.next_slot(now).expect("a slot");
-                assert!(new.due(slot, next + SignedDuration::from_hours(12), "an instance") != due, "seed {seed}: {next}");
+                assert!(
+                    new.due(slot, next + SignedDuration::from_hours(12), "an instance") != due,
+                    "seed {seed}: {next}"
+                );
             }
             None => {
                 waiting += 1;

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "vaultferry/control/v1/instance.proto",
     "vaultferry/control/v1/job.proto",
+    "vaultferry/control/v1/lifecycle.proto",
     "vaultferry/control/v1/maintenance.proto",
     "vaultferry/control/v1/point.proto",
     "vaultferry/control/v1/policy.proto",

@@ -51,6 +51,12 @@ reasons! {
     RuleNotFound => InvalidArgument, "Choose one of the policy's rules: vaultferry policy show NAME.";
     /// The policy is for another type of source.
     PolicySourceTypeMismatch => InvalidArgument, "Choose a policy whose source_type is the source's.";
+    /// A change of policy would keep points shorter than now, and nobody has confirmed that (D18).
+    RetentionShortened => FailedPrecondition, "Look at what it does (--preview). If that is meant, say so with --yes.";
+    /// Backup instances are linked to the policy, so it cannot be deleted.
+    PolicyInUse => FailedPrecondition, "Link those instances to another policy first; vaultferry instance list shows which one each of them follows.";
+    /// Somebody else changed the policy at the same moment; nothing was written.
+    PolicyRaced => Aborted, "Look at what it is now (vaultferry policy show NAME), then change it again if that is still right.";
     /// Source or target are in another region than the vault (P17, P18, V2).
     RegionMismatch => FailedPrecondition, "Use a vault in the source's region, or correct --region.";
     /// No policy has that name or id.
@@ -67,6 +73,10 @@ reasons! {
     SourceAlreadyProtected => AlreadyExists, "Use the instance that exists: vaultferry instance list.";
     /// A job of this instance is running already.
     InstanceBusy => Aborted, "Wait for the running job (vaultferry job watch ID), or cancel it.";
+    /// The instance is paused or stopped, and so not backed up.
+    ProtectionStopped => FailedPrecondition, "Protect it again: vaultferry instance resume INSTANCE.";
+    /// The instance was stopped and its data deleted.
+    InstanceDeleted => FailedPrecondition, "Bring it back first: vaultferry instance undelete INSTANCE.";
     /// The instance has no recovery point yet.
     NoRecoveryPoint => FailedPrecondition, "Run a backup first: vaultferry backup INSTANCE --wait.";
     // Configuration and agent

@@ -9,13 +9,19 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::Endpoint;
 
+mod instance;
 mod maintenance;
+mod policy;
 mod values;
 
+pub use instance::{
+    Instance, InstanceChangePolicy, InstanceCreate, InstanceMove, InstanceResume, InstanceStop, InstanceUndelete,
+};
 pub use maintenance::{
     PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify, VaultCheck, VaultPrune,
     VaultSettings,
 };
+pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
 
 #[cfg(test)]
 mod tests;
@@ -211,62 +217,6 @@ Only read with it: never run restic prune or forget on a vault in use.")]
     },
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Policy {
-    /// Create a policy from a TOML document
-    #[command(after_help = "Examples:
-  vaultferry policy create -f nightly.toml")]
-    Create {
-        /// The document; - reads standard input
-        #[arg(short, long, value_name = "FILE")]
-        file: PathBuf,
-    },
-    /// All policies
-    List,
-    /// One policy with its rules and its document
-    Show {
-        /// Name or id
-        #[arg(value_name = "NAME")]
-        policy: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Instance {
-    /// Check sources, and protect all of them or none
-    #[command(after_help = "Examples:
-  vaultferry instance create --source postgres://backup@db.example/shop --policy nightly --passfile /etc/vaultferry/pgpass
-  vaultferry instance create --source 'postgres://postgres@/shop?host=/run/postgresql' --policy nightly --name shop
-
-A password inside a URI is refused.")]
-    Create(InstanceCreate),
-    /// All instances
-    List,
-    /// One instance
-    Show {
-        /// Name or id
-        instance: String,
-    },
-}
-
-#[derive(Debug, clap::Args)]
-pub struct InstanceCreate {
-    /// What to protect: postgres://user@host:port/database; may be given several times
-    #[arg(long = "source", required = true, num_args = 1.., value_name = "URI")]
-    pub sources: Vec<String>,
-    /// The policy that it follows
-    #[arg(long, value_name = "NAME")]
-    pub policy: String,
-    /// The instance's name, only with one source [default: the source's last part]
-    #[arg(long)]
-    pub name: Option<String>,
-    /// The source's region; another region than the vault's is refused
-    #[arg(long)]
-    pub region: Option<String>,
-    #[command(flatten)]
-    pub login: Login,
-}
-
 /// How the agent logs in at a server; the value itself is never given, sent or stored.
 #[derive(Debug, clap::Args)]
 pub struct Login {
@@ -423,8 +373,8 @@ pub struct JobList {
     /// InProgress, Completed, CompletedWithWarnings, Failed, Cancelling or Cancelled
     #[arg(long)]
     pub status: Option<String>,
-    /// Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureBackup, Check, VerifyPoint, Prune, DeletePoint, UndeletePoint,
-    /// ArchivePoint or Tier
+    /// Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureBackup, StopProtection, UndeleteInstance, ChangePolicy, Check,
+    /// VerifyPoint, Prune, DeletePoint, UndeletePoint, ArchivePoint or Tier
     #[arg(long)]
     pub operation: Option<String>,
     /// Only jobs that started then or later: a date, or a time such as 2026-11-20T22:00 or ...Z

@@ -9,6 +9,7 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 use vaultferry_proto::control::v1::backup_instance_service_client::BackupInstanceServiceClient;
 use vaultferry_proto::control::v1::backup_service_client::BackupServiceClient;
+use vaultferry_proto::control::v1::instance_lifecycle_service_client::InstanceLifecycleServiceClient;
 use vaultferry_proto::control::v1::job_service_client::JobServiceClient;
 use vaultferry_proto::control::v1::maintenance_service_client::MaintenanceServiceClient;
 use vaultferry_proto::control::v1::policy_service_client::PolicyServiceClient;
@@ -46,6 +47,7 @@ macro_rules! services {
 impl Client {
     services! {
         instances: BackupInstanceServiceClient,
+        lifecycles: InstanceLifecycleServiceClient,
         backups: BackupServiceClient,
         jobs: JobServiceClient,
         maintenance: MaintenanceServiceClient,

@@ -10,6 +10,7 @@ use crate::output::{Output, text};
 
 mod agent;
 mod backup;
+mod confirm;
 mod instance;
 mod job;
 mod login;

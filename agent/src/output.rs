@@ -11,6 +11,7 @@ use vaultferry_proto::{Problem, Reason, control, json};
 use crate::args::Format;
 
 pub mod findings;
+pub mod policy;
 pub mod table;
 pub mod text;
 pub mod units;
@@ -70,6 +71,20 @@ impl Output {
         if self.is_text() {
             to_stderr(&said("warning", &warning.reason, &warning.message, &warning.fix));
         }
+    }
+
+    /// What a result cannot say, on standard error: a line each, or one JSON value with all of them. Nothing when there are none.
+    pub fn notes(self, notes: &[String]) {
+        match self.format {
+            Format::Text => notes.iter().for_each(|note| to_stderr(&format!("note: {}", table::printable(note)))),
+            Format::Json if notes.is_empty() => {}
+            Format::Json => to_stderr(&serde_json::json!({ "notes": notes }).to_string()),
+        }
+    }
+
+    /// What a person has to see before answering a question, in every format.
+    pub fn aside(self, text: &str) {
+        to_stderr(text);
     }
 
     /// A remark to a person at the terminal; nothing in JSON mode.

@@ -20,6 +20,7 @@ use crate::job::{Jobs, Shared};
 mod convert;
 mod instance;
 mod job;
+mod lifecycle;
 mod maintenance;
 mod point;
 mod policy;
@@ -39,6 +40,9 @@ pub(crate) struct Api {
     stopping: CancellationToken,
     /// One hold or release at a time: a release lets go of what no point that is held by then needs.
     holding: Arc<tokio::sync::Mutex<()>>,
+    /// One change of a policy, of which instances are linked to it, or of an instance's name or source, at a time: what is linked is not
+    /// deleted, and what was found free stays free.
+    policies: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Api {
@@ -49,8 +53,8 @@ impl Api {
         vault: VaultRecord,
         changed: Arc<Notify>,
     ) -> Self {
-        let (stopping, holding) = (CancellationToken::new(), Arc::default());
-        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding }
+        let (stopping, holding, policies) = (CancellationToken::new(), Arc::default(), Arc::default());
+        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies }
     }
 
     /// Serves on every socket until `shutdown`; calls that run may end.
@@ -63,6 +67,7 @@ impl Api {
             "vaultferry.control.v1.VaultService",
             "vaultferry.control.v1.PolicyService",
             "vaultferry.control.v1.BackupInstanceService",
+            "vaultferry.control.v1.InstanceLifecycleService",
             "vaultferry.control.v1.BackupService",
             "vaultferry.control.v1.RecoveryPointService",
             "vaultferry.control.v1.RestoreService",
@@ -84,6 +89,7 @@ impl Api {
             .add_service(wire::vault_service_server::VaultServiceServer::new(self.clone()))
             .add_service(wire::policy_service_server::PolicyServiceServer::new(self.clone()))
             .add_service(wire::backup_instance_service_server::BackupInstanceServiceServer::new(self.clone()))
+            .add_service(wire::instance_lifecycle_service_server::InstanceLifecycleServiceServer::new(self.clone()))
             .add_service(wire::backup_service_server::BackupServiceServer::new(self.clone()))
             .add_service(wire::recovery_point_service_server::RecoveryPointServiceServer::new(self.clone()))
             .add_service(wire::restore_service_server::RestoreServiceServer::new(self.clone()))

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::records::PointStream;
+use vaultferry_vault::records::{PointStream, Protection};
 use vaultferry_vault::{Id, commit};
 
 mod job;
@@ -37,6 +37,8 @@ pub struct Policy {
     pub create_time: jiff::Timestamp,
     /// TOML, valid.
     pub document: String,
+    /// The policy is deleted from this version on, until a later one makes it anew. The document is the one before.
+    pub deleted: bool,
 }
 
 /// Where a password is to be found.
@@ -73,6 +75,13 @@ pub struct Instance {
     pub policy: String,
     /// How to log in at the source.
     pub credential: Credential,
+    /// Whether it is backed up, and what becomes of its points.
+    #[serde(default, skip_serializing_if = "Protection::is_active")]
+    pub protection: Protection,
+    /// A change of it was begun and its end is not known: the vault's newest record of it counts, and is read before anything else
+    /// changes ([`crate::lifecycle`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsettled: bool,
 }
 
 /// A committed backup.
@@ -167,10 +176,14 @@ pub struct OutboxEntry {
 /// Figures of the dashboard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Instances with a point.
+    /// Instances with a point, whose policies are followed.
     pub protected: u64,
-    /// Instances without one yet.
+    /// The same without one yet.
     pub pending: u64,
+    /// Instances whose schedule is suspended.
+    pub paused: u64,
+    /// Instances whose protection was stopped, and their data retained.
+    pub stopped: u64,
     /// Points of all instances.
     pub points: u64,
     /// Jobs since the time asked for, completed.
@@ -229,10 +242,15 @@ impl From<Error> for Problem {
 pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// Adds a policy's version. [`Error::Taken`] when that version is there.
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error>;
-    /// The newest version, by name or id.
+    /// The same, and notes for instances (by id) up to which slot their schedules are dealt with, never an earlier one than is noted.
+    /// [`Error::Taken`] when that version is there, and nothing is noted.
+    async fn change_policy(&self, policy: Policy, slots: Vec<(String, jiff::Timestamp)>) -> Result<(), Error>;
+    /// The newest version, by name or id. `None` when there is none, or the policy is deleted.
     async fn policy(&self, name: &str) -> Result<Option<Policy>, Error>;
-    /// The newest version of each, by name.
+    /// The newest version of each that is not deleted, by name.
     async fn policies(&self) -> Result<Vec<Policy>, Error>;
+    /// Every version of the policy of that name, oldest first, deletions too.
+    async fn policy_versions(&self, name: &str) -> Result<Vec<Policy>, Error>;
 
     /// Adds instances, all or none. [`Error::Taken`] names the name or source that is taken.
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
@@ -242,6 +260,11 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     async fn instance_of_source(&self, identity: &str) -> Result<Option<Instance>, Error>;
     /// All, by name.
     async fn instances(&self) -> Result<Vec<Instance>, Error>;
+    /// Puts an instance in the place of the one with its id. [`Error::Taken`] when another one has its name or its source, or there is none
+    /// with that id; nothing is changed then.
+    async fn save_instance(&self, instance: Instance) -> Result<(), Error>;
+    /// Forgets an instance, its slots and its clock; its points must be gone. Its jobs stay. One that is not there is no error.
+    async fn remove_instance(&self, instance_id: &str) -> Result<(), Error>;
 
     /// Adds a job, unless its request is known, or a job of the instance is running that it may not run beside.
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error>;
@@ -318,6 +341,6 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;
 
-    /// Every version of every policy, by name and version.
+    /// Every version of every policy, by name and version, deletions too.
     async fn all_policies(&self) -> Result<Vec<Policy>, Error>;
 }

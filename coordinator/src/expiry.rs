@@ -15,6 +15,7 @@
 //! - Deletions and moves are jobs like everybody's: they are listed, they can be watched, and a kill in one is made good.
 //! - Nothing is planned while a maintenance job of the instance runs, of this life or an earlier one: the plan would be of what was.
 //! - A copy that takes hours holds up nothing but the rest of its own instance's run.
+//! - Of an instance that was stopped nothing expires: its points stay, or are deleted all together ([`crate::lifecycle`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -30,6 +31,7 @@ use vaultferry_vault::Id;
 
 use crate::catalog::{Catalog, Exclusive, Instance, Job, JobFilter, Point, ReportFigures, Status, Work};
 use crate::job::{Jobs, Shared};
+use crate::lifecycle;
 use crate::policy::{self, Plan, PointFacts, Run, Step, Stores, Warning};
 
 #[cfg(test)]
@@ -90,6 +92,7 @@ impl Expiry {
     }
 
     async fn begin(&self, at_work: &mut HashMap<String, JoinHandle<()>>) {
+        lifecycle::settle_all(&self.jobs, &CancellationToken::new()).await;
         let instances = match self.shared.catalog.instances().await {
             Ok(instances) => instances,
             Err(error) => return tracing::error!("expired points are looked for again in {EVERY:?}: {error}"),
@@ -128,6 +131,8 @@ impl Expiry {
         for warning in plan.warnings.iter().filter(|_| !plan.actions.is_empty()) {
             match warning {
                 Warning::Deferred { .. } => tracing::info!(instance = instance.name, "{warning}"),
+                // That was asked for.
+                Warning::NoGoodPoint if instance.protection.is_deleted() => {}
                 _ => tracing::warn!(instance = instance.name, "{warning}"),
             }
         }
@@ -149,7 +154,7 @@ impl Expiry {
         if self.tier(instance, plan.clock).await? && self.is_prune_due(instance).await? {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
-        Ok(())
+        lifecycle::go_on_deleting(&self.jobs, instance, plan.clock).await
     }
 
     /// What is to be done with the instance's points; `None`: its policy is gone.
@@ -161,7 +166,8 @@ impl Expiry {
     ) -> Result<Option<Plan>, Problem> {
         let Some(policy) = self.shared.catalog.policy(&instance.policy).await? else { return Ok(None) };
         let document = policy::parse(&policy.document)?;
-        let points = facts(&*self.shared.catalog, &instance.id).await?;
+        let mut points = facts(&*self.shared.catalog, &instance.id).await?;
+        lifecycle::keep_listed(instance, &mut points);
         Ok(Some(policy::plan(&document, &points, &Run { now, clock, reference: None, protected: true })))
     }
 

@@ -6,7 +6,8 @@
 //! restore:  insert ─ (rehydrate) ─ plugin restores ─ complete     killed: the plugin's leftovers are removed, Failed (Interrupted);
 //!                                                              while rehydrating: goes on waiting
 //! maintenance: insert ─ plugin works in the vault ─ catalog brought in line ─ complete
-//!                                                    killed: the vault's work is ended, the catalog brought in line, Failed (Interrupted)
+//!                                                    killed: the vault's work is ended, the catalog brought in line, Failed (Interrupted);
+//!                                                              with all points of an instance: goes on
 //! ```
 //! Invariants:
 //! - Every job ends; none is InProgress without somebody working on it.
@@ -17,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
@@ -38,9 +39,12 @@ mod pause;
 mod recover;
 mod restore;
 mod session;
+mod steady;
+mod whole;
 
 pub(crate) use holds::set_legal_hold;
 pub(crate) use maintenance::{note_standing, standing};
+pub(crate) use pause::at as pause_at;
 pub(crate) use session::{command, env_of, source};
 
 /// How long interrupted jobs may take to end: a plugin gives itself 20 s to remove what it made, and its host 25 s.
@@ -136,6 +140,8 @@ struct Inner {
     stop: CancellationToken,
     /// A job ended: a schedule may have waited for it.
     ended: Notify,
+    /// Read while a job begins, written while an instance changes.
+    changes: Arc<RwLock<()>>,
 }
 
 impl Jobs {
@@ -148,11 +154,13 @@ impl Jobs {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             ended: Notify::new(),
+            changes: Arc::default(),
         };
         Self { shared, inner: Arc::new(inner) }
     }
 
-    /// Journals a job and begins to work on it. A request that is known gives its first job.
+    /// Journals a job and begins to work on it. A request that is known gives its first job. What the instance's state does not allow is
+    /// refused ([`crate::lifecycle::check_allows`]).
     pub async fn start(
         &self,
         instance: &Instance,
@@ -160,6 +168,8 @@ impl Jobs {
         request_id: Option<String>,
         scheduled: bool,
     ) -> Result<Job, Problem> {
+        let _no_change = self.inner.changes.read().await;
+        self.check_allowed(instance, &work).await?;
         let job = new_job(instance, work, request_id, scheduled);
         match self.shared.catalog.insert_job(job.clone()).await? {
             Inserted::New => {}
@@ -212,7 +222,13 @@ impl Jobs {
                 backup::run(self, job, backup::Kept { rule, slot: *slot, keep_until: *keep_until }, cancel).await
             }
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
-            Work::ConfigureProtection => Ok(End::Done(Outcome::default())),
+            Work::StopProtection { purge_time: Some(purge_time) } => {
+                whole::delete(self, job, *purge_time, cancel).await
+            }
+            Work::UndeleteInstance => whole::undelete(self, job, cancel).await,
+            Work::ConfigureProtection | Work::StopProtection { purge_time: None } | Work::ChangePolicy { .. } => {
+                Ok(End::Done(Outcome::default()))
+            }
             Work::Check { .. }
             | Work::VerifyPoint { .. }
             | Work::Prune { .. }

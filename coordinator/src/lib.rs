@@ -5,10 +5,12 @@
 //! - No plugin is linked: each runs as a process of its own and is spoken to over gRPC.
 //! - Wire types stop in `api/` and at `job/session.rs`; everything else uses the catalog's words.
 
+mod adopt;
 mod api;
 pub mod catalog;
 mod expiry;
 mod job;
+mod lifecycle;
 mod link;
 mod offline;
 mod owner;

@@ -6,6 +6,7 @@
 //!   retention  rule_for: which rule a new point carries; life of a point   plan    what to do with each point now; preview
 //!   keep_until the end of a point on demand that no rule is for
 //!   simulate   which points would exist, where and until when              azure   import and export of Azure's policies
+//!   change     what another version, or another policy, does to instances and to their points
 //! ```
 //! Invariants:
 //! - A [`Document`] is valid: it can only be made by [`parse`], which tells every fault at once.
@@ -23,6 +24,7 @@ use vaultferry_proto::{Problem, Reason};
 
 pub mod azure;
 mod calendar;
+mod change;
 mod document;
 mod duration;
 mod keep_until;
@@ -33,6 +35,7 @@ mod simulate;
 mod start;
 
 pub use calendar::Slots;
+pub use change::{Figures, check_confirmed, slots_settled};
 pub use document::{default_document, parse};
 pub use keep_until::keep_until;
 pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};
@@ -163,6 +166,16 @@ pub enum Tiering {
     Immediate,
     /// It moves when its time in the vault store is over (P49). The archive's clock starts at the move: the total is the sum (D2).
     OnExpiry,
+}
+
+impl Tiering {
+    /// As in the document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Immediate => "immediate",
+            Self::OnExpiry => "on-expiry",
+        }
+    }
 }
 
 /// A data store of a vault (P47).

@@ -18,7 +18,7 @@ use futures::{StreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::points::{self, PointState};
-use vaultferry_vault::records::{self, PointEvent, PointEventKind};
+use vaultferry_vault::records::{self, PointEvent, PointEventKind, Protection};
 use vaultferry_vault::repository::FileKind;
 use vaultferry_vault::store::{self, Key};
 use vaultferry_vault::{Error, Id, admin};
@@ -79,6 +79,9 @@ async fn fill(catalog: &Sqlite, config: &Config, cancel: &CancellationToken) -> 
     rebuilt.problems.extend(unreadable.iter().map(ToString::to_string));
     for record in instances {
         let instance = recorded::instance_of(record);
+        if matches!(instance.protection, Protection::Purged { .. }) {
+            continue;
+        }
         if let Err(error) = catalog.insert_instances(vec![instance.clone()]).await {
             match error {
                 crate::catalog::Error::Taken(what) => {

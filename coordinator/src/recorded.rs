@@ -16,6 +16,7 @@ pub(crate) fn policy_record(policy: &Policy) -> PolicyRecord {
         create_time: policy.create_time,
         document: policy.document.clone(),
         id: policy.id.clone(),
+        deleted: policy.deleted,
     }
 }
 
@@ -26,7 +27,7 @@ pub(crate) fn policy_of(record: PolicyRecord) -> Policy {
         false => record.id,
     };
     let (name, version, create_time) = (record.name, record.policy_version, record.create_time);
-    Policy { id, name, version, create_time, document: record.document }
+    Policy { id, name, version, create_time, document: record.document, deleted: record.deleted }
 }
 
 /// An instance, as the vault keeps it.
@@ -46,6 +47,7 @@ pub(crate) fn instance_record(instance: &Instance) -> InstanceRecord {
             Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
         },
         source_identity: instance.source_identity.clone(),
+        protection: instance.protection.clone(),
     }
 }
 
@@ -70,6 +72,8 @@ pub(crate) fn instance_of(record: InstanceRecord) -> Instance {
             SourceLogin::Passfile(path) => Credential::Passfile(PathBuf::from(path)),
             SourceLogin::PasswordEnv(name) => Credential::PasswordEnv(name),
         },
+        protection: record.protection,
+        unsettled: false,
     }
 }
 

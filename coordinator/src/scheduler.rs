@@ -1,6 +1,7 @@
 //! Starts backups when their policies say so.
 //!
 //! Invariants:
+//! - Only instances whose policy is followed have a schedule: not paused, stopped or deleted ones.
 //! - Each slot starts one job at most: the slot is part of the job's request id, which the catalog keeps unique.
 //! - Slots that were missed (agent down, backup still running) are caught up by one run, for the last of them, or skipped, as the policy
 //!   says. Skipped ones are told.
@@ -17,6 +18,7 @@ use vaultferry_proto::{Problem, Reason};
 use crate::catalog::{Catalog, Instance, Work};
 use crate::expiry;
 use crate::job::Jobs;
+use crate::lifecycle;
 use crate::policy::{self, Document, Due};
 
 /// A jump of the clock is noticed after this at the latest.
@@ -58,7 +60,7 @@ impl Scheduler {
     /// Starts what is due, and tells when the next one is.
     async fn start_due(&self) -> Result<Option<Timestamp>, Problem> {
         let mut next = None;
-        for instance in self.catalog.instances().await? {
+        for instance in self.catalog.instances().await?.into_iter().filter(|instance| instance.protection.is_active()) {
             let Some(policy) = self.catalog.policy(&instance.policy).await? else { continue };
             let policy = policy::parse(&policy.document)?;
             let wait = self.start_due_of(&instance, &policy, Timestamp::now()).await?;
@@ -95,7 +97,7 @@ impl Scheduler {
         }
     }
 
-    /// False when the slot has to wait for the end of another backup.
+    /// False when the slot has to wait for the end of another backup, or the instance has no schedule any more.
     async fn start(
         &self,
         instance: &Instance,
@@ -115,6 +117,8 @@ impl Scheduler {
                 tracing::info!(instance = instance.name, %slot, "a backup is running; the schedule waits for it");
                 return Ok(false);
             }
+            // It was stopped or paused at this very moment.
+            Err(problem) if lifecycle::is_refusal(&problem) => return Ok(false),
             Err(problem) => return Err(problem),
         }
         self.catalog.set_last_slot(&instance.id, slot).await?;

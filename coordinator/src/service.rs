@@ -23,7 +23,7 @@ use crate::job::{Jobs, Shared};
 use crate::link::Link;
 use crate::offline::{create_private_dir, lock};
 use crate::scheduler::Scheduler;
-use crate::{offline, owner, plugin};
+use crate::{adopt, lifecycle, offline, owner, plugin};
 
 /// Running jobs may finish for this long after the agent was told to stop; systemd's own patience is 90 s.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -122,6 +122,8 @@ impl Service {
     /// Recovers the jobs of an earlier life, serves until `shutdown`, then drains: no new calls, running jobs may finish for 30 s, the
     /// rest is interrupted.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Problem> {
+        self.adopt_policies(&shutdown).await;
+        lifecycle::settle_all(&self.jobs, &shutdown).await;
         self.jobs.recover().await?;
         let changed = Arc::new(Notify::new());
         let tasks = TaskTracker::new();
@@ -135,6 +137,21 @@ impl Service {
         tasks.wait().await;
         self.jobs.drain(DRAIN).await;
         served
+    }
+}
+
+impl Service {
+    /// What a kill left between the vault and the catalog. A store that does not answer is no reason not to serve.
+    async fn adopt_policies(&self, cancel: &CancellationToken) {
+        let adopted = match self.shared.vault.open_root() {
+            Ok(root) => adopt::policies(&*self.catalog, &root, None, cancel).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(problem) = adopted
+            && !cancel.is_cancelled()
+        {
+            tracing::warn!("the vault's policies are not compared with the catalog's until the next start: {problem}");
+        }
     }
 }
 

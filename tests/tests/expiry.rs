@@ -7,25 +7,9 @@ use vaultferry_tests::agent::{Agent, Setup};
 use vaultferry_tests::postgres::Server;
 use vaultferry_tests::{sample, wait_for};
 
-const DAY_US: i64 = 86_400_000_000;
-
-/// Makes the catalog believe that all points are older than they are.
-fn age(agent: &Agent, days: i64) {
-    let catalog = rusqlite::Connection::open(agent.state_dir().join("catalog.sqlite")).expect("opens");
-    let mut points = catalog.prepare("select id, time, body from points").expect("the table");
-    let rows =
-        points.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?)));
-    let rows: Vec<_> = rows.expect("rows").collect::<Result<_, _>>().expect("rows");
-    assert!(!rows.is_empty());
-    for (id, time, body) in rows {
-        let time = time - days * DAY_US;
-        let mut body: Value = serde_json::from_str(&body).expect("JSON");
-        let text = jiff::Timestamp::from_microsecond(time).expect("a time").to_string();
-        body["time"] = text.into();
-        let sql = "update points set time = ?2, body = ?3 where id = ?1";
-        assert_eq!(catalog.execute(sql, (&id, time, body.to_string())).expect("update"), 1);
-    }
-}
+#[path = "support/aging.rs"]
+#[allow(dead_code, reason = "each test uses a part of it")]
+mod aging;
 
 fn deletions(agent: &Agent) -> Vec<Value> {
     let listed = agent.cli_json(&["job", "list", "--operation", "DeletePoint"]).success().json();
@@ -48,7 +32,7 @@ fn an_expired_point_is_soft_deleted_and_the_last_good_one_stays() {
 
     // Older than any rule of the policy.
     agent.terminate();
-    age(&agent, 4000);
+    aging::points(&agent, 4000);
     agent.start();
     wait_for("the oldest point's deletion", Duration::from_secs(30), || {
         let jobs = deletions(&agent);

@@ -26,6 +26,10 @@ use crate::id::Id;
 use crate::keys::Wrapped;
 use crate::store::{self, Key, Put, Store};
 
+mod protection;
+
+pub use protection::Protection;
+
 /// The version of every record of this program.
 pub const VERSION: u32 = 1;
 /// The version of the vault's layout as a whole.
@@ -96,6 +100,10 @@ pub struct PolicyRecord {
     /// 32 hexadecimal digits, the same for all versions. Empty in records of early versions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
+    /// This version says that the policy is deleted; a later one may make it anew. `document` is that of the version before, so that a
+    /// program which does not know this field goes on as before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
 }
 
 /// `instance/<version>.json`: what is protected, how, and since when.
@@ -123,6 +131,9 @@ pub struct InstanceRecord {
     /// Two spellings of one source have one identity. Empty in records of early versions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source_identity: String,
+    /// Whether it is backed up, and what becomes of its points.
+    #[serde(default, skip_serializing_if = "Protection::is_active")]
+    pub protection: Protection,
 }
 
 /// How the agent logs in at a source: where to look, never what it finds there.

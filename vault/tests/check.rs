@@ -33,6 +33,7 @@ async fn instance() -> (Arc<Memory>, Arc<Repository>) {
         policy: "nightly".to_owned(),
         login: SourceLogin::Default,
         source_identity: String::new(),
+        protection: vaultferry_vault::records::Protection::Active,
     };
     let key = vaultferry_vault::keys::WrapKey::generate().expect("random");
     let password =

@@ -17,7 +17,7 @@ use vaultferry_vault::meter::Meter;
 use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::records::{
     self, InstanceRecord, ListedPack, PackList, PasswordRecord, PointCreated, PointEvent, PointEventKind, PointStream,
-    PolicyRecord, PruneMark, RecoveryKeyRecord, VaultRecord,
+    PolicyRecord, Protection, PruneMark, RecoveryKeyRecord, VaultRecord,
 };
 use vaultferry_vault::repository::{FileKind, Repository};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta};
@@ -78,6 +78,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         create_time: time(),
         document: "name = \"nightly\"\n".to_owned(),
         id: String::new(),
+        deleted: false,
     };
     let instance = InstanceRecord {
         version: 1,
@@ -90,6 +91,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         policy: "nightly".to_owned(),
         login: vaultferry_vault::records::SourceLogin::Default,
         source_identity: String::new(),
+        protection: Protection::Active,
     };
     let packs = |previous| PackList {
         version: 1,
@@ -129,6 +131,33 @@ fn every_records_bytes_are_pinned() {
         assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&expected), "{name}");
     }
     assert_eq!(records::numbered(records::PACK_LISTS, 7).as_str(), "packs/0000000007.json");
+}
+
+/// What the record of an instance says of its protection; without it, the policy is followed.
+#[test]
+fn the_protection_of_an_instance_is_pinned() {
+    let (_, plain) = every_record().swap_remove(3);
+    let read = |bytes: &[u8]| records::from_bytes::<InstanceRecord>("instance", bytes).expect("reads");
+    assert_eq!(read(&plain).protection, Protection::Active);
+    let (since, purge_time) = (time(), "2026-12-05T02:00:00Z".parse().expect("a time"));
+    let paused = Protection::Paused { since };
+    let paused_text = r#"{"state":"paused","since":"2026-11-21T02:00:00Z"}"#;
+    for (protection, text) in [
+        (paused.clone(), paused_text.to_owned()),
+        (Protection::Stopped { since }, r#"{"state":"stopped","since":"2026-11-21T02:00:00Z"}"#.to_owned()),
+        (
+            Protection::Deleted { since, purge_time, before: Box::new(paused) },
+            format!(
+                "{{\"state\":\"deleted\",\"since\":\"2026-11-21T02:00:00Z\",\"purge_time\":\"2026-12-05T02:00:00Z\",\
+                 \"before\":{paused_text}}}"
+            ),
+        ),
+        (Protection::Purged { since }, r#"{"state":"purged","since":"2026-11-21T02:00:00Z"}"#.to_owned()),
+    ] {
+        assert_eq!(serde_json::to_string(&protection).expect("serializes"), text);
+        let record = InstanceRecord { protection, ..read(&plain) };
+        assert_eq!(read(&records::to_bytes(&record).expect("serializes")), record);
+    }
 }
 
 #[test]

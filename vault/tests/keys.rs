@@ -434,6 +434,7 @@ fn instance(id: &str) -> InstanceRecord {
         policy: "nightly".to_owned(),
         login: SourceLogin::Passfile("/etc/pgpass".to_owned()),
         source_identity: format!("postgres://h:5432/{id}"),
+        protection: vaultferry_vault::records::Protection::Active,
     }
 }
 
@@ -461,6 +462,7 @@ async fn known(access: &Access) -> Known {
         create_time: jiff::Timestamp::UNIX_EPOCH,
         document: format!("name = \"nightly\" # {policy_version}\n"),
         id: IDS[0].to_owned(),
+        deleted: false,
     };
     Known { policies: vec![policy(1), policy(2)], instances }
 }

@@ -315,6 +315,7 @@ async fn live(seed: u64) {
         policy: "nightly".to_owned(),
         login: SourceLogin::Default,
         source_identity: String::new(),
+        protection: vaultferry_vault::records::Protection::Active,
     };
     records::put(&*memory, &records::numbered("instance/", 1), &instance).await.expect("put");
     let key = WrapKey::generate().expect("a key");

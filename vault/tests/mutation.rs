@@ -42,6 +42,7 @@ fn instance_record(name: &str) -> InstanceRecord {
         policy: "nightly".to_owned(),
         login: SourceLogin::Default,
         source_identity: String::new(),
+        protection: vaultferry_vault::records::Protection::Active,
     }
 }
 
@@ -120,6 +121,7 @@ async fn vault() -> Arc<Memory> {
             create_time: time(),
             document: "name = \"nightly\"\n".to_owned(),
             id: String::new(),
+            deleted: false,
         };
         put(&store, &format!("policies/nightly/{n:010}.json"), &policy).await;
         let owner = OwnerRecord { version: 1, create_time: time(), agent_id: "a".repeat(32), hostname: "h".to_owned() };

@@ -345,9 +345,26 @@ async fn a_policys_version_in_the_vault_is_never_another_document() {
         create_time: jiff::Timestamp::from_second(second).expect("a time"),
         document: document.to_owned(),
         id: String::new(),
+        deleted: false,
     };
     for (document, second, kept) in [("a", 1, true), ("a", 1, true), ("a", 2, true), ("b", 1, false)] {
         let answer = admin::put_policy(&root, &policy(document, second), &CancellationToken::new()).await.expect("put");
         assert_eq!(answer, kept, "{document} {second}");
     }
+    let deletion = PolicyRecord { deleted: true, ..policy("a", 1) };
+    assert!(!admin::put_policy(&root, &deletion, &CancellationToken::new()).await.expect("put"), "it is no deletion");
+    let deletion = PolicyRecord { policy_version: 2, ..deletion };
+    assert!(admin::put_policy(&root, &deletion, &CancellationToken::new()).await.expect("put"));
+    // What is known already is not read again.
+    let read = async |name: Option<&str>, known: &[u32]| {
+        let known = known.iter().map(|version| ("nightly".to_owned(), *version)).collect();
+        let (records, unreadable) =
+            admin::policies_beside(&root, name, &known, &CancellationToken::new()).await.expect("read");
+        assert!(unreadable.is_empty());
+        records.iter().map(|record| (record.policy_version, record.deleted)).collect::<Vec<_>>()
+    };
+    assert_eq!(read(None, &[]).await, [(1, false), (2, true)]);
+    assert_eq!(read(Some("nightly"), &[1]).await, [(2, true)]);
+    assert_eq!(read(Some("night"), &[]).await, [], "a beginning of a name is another name");
+    assert_eq!(read(None, &[1, 2]).await, []);
 }

@@ -18,6 +18,19 @@ pub(super) fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A time to simulate: "P3Y", "3y", "18 months". The agent reads it again; here it is found wrong before it is asked.
+pub(super) fn span(text: &str) -> Result<String, String> {
+    match text.parse::<jiff::Span>() {
+        Ok(span) if span.is_positive() => Ok(text.to_owned()),
+        _ => Err("write how long, such as 3y, 18mo or P3Y".to_owned()),
+    }
+}
+
+/// A date, a wall-clock time or an instant. Whose clock it is on only the agent knows, so it stays a text.
+pub(super) fn beginning(text: &str) -> Result<String, String> {
+    from_time(text).map(|_| text.to_owned())
+}
+
 /// A date means its first moment in the local zone.
 pub(super) fn from_time(text: &str) -> Result<Timestamp, String> {
     time(text, Ok)

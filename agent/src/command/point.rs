@@ -1,7 +1,5 @@
 //! `vaultferry point`
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
-
 use vaultferry_proto::control::v1::{
     GetRecoveryPointRequest, HoldRecoveryPointRequest, ListRecoveryPointsRequest, ListRecoveryPointsResponse,
     RecoveryPoint, ReleaseRecoveryPointRequest, StartArchivePointRequest, StartDeletePointRequest,
@@ -9,7 +7,7 @@ use vaultferry_proto::control::v1::{
 };
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Context, Outcome, job};
+use super::{Context, Outcome, confirm, job};
 use crate::args::{Point, PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify};
 use crate::client::Client;
 use crate::output::text;
@@ -98,7 +96,7 @@ async fn verify(context: &Context, command: PointVerify) -> Result<Outcome, Prob
 }
 
 async fn delete(context: &Context, command: PointDelete) -> Result<Outcome, Problem> {
-    confirm(&command)?;
+    check_confirmed(&command)?;
     let request =
         StartDeletePointRequest { instance: command.instance, point: command.point, request_id: job::new_request_id() };
     let mut client = context.client().await?;
@@ -111,24 +109,16 @@ async fn delete(context: &Context, command: PointDelete) -> Result<Outcome, Prob
 }
 
 /// Asks at a terminal; elsewhere only --yes will do.
-fn confirm(command: &PointDelete) -> Result<(), Problem> {
+fn check_confirmed(command: &PointDelete) -> Result<(), Problem> {
     if command.yes {
         return Ok(());
     }
-    let refused = |message: &str| Problem::new(Reason::InvalidRequest, message).with_fix("Say so with --yes.");
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(refused("a deletion must be confirmed"));
+    if !confirm::can_ask() {
+        return Err(Problem::new(Reason::InvalidRequest, "a deletion must be confirmed").with_fix("Say so with --yes."));
     }
-    let unread = |error: std::io::Error| refused(&format!("the answer cannot be read: {error}"));
-    let mut stderr = std::io::stderr();
-    write!(stderr, "Delete the point {} of {}? [y/N] ", command.point, command.instance).map_err(unread)?;
-    stderr.flush().map_err(unread)?;
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(unread)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Problem::new(Reason::Cancelled, "nothing was deleted")),
+    match confirm::ask(&format!("Delete the point {} of {}?", command.point, command.instance))? {
+        true => Ok(()),
+        false => Err(Problem::new(Reason::Cancelled, "nothing was deleted")),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Each response as text for people.
 
 use vaultferry_proto::control::v1::{
-    BackupInstance, CheckReport, Finding, Job, Policy, Progress, PruneReport, RecoveryPoint, Summary, Vault,
-    VaultSettings, backup_instance, job, recovery_point,
+    BackupInstance, CheckReport, Finding, Job, Policy, Progress, PruneReport, RecoveryPoint, RetentionRule, Summary,
+    Vault, VaultSettings, backup_instance, job, recovery_point,
 };
 
 use super::table::{fields, printable, table};
@@ -11,7 +11,8 @@ use super::units::{date, duration, size, time};
 /// Enough of an id to be unique in an instance, and to type.
 const SHORT_ID_DIGITS: usize = 16;
 
-fn short(id: &str) -> String {
+/// The beginning of an id, as lists show it.
+pub fn short(id: &str) -> String {
     id.chars().take(SHORT_ID_DIGITS).collect()
 }
 
@@ -103,7 +104,8 @@ pub fn policies(policies: &[Policy]) -> String {
     table(["NAME", "VERSION", "TYPE", "SCHEDULE", "RULES", "NEXT RUN"], &rows, "There are no policies yet.")
 }
 
-fn schedule(policy: &Policy) -> String {
+/// "every week on Sun at 02:00"
+pub fn schedule(policy: &Policy) -> String {
     let Some(schedule) = &policy.schedule else { return "on demand".to_owned() };
     let mut text = format!("every {}", schedule.every);
     if !schedule.on.is_empty() {
@@ -120,7 +122,11 @@ fn schedule(policy: &Policy) -> String {
 pub fn policy(policy: Option<&Policy>) -> String {
     let Some(policy) = policy else { return String::new() };
     let next_run = policy.schedule.as_ref().and_then(|schedule| schedule.next_run_time.as_ref());
-    let rules: Vec<String> = policy.rules.iter().map(|rule| format!("{} (vault {})", rule.name, rule.vault)).collect();
+    let rule = |rule: &RetentionRule| match rule.archive.as_str() {
+        "" => format!("{} (vault {})", rule.name, rule.vault),
+        archive => format!("{} (vault {}, archive {archive} {})", rule.name, rule.vault, rule.tiering),
+    };
+    let rules: Vec<String> = policy.rules.iter().map(rule).collect();
     let head = fields(&[
         ("id", policy.id.clone()),
         ("name", policy.name.clone()),
@@ -154,6 +160,21 @@ pub fn instances(instances: &[BackupInstance]) -> String {
     table(headings, &rows, "Nothing is protected yet.")
 }
 
+pub fn deleted_instances(instances: &[BackupInstance]) -> String {
+    let rows: Vec<[String; 4]> = instances
+        .iter()
+        .map(|instance| {
+            [
+                instance.name.clone(),
+                instance.source_uri.clone(),
+                time(instance.protection_state_time.as_ref()),
+                time(instance.purge_time.as_ref()),
+            ]
+        })
+        .collect();
+    table(["NAME", "SOURCE", "DELETED", "CAN BE BROUGHT BACK UNTIL"], &rows, "No instance is deleted.")
+}
+
 fn protection(instance: &BackupInstance) -> String {
     match instance.protection_state() {
         _ if !instance.protection_state_text.is_empty() => instance.protection_state_text.clone(),
@@ -181,6 +202,8 @@ pub fn instance(instance: Option<&BackupInstance>) -> String {
         ("policy", instance.policy.clone()),
         ("region", instance.region.clone()),
         ("protection", protection(instance)),
+        ("since", instance.protection_state_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
+        ("undelete until", instance.purge_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
         ("last backup", last_backup(instance)),
         ("last backup at", time(instance.last_backup_time.as_ref())),
         ("next backup at", time(instance.next_backup_time.as_ref())),
@@ -462,6 +485,8 @@ pub fn summary(summary: Option<&Summary>) -> String {
     fields(&[
         ("protected", summary.instances_protected.to_string()),
         ("pending", summary.instances_pending.to_string()),
+        ("paused", summary.instances_paused.to_string()),
+        ("stopped", summary.instances_stopped.to_string()),
         ("points", summary.points.to_string()),
         ("stored", size(summary.stored_bytes)),
         ("oldest point", time(summary.oldest_point_time.as_ref())),

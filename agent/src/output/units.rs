@@ -50,7 +50,7 @@ pub fn duration(from: Option<&prost_types::Timestamp>, to: Option<&prost_types::
 }
 
 /// None when it is out of range.
-fn instant(timestamp: &prost_types::Timestamp) -> Option<Timestamp> {
+pub fn instant(timestamp: &prost_types::Timestamp) -> Option<Timestamp> {
     Timestamp::new(timestamp.seconds, timestamp.nanos).ok()
 }
 

@@ -11,6 +11,10 @@ use crate::catalog::{
 use crate::job::Progress;
 use crate::policy;
 
+mod policies;
+
+pub(super) use policies::{instance_change, simulation};
+
 pub(super) fn time(time: jiff::Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }
 }
@@ -75,7 +79,12 @@ pub(super) fn policy(policy: Policy) -> Result<wire::Policy, Problem> {
         at: document.schedule.at_texts(),
         next_run_time: next_run.map(time),
     };
-    let rule = |rule: &policy::Rule| wire::RetentionRule { name: rule.name.clone(), vault: rule.vault_text.clone() };
+    let rule = |rule: &policy::Rule| wire::RetentionRule {
+        name: rule.name.clone(),
+        vault: rule.vault_text.clone(),
+        archive: rule.archive.as_ref().map(|archive| archive.text.clone()).unwrap_or_default(),
+        tiering: rule.archive.as_ref().map(|archive| archive.tiering.as_str().to_owned()).unwrap_or_default(),
+    };
     Ok(wire::Policy {
         id: policy.id,
         name: policy.name,
@@ -164,6 +173,12 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         Work::RestoreDatabase { .. } => (Operation::RestoreAsDatabase, "Restore as database of"),
         Work::RestoreFiles { .. } => (Operation::RestoreAsFiles, "Restore as files of"),
         Work::ConfigureProtection => (Operation::ConfigureProtection, "Configure protection of"),
+        Work::StopProtection { purge_time: None } => (Operation::StopProtection, "Stop protection of"),
+        Work::StopProtection { purge_time: Some(_) } => {
+            (Operation::StopProtection, "Stop protection and delete data of")
+        }
+        Work::UndeleteInstance => (Operation::UndeleteInstance, "Undelete"),
+        Work::ChangePolicy { .. } => (Operation::ChangePolicy, "Change policy of"),
         Work::Check { .. } => (Operation::Check, "Check of"),
         Work::VerifyPoint { .. } => (Operation::VerifyPoint, "Verify a point of"),
         Work::Prune { dry_run: false } => (Operation::Prune, "Prune of"),
@@ -306,5 +321,7 @@ pub(super) fn summary(figures: &Figures) -> wire::Summary {
         stored_bytes: figures.stored_bytes,
         oldest_point_time: figures.oldest.map(time),
         newest_point_time: figures.newest.map(time),
+        instances_paused: figures.paused,
+        instances_stopped: figures.stopped,
     }
 }

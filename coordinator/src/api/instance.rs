@@ -9,6 +9,7 @@ use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanc
 use vaultferry_proto::plugin::v1 as plugin_wire;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin;
+use vaultferry_vault::records::Protection;
 
 use super::{Api, convert};
 use crate::catalog::{Credential, Error, Instance, Job, Policy, Status as JobStatus, Work};
@@ -40,8 +41,10 @@ impl Api {
         for uri in request.source_uris {
             ready.push(self.check_source(uri, &policy, &credential).await?);
         }
+        // From here until it is linked, the policy is neither deleted nor changed, and names stay free.
+        let _one_at_a_time = self.policies.lock().await;
         let instances = self.name_instances(ready, &request.name, &request.region, &policy, &credential).await?;
-        self.keep_policy(&policy).await?;
+        self.keep_policy(&self.find_policy(&policy.name).await?).await?;
         for instance in &instances {
             admin::create_instance(
                 &self.shared.vault,
@@ -56,7 +59,8 @@ impl Api {
             other => other.into(),
         })?;
         for instance in &instances {
-            self.catalog.insert_job(configured(instance)).await?;
+            // P40: configuring protection is an operation whose record can be found among the jobs.
+            self.catalog.insert_job(done(instance, Work::ConfigureProtection)).await?;
         }
         self.changed.notify_one();
         Ok(instances)
@@ -65,12 +69,33 @@ impl Api {
     /// P36: is everything there that a backup of this source needs? Asked of the plugin; nothing is changed at the source.
     async fn check_source(&self, uri: String, policy: &Policy, credential: &Credential) -> Result<Ready, Problem> {
         let source_type = source_type(&uri)?;
-        let document = policy::parse(&policy.document)?;
-        if document.source_type != source_type {
-            let message =
-                format!("the policy {} is for {}, the source for {source_type}", policy.name, document.source_type);
-            return Err(Problem::new(Reason::PolicySourceTypeMismatch, message));
+        check_type(&policy::parse(&policy.document)?, source_type)?;
+        let answer = self.ask_readiness(&uri, source_type, credential).await?;
+        self.check_unprotected(&answer.source_identity, None).await?;
+        Ok(Ready { uri, source_type, identity: answer.source_identity, suggested_name: answer.suggested_name })
+    }
+
+    /// Refuses a source that an instance protects, other than the one with that id.
+    pub(super) async fn check_unprotected(&self, identity: &str, but: Option<&str>) -> Result<(), Problem> {
+        let Some(other) = self.catalog.instance_of_source(identity).await? else { return Ok(()) };
+        if Some(other.id.as_str()) == but {
+            return Ok(());
         }
+        let message = format!("{identity} is protected already, as {}", other.name);
+        let problem = Problem::new(Reason::SourceAlreadyProtected, message);
+        Err(match other.protection.is_deleted() {
+            true => problem.with_fix(format!("Bring that instance back: vaultferry instance undelete {}.", other.name)),
+            false => problem,
+        })
+    }
+
+    /// The plugin's word on a source: its identity, a name for it, warnings. Nothing is changed there.
+    pub(super) async fn ask_readiness(
+        &self,
+        uri: &str,
+        source_type: &str,
+        credential: &Credential,
+    ) -> Result<plugin_wire::ValidateResponse, Problem> {
         let command = job::command(&self.shared, source_type)?;
         let start = Start {
             command,
@@ -81,7 +106,7 @@ impl Api {
         };
         let mut plugin = Plugin::start(start).await?;
         let request = plugin_wire::ValidateRequest {
-            source: Some(source(&uri, credential)),
+            source: Some(source(uri, credential)),
             settings_json: command.settings_json.clone(),
         };
         let answer = match plugin.client().validate(request).await {
@@ -93,11 +118,7 @@ impl Api {
         for warning in &answer.warnings {
             tracing::info!(source = answer.source_identity, reason = warning.reason, "{}", warning.message);
         }
-        if let Some(other) = self.catalog.instance_of_source(&answer.source_identity).await? {
-            let message = format!("{} is protected already, as {}", answer.source_identity, other.name);
-            return Err(Problem::new(Reason::SourceAlreadyProtected, message));
-        }
-        Ok(Ready { uri, source_type, identity: answer.source_identity, suggested_name: answer.suggested_name })
+        Ok(answer)
     }
 
     /// A name that was asked for must be free; one that is made from the source is made unique.
@@ -117,6 +138,7 @@ impl Api {
                     format!("{} is given twice", source.identity),
                 ));
             }
+            self.check_unprotected(&source.identity, None).await?;
             let wanted = if name.is_empty() { &source.suggested_name } else { name };
             let mut free = wanted.to_owned();
             let mut number = 1;
@@ -137,6 +159,8 @@ impl Api {
                 region: region.to_owned(),
                 policy: policy.name.clone(),
                 credential: credential.clone(),
+                protection: Protection::Active,
+                unsettled: false,
             });
         }
         Ok(instances)
@@ -151,21 +175,39 @@ impl Api {
         Err(Problem::new(Reason::RegionMismatch, message))
     }
 
-    async fn to_wire_instance(&self, instance: Instance) -> Result<wire::BackupInstance, Problem> {
+    /// With its two states as D17 names them.
+    pub(super) async fn to_wire_instance(&self, instance: Instance) -> Result<wire::BackupInstance, Problem> {
         use wire::backup_instance::{LastBackupStatus, ProtectionState};
         let point_count = self.catalog.point_count(&instance.id).await?;
         let last = self.catalog.last_backup(&instance.id).await?;
-        let policy = self.catalog.policy(&instance.policy).await?;
+        let policy = self.catalog.policy(&instance.policy).await?.filter(|_| instance.protection.is_active());
         let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
         let next = document.as_ref().and_then(|document| crate::scheduler::next_backup(document, &instance.id));
-        let (protection_state, protection_state_text) = match point_count {
-            0 => (ProtectionState::ProtectionPending, "Protected - (pending initial backup)"),
-            _ => (ProtectionState::Protected, "Protected"),
+        let (protection_state, protection_state_text, since) = match &instance.protection {
+            Protection::Active if point_count == 0 => {
+                (ProtectionState::ProtectionPending, "Protected - (pending initial backup)", None)
+            }
+            Protection::Active => (ProtectionState::Protected, "Protected", None),
+            Protection::Paused { since } => (ProtectionState::Paused, "Paused", Some(*since)),
+            Protection::Stopped { since } => (ProtectionState::Stopped, "Stopped - (data retained)", Some(*since)),
+            Protection::Deleted { since, .. } | Protection::Purged { since } => {
+                (ProtectionState::Stopped, "Stopped - (data deleted)", Some(*since))
+            }
+        };
+        let purge_time = match &instance.protection {
+            Protection::Deleted { purge_time, .. } => Some(*purge_time),
+            _ => None,
         };
         let (last_backup_status, last_backup_status_text) = match last.as_ref().map(|job| &job.status) {
             Some(JobStatus::Completed { .. }) => (LastBackupStatus::Completed, "Completed"),
             Some(_) => (LastBackupStatus::Failed, "Failed"),
+            // The jobs of an earlier catalog are not known; its points are.
+            None if point_count > 0 => (LastBackupStatus::Completed, "Completed"),
             None => (LastBackupStatus::InitialBackupPending, "Warning (initial backup pending)"),
+        };
+        let last_time = match &last {
+            Some(job) => Some(job.create_time),
+            None => self.catalog.points(&instance.id, None, 1).await?.pop().map(|point| point.time),
         };
         Ok(wire::BackupInstance {
             id: instance.id,
@@ -179,9 +221,11 @@ impl Api {
             last_backup_status: last_backup_status.into(),
             protection_state_text: protection_state_text.to_owned(),
             last_backup_status_text: last_backup_status_text.to_owned(),
-            last_backup_time: last.map(|job| convert::time(job.create_time)),
+            last_backup_time: last_time.map(convert::time),
             next_backup_time: next.map(convert::time),
             point_count,
+            protection_state_time: since.map(convert::time),
+            purge_time: purge_time.map(convert::time),
         })
     }
 
@@ -205,10 +249,24 @@ fn check_request(uris: &[String], name: &str) -> Result<(), Problem> {
     if !name.is_empty() && uris.len() > 1 {
         return invalid("a name goes with one source only; several get names of their own".to_owned());
     }
-    if name.len() > 128 || name.chars().any(char::is_control) {
+    if !is_name(name) && !name.is_empty() {
         return invalid("an instance's name has at most 128 bytes, and no control characters".to_owned());
     }
     uris.iter().try_for_each(|uri| check_uri(uri))
+}
+
+/// True for what an instance may be called.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 128 && !name.chars().any(char::is_control)
+}
+
+/// Refuses a policy for another type of source.
+pub(super) fn check_type(policy: &policy::Document, source_type: &str) -> Result<(), Problem> {
+    if policy.source_type == source_type {
+        return Ok(());
+    }
+    let message = format!("the policy {} is for {}, the source for {source_type}", policy.name, policy.source_type);
+    Err(Problem::new(Reason::PolicySourceTypeMismatch, message))
 }
 
 /// What holds for every URI from outside; its own plugin reads it closely.
@@ -238,7 +296,7 @@ fn holds_password(uri: &str) -> bool {
             .any(|pair| pair.split('=').next().is_some_and(|name| name.ends_with("password")))
 }
 
-fn source_type(uri: &str) -> Result<&'static str, Problem> {
+pub(super) fn source_type(uri: &str) -> Result<&'static str, Problem> {
     match uri.split_once("://").map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => Ok("postgres"),
         // The URI itself is not repeated: a password may stand in it.
@@ -271,9 +329,9 @@ pub(super) fn credential(reference: Option<wire::CredentialReference>) -> Result
     }
 }
 
-/// P40: configuring protection is an operation whose record can be found among the jobs.
-fn configured(instance: &Instance) -> Job {
-    let mut job = job::new_job(instance, Work::ConfigureProtection, None, false);
+/// The record of an operation that took no time.
+pub(super) fn done(instance: &Instance, work: Work) -> Job {
+    let mut job = job::new_job(instance, work, None, false);
     job.status = JobStatus::Completed { end_time: job.create_time, point_id: None, bytes_read: 0, bytes_stored: 0 };
     job
 }
@@ -302,10 +360,12 @@ impl BackupInstanceService for Api {
 
     async fn list_backup_instances(
         &self,
-        _: Request<wire::ListBackupInstancesRequest>,
+        request: Request<wire::ListBackupInstancesRequest>,
     ) -> Result<Response<wire::ListBackupInstancesResponse>, Status> {
+        let deleted = request.into_inner().deleted;
         let mut instances = Vec::new();
-        for instance in self.catalog.instances().await.map_err(Problem::from)? {
+        let all = self.catalog.instances().await.map_err(Problem::from)?;
+        for instance in all.into_iter().filter(|instance| instance.protection.is_deleted() == deleted) {
             instances.push(self.to_wire_instance(instance).await?);
         }
         Ok(Response::new(wire::ListBackupInstancesResponse { instances }))

@@ -68,8 +68,8 @@ fn status_of(text: &str) -> Result<Option<WireStatus>, Problem> {
 
 fn operation_of(text: &str) -> Result<Option<Operation>, Problem> {
     use Operation::{
-        ArchivePoint, Backup, Check, ConfigureProtection, DeletePoint, Prune, RestoreAsDatabase, RestoreAsFiles, Tier,
-        UndeletePoint, VerifyPoint,
+        ArchivePoint, Backup, ChangePolicy, Check, ConfigureProtection, DeletePoint, Prune, RestoreAsDatabase,
+        RestoreAsFiles, StopProtection, Tier, UndeleteInstance, UndeletePoint, VerifyPoint,
     };
     let all = [
         Backup,
@@ -83,6 +83,9 @@ fn operation_of(text: &str) -> Result<Option<Operation>, Problem> {
         UndeletePoint,
         ArchivePoint,
         Tier,
+        StopProtection,
+        UndeleteInstance,
+        ChangePolicy,
     ];
     // D17: the portal's name for it.
     if text.eq_ignore_ascii_case("ConfigureBackup") {

@@ -13,7 +13,7 @@ use vaultferry_vault::{Id, points};
 use super::{Api, convert};
 use crate::catalog::{Instance, Point};
 use crate::job::{note_standing, set_legal_hold};
-use crate::{expiry, policy};
+use crate::{expiry, lifecycle, policy};
 
 /// Points on one page.
 const MAX_PAGE: u32 = 1000;
@@ -35,12 +35,13 @@ impl Api {
         Ok(ListRecoveryPointsResponse { points, next_page_token: next.unwrap_or_default() })
     }
 
-    /// With the times that the linked policy's rule gives now (D5).
+    /// With the times that the linked policy's rule gives now (D5); none while protection is stopped.
     async fn to_wire(&self, instance: &Instance, points: Vec<Point>) -> Result<Vec<RecoveryPoint>, Problem> {
         let policy = self.catalog.policy(&instance.policy).await?;
         let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
         let convert = |point: Point| {
-            let life = document.as_ref().map(|document| policy::life(document, &expiry::fact(&point)));
+            let document = document.as_ref().filter(|_| !lifecycle::keeps_for_ever(instance));
+            let life = document.map(|document| policy::life(document, &expiry::fact(&point)));
             convert::point(point, &instance.name, life)
         };
         Ok(points.into_iter().map(convert).collect())

@@ -45,6 +45,19 @@ pub enum Work {
     },
     /// Protection was configured.
     ConfigureProtection,
+    /// Protection was stopped.
+    StopProtection {
+        /// All points are deleted, and can be brought back until then; `None`: they stay.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        purge_time: Option<jiff::Timestamp>,
+    },
+    /// A deleted instance is brought back with its points.
+    UndeleteInstance,
+    /// Another policy was linked.
+    ChangePolicy {
+        /// Its name.
+        policy: String,
+    },
     /// A search for altered, missing and unexpected files.
     Check {
         /// Without the repository's key.
@@ -102,9 +115,17 @@ impl Exclusive {
     pub fn operations(self) -> &'static [&'static str] {
         match self {
             Self::Backup => &["backup"],
-            Self::Maintenance => {
-                &["check", "verify-point", "prune", "delete-point", "undelete-point", "archive-point", "tier"]
-            }
+            Self::Maintenance => &[
+                "check",
+                "verify-point",
+                "prune",
+                "delete-point",
+                "undelete-point",
+                "archive-point",
+                "tier",
+                "stop-protection",
+                "undelete-instance",
+            ],
         }
     }
 }
@@ -120,6 +141,9 @@ impl Work {
             Self::RestoreDatabase { .. } => "restore-database",
             Self::RestoreFiles { .. } => "restore-files",
             Self::ConfigureProtection => "configure-protection",
+            Self::StopProtection { .. } => "stop-protection",
+            Self::UndeleteInstance => "undelete-instance",
+            Self::ChangePolicy { .. } => "change-policy",
             Self::Check { .. } => "check",
             Self::VerifyPoint { .. } => "verify-point",
             Self::Prune { .. } => "prune",
@@ -134,8 +158,14 @@ impl Work {
     pub fn exclusive(&self) -> Option<Exclusive> {
         match self {
             Self::Backup { .. } => Some(Exclusive::Backup),
-            Self::RestoreDatabase { .. } | Self::RestoreFiles { .. } | Self::ConfigureProtection => None,
-            Self::Check { .. }
+            Self::RestoreDatabase { .. }
+            | Self::RestoreFiles { .. }
+            | Self::ConfigureProtection
+            | Self::StopProtection { purge_time: None }
+            | Self::ChangePolicy { .. } => None,
+            Self::StopProtection { purge_time: Some(_) }
+            | Self::UndeleteInstance
+            | Self::Check { .. }
             | Self::VerifyPoint { .. }
             | Self::Prune { .. }
             | Self::DeletePoint { .. }
@@ -155,7 +185,13 @@ impl Work {
             | Self::UndeletePoint { point_id }
             | Self::ArchivePoint { point_id }
             | Self::Tier { point_id, .. } => Some(*point_id),
-            Self::Backup { .. } | Self::ConfigureProtection | Self::Check { .. } | Self::Prune { .. } => None,
+            Self::Backup { .. }
+            | Self::ConfigureProtection
+            | Self::StopProtection { .. }
+            | Self::UndeleteInstance
+            | Self::ChangePolicy { .. }
+            | Self::Check { .. }
+            | Self::Prune { .. } => None,
         }
     }
 }

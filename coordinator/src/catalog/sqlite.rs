@@ -141,6 +141,14 @@ impl Catalog for Sqlite {
         self.run(move |tx| protection::insert_policy(tx, &policy)).await
     }
 
+    async fn change_policy(&self, policy: Policy, slots: Vec<(String, jiff::Timestamp)>) -> Result<(), Error> {
+        self.run(move |tx| {
+            protection::insert_policy(tx, &policy)?;
+            protection::advance_slots(tx, &slots)
+        })
+        .await
+    }
+
     async fn policy(&self, name: &str) -> Result<Option<Policy>, Error> {
         let name = name.to_owned();
         self.run(move |tx| Ok(protection::policies(tx, "(p.name = ?1 or p.id = ?1)", [name])?.into_iter().next())).await
@@ -148,6 +156,11 @@ impl Catalog for Sqlite {
 
     async fn policies(&self) -> Result<Vec<Policy>, Error> {
         self.run(|tx| protection::policies(tx, "true", [])).await
+    }
+
+    async fn policy_versions(&self, name: &str) -> Result<Vec<Policy>, Error> {
+        let name = name.to_owned();
+        self.run(move |tx| protection::policy_versions(tx, "name = ?1", [name])).await
     }
 
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error> {
@@ -169,6 +182,15 @@ impl Catalog for Sqlite {
 
     async fn instances(&self) -> Result<Vec<Instance>, Error> {
         self.run(|tx| bodies(tx, "select body from instances order by name", [])).await
+    }
+
+    async fn save_instance(&self, instance: Instance) -> Result<(), Error> {
+        self.run(move |tx| protection::save_instance(tx, &instance)).await
+    }
+
+    async fn remove_instance(&self, instance_id: &str) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::remove_instance(tx, &instance_id)).await
     }
 
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error> {
@@ -360,7 +382,7 @@ impl Catalog for Sqlite {
     }
 
     async fn all_policies(&self) -> Result<Vec<Policy>, Error> {
-        self.run(protection::all_policies).await
+        self.run(|tx| protection::policy_versions(tx, "true", [])).await
     }
 }
 

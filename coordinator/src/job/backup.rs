@@ -52,7 +52,9 @@ pub(super) async fn run(
     let policy = policy
         .ok_or_else(|| Problem::new(Reason::PolicyNotFound, format!("the policy {} is gone", instance.policy)))?;
     let document = policy::parse(&policy.document)?;
-    if kept.keep_until.is_none() {
+    if kept.slot.is_none() && kept.keep_until.is_none() {
+        // A rule that somebody chose must be there. A slot's was the policy's when the job began; if it is gone since, Default applies to
+        // the point (D18), and the backup is not missed for it.
         document.rule(kept.rule)?;
     }
     let vault = session::vault_access(shared, &instance.id, Role::Plugin, cancel).await?;

@@ -18,7 +18,7 @@ use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Error, Id};
 
 use super::session::{self, Reporter};
-use super::{End, Jobs, Outcome, Shared, leftovers, pause};
+use super::{End, Jobs, Outcome, Shared, leftovers, pause, whole};
 use crate::catalog::{CheckFigures, Finding, Job, PruneFigures, Report, ReportFigures, Standing, StoredProblem, Work};
 use crate::plugin::{MAINTENANCE, Plugin};
 
@@ -131,13 +131,14 @@ pub(super) async fn clean_up_rehydrated(jobs: &Jobs, job: &Job) {
 
 /// True when a kill can leave a point between two states.
 fn leaves_something(work: &Work) -> bool {
-    matches!(
+    let leaves = matches!(
         work,
         Work::DeletePoint { .. }
             | Work::UndeletePoint { .. }
             | Work::Prune { dry_run: false }
             | Work::Tier { remove_from_vault: true, .. }
-    )
+    );
+    leaves || whole::is_whole(work)
 }
 
 fn task(work: &Work) -> Result<Task, Problem> {
@@ -161,7 +162,13 @@ fn task(work: &Work) -> Result<Task, Problem> {
         }
         Work::ArchivePoint { point_id } => archive(point_id, false),
         Work::Tier { point_id, remove_from_vault } => archive(point_id, *remove_from_vault),
-        Work::Backup { .. } | Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } | Work::ConfigureProtection => {
+        Work::Backup { .. }
+        | Work::RestoreDatabase { .. }
+        | Work::RestoreFiles { .. }
+        | Work::ConfigureProtection
+        | Work::StopProtection { .. }
+        | Work::UndeleteInstance
+        | Work::ChangePolicy { .. } => {
             return Err(Problem::new(Reason::Internal, "the job is no maintenance"));
         }
     })

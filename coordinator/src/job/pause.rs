@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// When `VAULTFERRY_TEST_PAUSE_AT` names this step: writes `paused-<step>` into the state folder and waits for a file `resume` there.
 #[cfg(debug_assertions)]
-pub(super) async fn at(state_dir: &Path, step: &str) {
+pub(crate) async fn at(state_dir: &Path, step: &str) {
     if std::env::var("VAULTFERRY_TEST_PAUSE_AT").as_deref() != Ok(step) {
         return;
     }
@@ -17,7 +17,7 @@ pub(super) async fn at(state_dir: &Path, step: &str) {
 }
 
 #[cfg(not(debug_assertions))]
-pub(super) async fn at(_: &Path, _: &str) {}
+pub(crate) async fn at(_: &Path, _: &str) {}
 
 /// True while a test keeps an archive from being readable: `VAULTFERRY_TEST_PAUSE_AT` names this step, and there is no file `resume` in the
 /// state folder. Emulators rehydrate at once, and the real thing takes hours.

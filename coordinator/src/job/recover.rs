@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Jobs, maintenance, restore};
-use crate::catalog::{Exclusive, Inserted, Job, Status, Work};
+use super::{Jobs, maintenance, restore, whole};
+use crate::catalog::{Exclusive, Job, Status, Work};
+use crate::lifecycle;
 
 /// No put takes as long: a pack has 24 MiB at most, and a store's deadline is minutes.
 const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
@@ -25,6 +26,9 @@ impl Jobs {
             if catalog.staged(&job.id).await?.is_some() {
                 tracing::info!(job = job.id, "going on with the commit of an earlier life");
                 self.spawn(job, true);
+            } else if whole::is_whole(&job.work) && job.status == Status::InProgress {
+                tracing::info!(job = job.id, "going on with all points of an instance");
+                self.spawn(job, false);
             } else if job.rehydrating && job.status == Status::InProgress {
                 tracing::info!(job = job.id, "going on to wait for an archived point");
                 self.spawn(job, false);
@@ -101,10 +105,11 @@ impl Jobs {
         if again_already {
             return Ok(());
         }
-        let again = super::new_job(&instance, job.work.clone(), Some(request), true);
-        if let Inserted::New = self.shared.catalog.insert_job(again.clone()).await? {
-            self.spawn(again, false);
+        match self.start(&instance, job.work.clone(), Some(request), true).await {
+            Ok(_) => Ok(()),
+            // Another backup is at it, or the instance was stopped or paused meanwhile.
+            Err(problem) if problem.reason == Reason::InstanceBusy || lifecycle::is_refusal(&problem) => Ok(()),
+            Err(problem) => Err(problem),
         }
-        Ok(())
     }
 }

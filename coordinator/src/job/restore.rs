@@ -42,6 +42,9 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
         }
         Work::Backup { .. }
         | Work::ConfigureProtection
+        | Work::StopProtection { .. }
+        | Work::UndeleteInstance
+        | Work::ChangePolicy { .. }
         | Work::Check { .. }
         | Work::VerifyPoint { .. }
         | Work::Prune { .. }
@@ -192,13 +195,16 @@ pub(super) fn leaves_something(work: &Work) -> bool {
 }
 
 impl Work {
-    /// Where a restore writes, for people. Never a credential.
+    /// Where a restore writes, or which policy was linked; for people. Never a credential.
     pub fn target(&self) -> Option<String> {
         match self {
             Self::RestoreDatabase { target_uri, database, .. } => Some(format!("{database} on {target_uri}")),
             Self::RestoreFiles { to, .. } => Some(to.clone()),
+            Self::ChangePolicy { policy } => Some(policy.clone()),
             Self::Backup { .. }
             | Self::ConfigureProtection
+            | Self::StopProtection { .. }
+            | Self::UndeleteInstance
             | Self::Check { .. }
             | Self::VerifyPoint { .. }
             | Self::Prune { .. }

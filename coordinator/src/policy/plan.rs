@@ -309,6 +309,8 @@ pub struct Preview {
 pub struct Change {
     /// Its id.
     pub point: String,
+    /// When it was made.
+    pub time: Timestamp,
     /// The rule that it carries.
     pub rule: String,
     /// The rule that would apply.
@@ -361,11 +363,13 @@ pub fn preview(old: &Document, new: &Document, points: &[PointFacts], now: Times
         let stays = point.held || guarded.contains(&at);
         let due = |life: &Life| life.archive.is_some_and(|archive| archive.from <= now);
         let moved = due(&new_life) && !due(&old_life) && point.stores.archived.is_none();
-        let effect = if after < before {
+        // What is over already, and waits for its run, loses nothing.
+        let (reached_before, reached) = (before.max(now), after.max(now));
+        let effect = if reached < reached_before {
             if after <= now && !stays { Effect::Deleted } else { Effect::Shorter }
         } else if moved && after > now {
             Effect::Moved
-        } else if after > before {
+        } else if reached > reached_before {
             Effect::Longer
         } else {
             Effect::Same
@@ -375,7 +379,7 @@ pub fn preview(old: &Document, new: &Document, points: &[PointFacts], now: Times
             Some(_) => point.rule.clone(),
             None => new.rule_or_default(&point.rule).name.clone(),
         };
-        Change { point: point.id.clone(), rule: point.rule.clone(), new_rule, before, after, effect }
+        Change { point: point.id.clone(), time: point.time, rule: point.rule.clone(), new_rule, before, after, effect }
     };
     Preview { changes: live.map(change).collect() }
 }

@@ -103,7 +103,7 @@ pub fn simulate(
     let known = points.len();
     let mut tagger = Tagger::new(document, existing);
     for slot in document.slots(from).take_while(|slot| *slot <= to) {
-        if points.len() == MAX_POINTS {
+        if points.len() >= MAX_POINTS {
             let message = format!("the simulation has more than {MAX_POINTS} points; take a shorter span");
             return Err(refused(message));
         }

@@ -6,6 +6,7 @@ use super::{Document, parse};
 
 mod azure;
 mod calendar;
+mod change;
 mod documents;
 mod keep_until;
 mod plan;

@@ -4,7 +4,7 @@ use std::time::Duration;
 use vaultferry_vault::admin::KeyPlace;
 use vaultferry_vault::keys::WrapKey;
 use vaultferry_vault::location::{Access, Location};
-use vaultferry_vault::records::{PointCreated, PointStream};
+use vaultferry_vault::records::{PointCreated, PointStream, Protection};
 
 use super::*;
 use crate::catalog::{Credential, Instance, Policy};
@@ -59,7 +59,8 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
         let id = dice.id();
         for version in 1..=1 + dice.below(3) as u32 {
             let (name, create_time) = (format!("policy-{number}"), dice.time());
-            let policy = Policy { id: id.clone(), name, version, create_time, document: format!("# {}", dice.id()) };
+            let (document, deleted) = (format!("# {}", dice.id()), dice.below(4) == 0);
+            let policy = Policy { id: id.clone(), name, version, create_time, document, deleted };
             assert!(admin::put_policy(&root, &recorded::policy_record(&policy), &cancel).await.expect("kept"));
             catalog.insert_policy(policy).await.expect("inserted");
         }
@@ -73,7 +74,15 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
             // It was changed since: the newest record counts.
             instance.policy = format!("policy-{}", dice.below(9));
             instance.name = format!("renamed {number} 한글");
+            instance.protection = protection(&mut dice);
             assert!(admin::put_instance(&store, &recorded::instance_record(&instance), &cancel).await.expect("put"));
+        }
+        if dice.below(3) == 0 {
+            // One that is gone for good had the same name and the same source before.
+            let gone =
+                Instance { id: dice.id(), protection: Protection::Purged { since: dice.time() }, ..instance.clone() };
+            let record = recorded::instance_record(&gone);
+            admin::create_instance(&config.vault, &key, &record, &cancel).await.expect("made");
         }
         catalog.insert_instances(vec![instance.clone()]).await.expect("inserted");
         for _ in 0..dice.below(5) {
@@ -102,6 +111,19 @@ fn instance(dice: &mut Dice, number: u64) -> Instance {
         region: ["", "koreacentral"][dice.below(2) as usize].to_owned(),
         policy: "policy-0".to_owned(),
         credential,
+        protection: Protection::Active,
+        unsettled: false,
+    }
+}
+
+/// What may have become of an instance.
+fn protection(dice: &mut Dice) -> Protection {
+    let (since, purge_time) = (dice.time(), dice.time());
+    match dice.below(4) {
+        0 => Protection::Active,
+        1 => Protection::Paused { since },
+        2 => Protection::Stopped { since },
+        _ => Protection::Deleted { since, purge_time, before: Box::new(Protection::Paused { since }) },
     }
 }
 
@@ -277,6 +299,7 @@ fn early_records_get_stable_ids() {
         create_time: jiff::Timestamp::UNIX_EPOCH,
         document: String::new(),
         id: String::new(),
+        deleted: false,
     };
     let ids = [1, 2].map(|version| recorded::policy_of(early(version)).id);
     assert_eq!(ids[0], ids[1]);

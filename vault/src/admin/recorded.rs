@@ -1,12 +1,14 @@
 //! Policies and instances as the vault records them.
 
+use std::collections::BTreeSet;
+
 use futures::StreamExt as _;
 
 use super::*;
 use crate::records::PolicyRecord;
 
-/// Keeps a version of a policy in the vault. False when the vault holds another document under that name and version, which an older
-/// catalog wrote; nothing is changed then.
+/// Keeps a version of a policy in the vault. False when the vault holds another document (or a deletion, or no deletion) under that name and
+/// version, which another catalog wrote; nothing is changed then. After an error it is not known whether the record was written.
 pub async fn put_policy(
     root: &store::Shared,
     record: &PolicyRecord,
@@ -17,7 +19,10 @@ pub async fn put_policy(
     let put = async {
         match records::put(&**root, &key, record).await? {
             Put::Created => Ok(true),
-            Put::Existed => Ok(records::get::<PolicyRecord>(&**root, &key).await?.document == record.document),
+            Put::Existed => {
+                let there = records::get::<PolicyRecord>(&**root, &key).await?;
+                Ok((there.document, there.deleted) == (record.document.clone(), record.deleted))
+            }
         }
     };
     with_cancel::<_, Error>(cancel, put).await
@@ -28,11 +33,27 @@ pub async fn policies(
     root: &store::Shared,
     cancel: &CancellationToken,
 ) -> Result<(Vec<PolicyRecord>, Vec<Error>), Error> {
+    policies_beside(root, None, &BTreeSet::new(), cancel).await
+}
+
+/// The versions that are not `known`, of the policy of that name or of all, by name and version; known ones are not read. What cannot be read
+/// is told in the second list.
+pub async fn policies_beside(
+    root: &store::Shared,
+    name: Option<&str>,
+    known: &BTreeSet<(String, u32)>,
+    cancel: &CancellationToken,
+) -> Result<(Vec<PolicyRecord>, Vec<Error>), Error> {
+    let prefix = name.map_or(records::POLICIES.to_owned(), |name| format!("{}{name}/", records::POLICIES));
     let read = async {
         let (mut policies, mut unreadable) = (Vec::new(), Vec::new());
-        let mut entries = store::list(&**root, records::POLICIES);
+        let mut entries = store::list(&**root, &prefix);
         while let Some(entry) = entries.next().await {
-            match records::get::<PolicyRecord>(&**root, &entry?.key).await {
+            let key = entry?.key;
+            if version_of(&key).is_some_and(|version| known.contains(&version)) {
+                continue;
+            }
+            match records::get::<PolicyRecord>(&**root, &key).await {
                 Ok(policy) => policies.push(policy),
                 Err(error @ Error::Unreadable { .. }) => unreadable.push(error),
                 Err(error) => return Err(error),
@@ -44,8 +65,14 @@ pub async fn policies(
     with_cancel::<_, Error>(cancel, read).await
 }
 
+/// `policies/<name>/<version>.json`
+fn version_of(key: &Key) -> Option<(String, u32)> {
+    let (name, version) = key.as_str().strip_prefix(records::POLICIES)?.split_once('/')?;
+    Some((name.to_owned(), version.strip_suffix(".json")?.parse().ok()?))
+}
+
 /// The newest record of an instance, and its number. `None`: its making was interrupted.
-pub(super) async fn newest_instance(
+pub async fn newest_instance(
     store: &store::Shared,
     cancel: &CancellationToken,
 ) -> Result<Option<(u64, InstanceRecord)>, Error> {

@@ -6,48 +6,73 @@ use super::jobs::UNFINISHED;
 use super::values::{Failure, encode, time_from};
 use crate::catalog::{Figures, Instance, Policy};
 
-fn policy_of(row: &Row<'_>) -> rusqlite::Result<(String, String, u32, i64, String)> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+/// What every query of policies reads, in this order.
+const COLUMNS: &str = "id, name, version, create_time, document, deleted";
+
+/// The policies that a query finds.
+fn read(tx: &Transaction<'_>, sql: &str, params: impl rusqlite::Params) -> Result<Vec<Policy>, Failure> {
+    let columns = |row: &Row<'_>| {
+        let policy = Policy {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            version: row.get(2)?,
+            create_time: jiff::Timestamp::UNIX_EPOCH,
+            document: row.get(4)?,
+            deleted: row.get(5)?,
+        };
+        Ok((policy, row.get::<_, i64>(3)?))
+    };
+    let mut statement = tx.prepare_cached(sql)?;
+    let rows = statement.query_map(params, columns)?;
+    rows.map(|row| {
+        let (policy, create_time) = row?;
+        Ok(Policy { create_time: time_from(create_time)?, ..policy })
+    })
+    .collect()
 }
 
-/// The newest versions for which the condition on `p` holds.
+/// The newest versions for which the condition on `p` holds, of policies that are not deleted.
 pub(super) fn policies(
     tx: &Transaction<'_>,
     condition: &str,
     params: impl rusqlite::Params,
 ) -> Result<Vec<Policy>, Failure> {
     let sql = format!(
-        "select id, name, version, create_time, document from policies p where {condition} and version =
+        "select {COLUMNS} from policies p where {condition} and deleted = 0 and version =
          (select max(version) from policies q where q.name = p.name) order by name"
     );
-    let mut statement = tx.prepare_cached(&sql)?;
-    let rows = statement.query_map(params, policy_of)?;
-    rows.map(|row| {
-        let (id, name, version, create_time, document) = row?;
-        Ok(Policy { id, name, version, create_time: time_from(create_time)?, document })
-    })
-    .collect()
+    read(tx, &sql, params)
 }
 
-/// Every version of every policy, by name and version.
-pub(super) fn all_policies(tx: &Transaction<'_>) -> Result<Vec<Policy>, Failure> {
-    let sql = "select id, name, version, create_time, document from policies order by name, version";
-    let mut statement = tx.prepare_cached(sql)?;
-    let rows = statement.query_map([], policy_of)?;
-    rows.map(|row| {
-        let (id, name, version, create_time, document) = row?;
-        Ok(Policy { id, name, version, create_time: time_from(create_time)?, document })
-    })
-    .collect()
+/// Every version for which the condition holds, by name and version, deletions too.
+pub(super) fn policy_versions(
+    tx: &Transaction<'_>,
+    condition: &str,
+    params: impl rusqlite::Params,
+) -> Result<Vec<Policy>, Failure> {
+    read(tx, &format!("select {COLUMNS} from policies where {condition} order by name, version"), params)
 }
 
 pub(super) fn insert_policy(tx: &Transaction<'_>, policy: &Policy) -> Result<(), Failure> {
-    let values = params![policy.name, policy.version, policy.id, policy.create_time.as_microsecond(), policy.document];
-    let sql = "insert or ignore into policies(name, version, id, create_time, document) values (?1, ?2, ?3, ?4, ?5)";
+    let create_time = policy.create_time.as_microsecond();
+    let values = params![policy.name, policy.version, policy.id, create_time, policy.document, policy.deleted];
+    let sql = "insert or ignore into policies(name, version, id, create_time, document, deleted)
+               values (?1, ?2, ?3, ?4, ?5, ?6)";
     match tx.execute(sql, values)? {
         0 => Err(Failure::Taken(format!("version {} of policy {}", policy.version, policy.name))),
         _ => Ok(()),
     }
+}
+
+/// Slots up to these are dealt with; one that is noted already and is later stays.
+pub(super) fn advance_slots(tx: &Transaction<'_>, slots: &[(String, jiff::Timestamp)]) -> Result<(), Failure> {
+    let sql = "insert into slots(instance_id, slot) values (?1, ?2)
+               on conflict(instance_id) do update set slot = max(slot, excluded.slot)";
+    let mut statement = tx.prepare_cached(sql)?;
+    for (instance_id, slot) in slots {
+        statement.execute(params![instance_id, slot.as_microsecond()])?;
+    }
+    Ok(())
 }
 
 pub(super) fn insert_instances(tx: &Transaction<'_>, instances: &[Instance]) -> Result<(), Failure> {
@@ -61,6 +86,22 @@ pub(super) fn insert_instances(tx: &Transaction<'_>, instances: &[Instance]) -> 
     Ok(())
 }
 
+pub(super) fn save_instance(tx: &Transaction<'_>, instance: &Instance) -> Result<(), Failure> {
+    let values = params![instance.id, instance.name, instance.source_identity, encode(instance)?];
+    let sql = "update or ignore instances set name = ?2, identity = ?3, body = ?4 where id = ?1";
+    match tx.execute(sql, values)? {
+        0 => Err(Failure::Taken(format!("the name {} or the source {}", instance.name, instance.source_uri))),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn remove_instance(tx: &Transaction<'_>, instance_id: &str) -> Result<(), Failure> {
+    tx.execute("delete from instances where id = ?1", [instance_id])?;
+    tx.execute("delete from slots where instance_id = ?1", [instance_id])?;
+    tx.execute("delete from expiry_clocks where instance_id = ?1", [instance_id])?;
+    Ok(())
+}
+
 pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Figures, Failure> {
     let count = |sql: &str| tx.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
     let since = since.as_microsecond();
@@ -71,9 +112,14 @@ pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Fi
     let sql = "select min(time), max(time) from points where deleted = 0";
     let (oldest, newest): (Option<i64>, Option<i64>) = tx.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let with_point = "exists (select 1 from points p where p.instance_id = i.id and p.deleted = 0)";
+    // Left out of the body when the policy is followed.
+    let state = "json_extract(i.body, '$.protection.state')";
+    let instances = |condition: String| count(&format!("select count(*) from instances i where {condition}"));
     Ok(Figures {
-        protected: count(&format!("select count(*) from instances i where {with_point}"))?,
-        pending: count(&format!("select count(*) from instances i where not {with_point}"))?,
+        protected: instances(format!("{state} is null and {with_point}"))?,
+        pending: instances(format!("{state} is null and not {with_point}"))?,
+        paused: instances(format!("{state} = 'paused'"))?,
+        stopped: instances(format!("{state} = 'stopped'"))?,
         points: count("select count(*) from points where deleted = 0")?,
         completed: ended("completed")?,
         failed: ended("failed")?,

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-/// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted.
-const VERSION: i64 = 3;
+/// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
+/// deletions of policies.
+pub(super) const VERSION: i64 = 4;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -28,7 +29,7 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
@@ -37,6 +38,9 @@ create table findings(job_id text not null, number integer not null, body text n
 ",
     "
 create table expiry_clocks(instance_id text primary key, clock integer not null) strict;
+",
+    "
+alter table policies add column deleted integer not null default 0;
 ",
 ];
 

@@ -1,4 +1,4 @@
-use vaultferry_vault::records::PointCreated;
+use vaultferry_vault::records::{PointCreated, Protection};
 
 use super::*;
 use crate::catalog::{CheckFigures, Credential, ReportFigures, Work};
@@ -14,6 +14,8 @@ fn instance(name: &str) -> Instance {
         region: String::new(),
         policy: "nightly".to_owned(),
         credential: Credential::PasswordEnv("PGPASS".to_owned()),
+        protection: Protection::Active,
+        unsettled: false,
     }
 }
 
@@ -234,9 +236,111 @@ async fn a_newer_catalog_is_refused() {
     let (dir, catalog) = open();
     drop(catalog);
     let path = dir.path().join("catalog.sqlite");
-    Connection::open(&path).expect("opens").pragma_update(None, "user_version", 4).expect("set");
+    Connection::open(&path).expect("opens").pragma_update(None, "user_version", schema::VERSION + 1).expect("set");
     let error = Sqlite::open(&path).expect_err("refused").to_string();
-    assert!(error.contains("version 4"), "{error}");
+    assert!(error.contains(&format!("version {}", schema::VERSION + 1)), "{error}");
+}
+
+fn policy(name: &str, version: u32, deleted: bool) -> Policy {
+    Policy {
+        id: format!("id-of-{name}"),
+        name: name.to_owned(),
+        version,
+        create_time: jiff::Timestamp::from_second(i64::from(version)).expect("a time"),
+        document: format!("# {name} {version}"),
+        deleted,
+    }
+}
+
+#[tokio::test]
+async fn the_newest_version_of_a_policy_counts_and_a_deletion_is_one() {
+    let (_dir, catalog) = open();
+    for version in [policy("a", 1, false), policy("a", 2, false), policy("b", 1, false)] {
+        catalog.insert_policy(version).await.expect("insert");
+    }
+    assert!(matches!(catalog.insert_policy(policy("a", 2, true)).await, Err(Error::Taken(_))));
+    assert_eq!(catalog.policies().await.expect("list"), [policy("a", 2, false), policy("b", 1, false)]);
+    catalog.insert_policy(policy("a", 3, true)).await.expect("deleted");
+    assert_eq!(catalog.policies().await.expect("list"), [policy("b", 1, false)]);
+    for name in ["a", "id-of-a"] {
+        assert_eq!(catalog.policy(name).await.expect("find"), None, "{name}");
+    }
+    catalog.insert_policy(policy("a", 4, false)).await.expect("made anew");
+    assert_eq!(catalog.policy("id-of-a").await.expect("find"), Some(policy("a", 4, false)));
+    let versions = [policy("a", 1, false), policy("a", 2, false), policy("a", 3, true), policy("a", 4, false)];
+    assert_eq!(catalog.policy_versions("a").await.expect("versions"), versions);
+    assert_eq!(catalog.all_policies().await.expect("all").len(), 5);
+}
+
+#[tokio::test]
+async fn a_change_of_a_policy_notes_slots_with_it_or_not_at_all() {
+    let (_dir, catalog) = open();
+    let time = |second| jiff::Timestamp::from_second(second).expect("a time");
+    catalog.set_last_slot("later", time(20)).await.expect("set");
+    catalog.set_last_slot("earlier", time(5)).await.expect("set");
+    let slots = |second| ["later", "earlier", "none"].map(|id| (id.to_owned(), time(second))).to_vec();
+    catalog.change_policy(policy("a", 1, false), slots(10)).await.expect("changed");
+    for (instance, second) in [("later", 20), ("earlier", 10), ("none", 10)] {
+        assert_eq!(catalog.last_slot(instance).await.expect("slot"), Some(time(second)), "{instance}");
+    }
+    assert!(matches!(catalog.change_policy(policy("a", 1, false), slots(30)).await, Err(Error::Taken(_))));
+    assert_eq!(catalog.last_slot("none").await.expect("slot"), Some(time(10)), "nothing of it happened");
+}
+
+#[tokio::test]
+async fn an_instance_changes_its_name_and_its_source_and_keeps_its_id() {
+    let (_dir, catalog) = open();
+    catalog.insert_instances(vec![instance("shop"), instance("other")]).await.expect("insert");
+    for taken in [
+        Instance { name: "other".to_owned(), ..instance("shop") },
+        Instance { source_identity: instance("other").source_identity, ..instance("shop") },
+        instance("nobody"),
+    ] {
+        assert!(matches!(catalog.save_instance(taken.clone()).await, Err(Error::Taken(_))), "{taken:?}");
+        assert_eq!(catalog.instances().await.expect("instances"), [instance("other"), instance("shop")]);
+    }
+    let since = jiff::Timestamp::UNIX_EPOCH;
+    let moved = Instance {
+        name: "shop 2".to_owned(),
+        source_identity: "postgres://new:5432/shop".to_owned(),
+        protection: Protection::Stopped { since },
+        unsettled: true,
+        ..instance("shop")
+    };
+    catalog.save_instance(moved.clone()).await.expect("saved");
+    assert_eq!(catalog.instance("shop").await.expect("find"), None);
+    assert_eq!(catalog.instance("shop 2").await.expect("find"), Some(moved.clone()));
+    assert_eq!(catalog.instance_of_source(&moved.source_identity).await.expect("find"), Some(moved.clone()));
+    catalog.set_last_slot(&moved.id, since).await.expect("slot");
+    for _ in 0..2 {
+        catalog.remove_instance(&moved.id).await.expect("removed");
+        assert_eq!(catalog.instances().await.expect("instances"), [instance("other")]);
+        assert_eq!(catalog.last_slot(&moved.id).await.expect("slot"), None);
+    }
+    catalog.insert_instances(vec![instance("shop")]).await.expect("name and source are free");
+}
+
+#[tokio::test]
+async fn instances_are_counted_by_their_state() {
+    let (_dir, catalog) = open();
+    let since = jiff::Timestamp::UNIX_EPOCH;
+    let deleted = Protection::Deleted { since, purge_time: since, before: Box::default() };
+    let states = [
+        ("a", Protection::Active),
+        ("b", Protection::Active),
+        ("c", Protection::Paused { since }),
+        ("d", Protection::Stopped { since }),
+        ("e", deleted),
+    ];
+    for (name, protection) in states {
+        catalog.insert_instances(vec![Instance { protection, ..instance(name) }]).await.expect("insert");
+        let point = Point { instance_id: instance(name).id, ..point(1, 1) };
+        if name != "b" {
+            catalog.insert_points(vec![point]).await.expect("point");
+        }
+    }
+    let figures = catalog.figures(since).await.expect("figures");
+    assert_eq!((figures.protected, figures.pending, figures.paused, figures.stopped), (1, 1, 1, 1));
 }
 
 #[tokio::test]
@@ -362,6 +466,7 @@ async fn golden_rows() {
         version: 1,
         create_time: jiff::Timestamp::UNIX_EPOCH,
         document: "name = \"nightly\"\n".to_owned(),
+        deleted: false,
     };
     catalog.insert_policy(policy).await.expect("insert");
     let check = Job { work: Work::Check { keyless: false, read_data_ppm: 50_000 }, ..job(4, "i", None) };

@@ -1,4 +1,5 @@
-//! A timeline as text: how many points each rule keeps, how that grows, and which points are there at the end.
+//! A timeline as text: how many points each rule keeps, how that grows, which points are there at the end, and what becomes of those that
+//! were there at the beginning.
 
 use std::fmt::Write as _;
 
@@ -11,11 +12,14 @@ use super::{Store, Timeline, TimelinePoint};
 const MAX_ROWS: usize = 40;
 /// Lines of the list of points.
 const MAX_POINTS: usize = 60;
+/// Enough of an id to be unique in an instance.
+const ID_DIGITS: usize = 16;
 /// Characters of the longest bar.
 const BAR: usize = 50;
 
 impl Timeline {
-    /// The timeline for people: three tables, of at most 120 lines and 100 columns where names of rules are short.
+    /// The timeline for people: three tables, of at most 120 lines and 100 columns where names of rules are short, and a fourth of at most 60
+    /// lines when there were points at the beginning.
     pub fn text(&self) -> String {
         let zone = TimeZone::get(&self.time_zone).unwrap_or(TimeZone::UTC);
         let mut text = String::new();
@@ -34,6 +38,7 @@ impl Timeline {
         self.growth(&mut text, &zone);
         let _ = writeln!(text);
         self.list(&mut text, &zone);
+        self.existing(&mut text, &zone);
         text
     }
 
@@ -83,20 +88,27 @@ impl Timeline {
         let _ = writeln!(text, "Points on {}: {}", day(self.to, zone), there.len());
         let _ = writeln!(text, "{:16}  {:width$}  {:11}  ARCHIVE UNTIL", "TIME", "RULE", "VAULT UNTIL");
         for point in there.iter().take(MAX_POINTS) {
-            let until = |store: Store| {
-                let stay = point.stays.iter().find(|stay| stay.store == store);
-                // Open: it is the last good point, or held. A time that is over or that has not begun is told as well: it says where the point was or will be.
-                stay.map_or_else(
-                    || "-".to_owned(),
-                    |stay| stay.until.map_or("open".to_owned(), |until| day(until, zone)),
-                )
-            };
-            let time = zone.to_datetime(point.time).strftime("%F %H:%M");
-            let line = format!("{time}  {:width$}  {:11}  {}", point.rule, until(Store::Vault), until(Store::Archive));
-            let _ = writeln!(text, "{}", line.trim_end());
+            let _ = writeln!(text, "{}", line(point, width, zone));
         }
         if there.len() > MAX_POINTS {
             let _ = writeln!(text, "and {} more", there.len() - MAX_POINTS);
+        }
+    }
+
+    fn existing(&self, text: &mut String, zone: &TimeZone) {
+        let points = || self.points.iter().filter_map(|point| Some((point.id.as_deref()?, point)));
+        let (count, width) = (points().count(), self.rules.iter().map(String::len).chain([4]).max().unwrap_or(4));
+        if count == 0 {
+            return;
+        }
+        let _ = writeln!(text, "\nPoints that exist now: {count}");
+        let _ = writeln!(text, "{:16}  {:16}  {:width$}  {:11}  ARCHIVE UNTIL", "ID", "TIME", "RULE", "VAULT UNTIL");
+        for (id, point) in points().take(MAX_POINTS) {
+            let id: String = id.chars().take(ID_DIGITS).collect();
+            let _ = writeln!(text, "{id:16}  {}", line(point, width, zone));
+        }
+        if count > MAX_POINTS {
+            let _ = writeln!(text, "and {} more", count - MAX_POINTS);
         }
     }
 
@@ -121,6 +133,18 @@ impl Timeline {
         dates.push(self.to);
         dates
     }
+}
+
+/// Time, rule, and until when it is where.
+fn line(point: &TimelinePoint, width: usize, zone: &TimeZone) -> String {
+    let until = |store: Store| {
+        let stay = point.stays.iter().find(|stay| stay.store == store);
+        // Open: it is the last good point, or held. A time that is over or that has not begun is told as well: it says where the point was or will be.
+        stay.map_or_else(|| "-".to_owned(), |stay| stay.until.map_or("open".to_owned(), |until| day(until, zone)))
+    };
+    let time = zone.to_datetime(point.time).strftime("%F %H:%M");
+    let line = format!("{time}  {:width$}  {:11}  {}", point.rule, until(Store::Vault), until(Store::Archive));
+    line.trim_end().to_owned()
 }
 
 fn end(point: &TimelinePoint) -> Option<Timestamp> {

@@ -231,6 +231,20 @@ fn a_change_of_policy_is_previewed() {
     assert_eq!(preview(&new, &old, &points, now, true).changes[0].effect, Effect::Shorter);
 }
 
+/// A point whose time is over, and that only waits for a run of retention, is kept as long as before: until that run.
+#[test]
+fn what_is_over_already_is_not_made_shorter() {
+    let of = |days: &str| policy_of("postgres", "UTC", DAILY, &rules(&[&format!("Default;;P{days}D")]));
+    let points = [point("over", "2026-10-01T02:00:00Z", "Default"), point("last", "2026-11-20T02:00:00Z", "Default")];
+    let effects = |old: &str, new: &str| {
+        let result = preview(&of(old), &of(new), &points, time("2026-11-21T00:00:00Z"), true);
+        result.changes.iter().map(|change| change.effect).collect::<Vec<_>>()
+    };
+    assert_eq!(effects("30", "7"), [Effect::Same, Effect::Shorter]);
+    assert_eq!(effects("30", "60"), [Effect::Longer, Effect::Longer]);
+    assert_eq!(effects("60", "30"), [Effect::Deleted, Effect::Shorter]);
+}
+
 /// A made-up life of an instance: backups that fail, clocks that jump, policies that change, moves that are killed, retention that runs at
 /// any time. After each run of retention: the last good point is there, each point is in one of the stores at least, no point is lost before
 /// its time by the true clock (as far as the machine could know it), no more than a tenth is gone, and nothing that is held or immutable is.

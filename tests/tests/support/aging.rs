@@ -1,0 +1,38 @@
+//! Time that has passed, as far as an agent's catalog knows. The agent must not run meanwhile.
+
+use serde_json::Value;
+
+use vaultferry_tests::agent::Agent;
+
+const DAY_US: i64 = 86_400_000_000;
+
+fn catalog(agent: &Agent) -> rusqlite::Connection {
+    rusqlite::Connection::open(agent.state_dir().join("catalog.sqlite")).expect("the catalog opens")
+}
+
+/// Makes the catalog believe that all points of all instances are older than they are.
+#[track_caller]
+pub fn points(agent: &Agent, days: i64) {
+    let catalog = catalog(agent);
+    let mut points = catalog.prepare("select id, time, body from points").expect("the table");
+    let rows =
+        points.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?)));
+    let rows: Vec<_> = rows.expect("rows").collect::<Result<_, _>>().expect("rows");
+    assert!(!rows.is_empty());
+    for (id, time, body) in rows {
+        let time = time - days * DAY_US;
+        let mut body: Value = serde_json::from_str(&body).expect("JSON");
+        let text = jiff::Timestamp::from_microsecond(time).expect("a time").to_string();
+        body["time"] = text.into();
+        let sql = "update points set time = ?2, body = ?3 where id = ?1";
+        assert_eq!(catalog.execute(sql, (&id, time, body.to_string())).expect("update"), 1);
+    }
+}
+
+/// Makes the catalog believe that no slot of any instance was dealt with for so many days.
+#[track_caller]
+pub fn slots(agent: &Agent, days: i64) {
+    let then = jiff::Timestamp::now().as_microsecond() - days * DAY_US;
+    let sql = "insert or replace into slots(instance_id, slot) select id, ?1 from instances";
+    assert!(catalog(agent).execute(sql, [then]).expect("update") > 0);
+}

@@ -9,6 +9,7 @@
 //!   point is written into the vault first, and here after it.
 //! - No credential is stored, only where to find one.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -240,6 +241,9 @@ impl From<Error> for Problem {
 /// See the module. Every future may be dropped; the transaction then happens, or not.
 #[async_trait]
 pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
+    /// Another number after every change of an instance or of a policy, for who keeps a copy of them. Slots are not counted.
+    async fn generation(&self) -> Result<u64, Error>;
+
     /// Adds a policy's version. [`Error::Taken`] when that version is there.
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error>;
     /// The same, and notes for instances (by id) up to which slot their schedules are dealt with, never an earlier one than is noted.
@@ -330,6 +334,8 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
 
     /// The last slot of the schedule that was dealt with.
     async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;
+    /// The same of all instances that have one, by their ids.
+    async fn last_slots(&self) -> Result<HashMap<String, jiff::Timestamp>, Error>;
     /// This slot is dealt with.
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error>;
 

@@ -144,4 +144,4 @@ pub(crate) fn keeps_for_ever(instance: &Instance) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,8 +5,11 @@
 //! - Each slot starts one job at most: the slot is part of the job's request id, which the catalog keeps unique.
 //! - Slots that were missed (agent down, backup still running) are caught up by one run, for the last of them, or skipped, as the policy
 //!   says. Skipped ones are told.
-//! - Clocks may jump: slots are computed anew from the wall clock at least every [`LONGEST_SLEEP`].
+//! - A look costs what is due, not what is there ([`agenda`]): the catalog is read again only when instances or policies have changed, when
+//!   the clock was set back, and after an error.
+//! - Clocks may jump: the wall clock is looked at at least every [`LONGEST_SLEEP`].
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +24,17 @@ use crate::job::Jobs;
 use crate::lifecycle;
 use crate::policy::{self, Document, Due};
 
+mod agenda;
+#[cfg(test)]
+mod tests;
+
+use agenda::{Agenda, Scheduled};
+
 /// A jump of the clock is noticed after this at the latest.
 const LONGEST_SLEEP: Duration = Duration::from_secs(20);
+
+/// An instance that has to wait is not due at the same moment again.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 /// The scheduler's task.
 #[derive(Debug)]
@@ -30,20 +42,48 @@ pub struct Scheduler {
     catalog: Arc<dyn Catalog>,
     jobs: Jobs,
     changed: Arc<Notify>,
+    agenda: Agenda,
+    /// The catalog's state that the agenda is of; none: it has to be read.
+    seen: Option<u64>,
+    /// When the agenda was last looked at.
+    last_look: Timestamp,
+    /// Instances whose slot waits for the end of a job, by id.
+    busy: Vec<String>,
+    /// The newest versions of all policies, by name: none for a document that this program does not understand.
+    documents: HashMap<String, (u32, Option<Arc<Document>>)>,
+}
+
+/// What has become of an instance that was due.
+enum Looked {
+    /// It is due again then; `None`: never.
+    Again(Option<Timestamp>),
+    /// Its slot waits for the end of another job.
+    Busy,
 }
 
 impl Scheduler {
     /// `changed` is notified when instances or policies change.
     pub fn new(catalog: Arc<dyn Catalog>, jobs: Jobs, changed: Arc<Notify>) -> Self {
-        Self { catalog, jobs, changed }
+        Self {
+            catalog,
+            jobs,
+            changed,
+            agenda: Agenda::default(),
+            seen: None,
+            last_look: Timestamp::UNIX_EPOCH,
+            busy: Vec::new(),
+            documents: HashMap::new(),
+        }
     }
 
     /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let sleep = match self.start_due().await {
                 Ok(next) => next.map_or(LONGEST_SLEEP, until).min(LONGEST_SLEEP),
                 Err(problem) => {
+                    // Where it stopped is not known: everything is looked at anew.
+                    (self.seen, self.agenda) = (None, Agenda::default());
                     tracing::error!("the scheduler tries again in {LONGEST_SLEEP:?}: {problem}");
                     LONGEST_SLEEP
                 }
@@ -58,31 +98,75 @@ impl Scheduler {
     }
 
     /// Starts what is due, and tells when the next one is.
-    async fn start_due(&self) -> Result<Option<Timestamp>, Problem> {
-        let mut next = None;
-        for instance in self.catalog.instances().await?.into_iter().filter(|instance| instance.protection.is_active()) {
-            let Some(policy) = self.catalog.policy(&instance.policy).await? else { continue };
-            let policy = policy::parse(&policy.document)?;
-            let wait = self.start_due_of(&instance, &policy, Timestamp::now()).await?;
-            next = [next, wait].into_iter().flatten().min();
+    async fn start_due(&mut self) -> Result<Option<Timestamp>, Problem> {
+        // Asked before the catalog is read: a change in between is seen the next time.
+        let generation = self.catalog.generation().await?;
+        let now = Timestamp::now();
+        if self.seen != Some(generation) {
+            let all = self.read().await?;
+            self.agenda.replace(now, all);
+            self.seen = Some(generation);
         }
-        Ok(next)
+        if now < self.last_look {
+            self.agenda.look_at_all(now);
+        }
+        self.last_look = now;
+        for id in std::mem::take(&mut self.busy) {
+            if let Some(done) = self.agenda.done(&id) {
+                self.agenda.note(&id, done, Some(now));
+            }
+        }
+        while let Some(scheduled) = self.agenda.due(now).cloned() {
+            let Scheduled { instance, policy, mut done } = scheduled;
+            match self.start_due_of(&instance, &policy, &mut done, now).await? {
+                Looked::Again(next) => self.agenda.note(&instance.id, done, next),
+                Looked::Busy => {
+                    self.agenda.note(&instance.id, done, None);
+                    self.busy.push(instance.id);
+                }
+            }
+        }
+        Ok(self.agenda.next())
     }
 
-    /// The same for one instance.
+    /// Every instance that has a schedule.
+    async fn read(&mut self) -> Result<Vec<Scheduled>, Problem> {
+        let policies = self.catalog.policies().await?;
+        let mut before = std::mem::take(&mut self.documents);
+        for policy in policies {
+            let known = before.remove(&policy.name).filter(|(version, _)| *version == policy.version);
+            let document = known.map(|(_, document)| document).unwrap_or_else(|| {
+                let parsed = policy::parse(&policy.document).map_err(|problem| {
+                    tracing::error!(policy = policy.name, "nothing is backed up by this policy: {problem}");
+                });
+                parsed.ok().map(Arc::new)
+            });
+            self.documents.insert(policy.name, (policy.version, document));
+        }
+        let mut slots = self.catalog.last_slots().await?;
+        let active = self.catalog.instances().await?.into_iter().filter(|instance| instance.protection.is_active());
+        let scheduled = active.filter_map(|instance| {
+            let (_, document) = self.documents.get(&instance.policy)?;
+            let done = slots.remove(&instance.id).unwrap_or(instance.create_time);
+            Some(Scheduled { policy: document.clone()?, done, instance })
+        });
+        Ok(scheduled.collect())
+    }
+
+    /// The same for one instance, whose slots up to `done` are dealt with; it is moved on with each slot.
     async fn start_due_of(
         &self,
         instance: &Instance,
         policy: &Document,
+        done: &mut Timestamp,
         now: Timestamp,
-    ) -> Result<Option<Timestamp>, Problem> {
-        let mut done = self.catalog.last_slot(&instance.id).await?.unwrap_or(instance.create_time);
+    ) -> Result<Looked, Problem> {
         loop {
             // Each turn deals with a later slot, so there is an end.
-            done = match policy.due(done, now, &instance.id) {
+            *done = match policy.due(*done, now, &instance.id) {
                 Due::Start { slot, late } => {
                     if !self.start(instance, policy, slot, late).await? {
-                        return Ok(None);
+                        return Ok(Looked::Busy);
                     }
                     slot
                 }
@@ -91,8 +175,8 @@ impl Scheduler {
                     self.catalog.set_last_slot(&instance.id, slot).await?;
                     slot
                 }
-                Due::Wait(time) => return Ok(Some(time)),
-                Due::Never => return Ok(None),
+                Due::Wait(time) => return Ok(Looked::Again(Some(time.max(now + SHORTEST_WAIT)))),
+                Due::Never => return Ok(Looked::Again(None)),
             };
         }
     }

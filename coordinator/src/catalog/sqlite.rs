@@ -2,8 +2,10 @@
 //!
 //! Objects are JSON in `body` beside the columns that are searched by.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -30,6 +32,8 @@ type Task = Box<dyn FnOnce(&mut Connection) + Send>;
 pub struct Sqlite {
     path: String,
     tasks: mpsc::Sender<Task>,
+    /// Changes of instances and policies that this process has made; nobody else writes the file.
+    generation: Arc<AtomicU64>,
 }
 
 impl Sqlite {
@@ -49,7 +53,7 @@ impl Sqlite {
             .name("catalog".to_owned())
             .spawn(run)
             .map_err(|error| Error::Database { path: name.clone(), detail: error.to_string() })?;
-        Ok(Self { path: name, tasks })
+        Ok(Self { path: name, tasks, generation: Arc::default() })
     }
 
     /// Closes the catalog; everything is in one file then, without a journal beside it.
@@ -92,12 +96,31 @@ impl Sqlite {
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Error> {
+        self.run_then(work, || {}).await
+    }
+
+    /// The same for a change of instances or policies.
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Error> {
+        let generation = self.generation.clone();
+        self.run_then(work, move || drop(generation.fetch_add(1, Ordering::SeqCst))).await
+    }
+
+    /// `committed` is called on the catalog's thread when the transaction has happened, whether or not anybody still waits for it.
+    async fn run_then<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
+        committed: impl FnOnce() + Send + 'static,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         let task: Task = Box::new(move |connection| {
             let result = (|| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let value = work(&transaction)?;
                 transaction.commit()?;
+                committed();
                 Ok(value)
             })();
             // Nobody waits any more when the future was dropped.
@@ -137,12 +160,16 @@ fn fold_journal(connection: &Connection) -> rusqlite::Result<()> {
 
 #[async_trait]
 impl Catalog for Sqlite {
+    async fn generation(&self) -> Result<u64, Error> {
+        Ok(self.generation.load(Ordering::SeqCst))
+    }
+
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error> {
-        self.run(move |tx| protection::insert_policy(tx, &policy)).await
+        self.change(move |tx| protection::insert_policy(tx, &policy)).await
     }
 
     async fn change_policy(&self, policy: Policy, slots: Vec<(String, jiff::Timestamp)>) -> Result<(), Error> {
-        self.run(move |tx| {
+        self.change(move |tx| {
             protection::insert_policy(tx, &policy)?;
             protection::advance_slots(tx, &slots)
         })
@@ -164,7 +191,7 @@ impl Catalog for Sqlite {
     }
 
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error> {
-        self.run(move |tx| protection::insert_instances(tx, &instances)).await
+        self.change(move |tx| protection::insert_instances(tx, &instances)).await
     }
 
     async fn instance(&self, name: &str) -> Result<Option<Instance>, Error> {
@@ -185,12 +212,12 @@ impl Catalog for Sqlite {
     }
 
     async fn save_instance(&self, instance: Instance) -> Result<(), Error> {
-        self.run(move |tx| protection::save_instance(tx, &instance)).await
+        self.change(move |tx| protection::save_instance(tx, &instance)).await
     }
 
     async fn remove_instance(&self, instance_id: &str) -> Result<(), Error> {
         let instance_id = instance_id.to_owned();
-        self.run(move |tx| protection::remove_instance(tx, &instance_id)).await
+        self.change(move |tx| protection::remove_instance(tx, &instance_id)).await
     }
 
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error> {
@@ -361,6 +388,19 @@ impl Catalog for Sqlite {
 
     async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
         self.instance_time("select slot from slots where instance_id = ?1", instance_id).await
+    }
+
+    async fn last_slots(&self) -> Result<HashMap<String, jiff::Timestamp>, Error> {
+        self.run(|tx| {
+            let mut statement = tx.prepare_cached("select instance_id, slot from slots")?;
+            let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+            rows.map(|row| {
+                let (instance_id, slot) = row?;
+                Ok((instance_id, time_from(slot)?))
+            })
+            .collect()
+        })
+        .await
     }
 
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error> {

@@ -134,7 +134,7 @@ fn retention_leaves_the_points_of_a_stopped_instance_alone() {
 }
 
 /// What an agent has, without its processes.
-async fn world(dir: &Path) -> Jobs {
+pub(crate) async fn world(dir: &Path) -> Jobs {
     let vault = Access {
         location: Location::Folder(dir.join("vault")),
         endpoint: None,

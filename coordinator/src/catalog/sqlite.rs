@@ -105,7 +105,10 @@ impl Sqlite {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Error> {
         let generation = self.generation.clone();
-        self.run_then(work, move || drop(generation.fetch_add(1, Ordering::SeqCst))).await
+        self.run_then(work, move || {
+            generation.fetch_add(1, Ordering::SeqCst);
+        })
+        .await
     }
 
     /// `committed` is called on the catalog's thread when the transaction has happened, whether or not anybody still waits for it.

@@ -57,6 +57,7 @@ fn point(instance: u32, number: u32) -> Point {
         policy: "nightly".to_owned(),
         policy_version: 1,
         slot: None,
+        keep_until: None,
         streams: vec![PointStream { name: "database.dump".to_owned(), size: 1 << 30, sha256: String::new() }],
         source_bytes: 1 << 30,
         stored_bytes: 1 << 20,
@@ -153,7 +154,8 @@ async fn ten_thousand_instances_with_a_million_points() {
         let all = (1..=instances).map(|number| instance(number, &format!("nightly-{}", number % 10))).collect();
         catalog.insert_instances(all).await.expect("inserted");
         for first in (1..=instances).step_by(100) {
-            let batch = (first..(first + 100).min(instances + 1)).flat_map(|one| (0..points_each).map(move |n| point(one, n)));
+            let batch =
+                (first..(first + 100).min(instances + 1)).flat_map(|one| (0..points_each).map(move |n| point(one, n)));
             catalog.insert_points(batch.collect()).await.expect("inserted");
         }
         catalog.into_single_file().await.expect("closed");
@@ -197,7 +199,11 @@ async fn ten_thousand_instances_with_a_million_points() {
 
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("unknown").trim().to_owned();
-    println!("measured: {instances} instances, {} points: {}; peak memory {peak}", instances * points_each, told.join(", "));
+    println!(
+        "measured: {instances} instances, {} points: {}; peak memory {peak}",
+        instances * points_each,
+        told.join(", ")
+    );
     assert!(good, "{told:?}");
     let kib: u64 = peak.split(' ').next().and_then(|kib| kib.parse().ok()).unwrap_or(0);
     assert!(kib < 200 << 10, "{peak}");

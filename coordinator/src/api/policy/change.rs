@@ -26,7 +26,6 @@ impl Api {
         request: wire::UpdatePolicyRequest,
     ) -> Result<wire::UpdatePolicyResponse, Problem> {
         let document = policy::parse(&request.document)?;
-        policy::check_acted_on(&document)?;
         let _one_at_a_time = self.policies.lock().await;
         if !request.preview {
             self.check_owner().await?;

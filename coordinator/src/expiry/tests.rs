@@ -39,8 +39,8 @@ fn a_copy_counts_when_it_is_recorded_or_all_there_is() {
         (false, true, None, Some(time(10))),
     ] {
         let standing = Standing { in_vault, in_archive, archived_time, ..Standing::default() };
-        let fact = fact(&point(standing));
-        assert_eq!(fact.stores, Stores { vault: in_vault, archived: expected }, "{in_vault} {in_archive} {archived_time:?}");
+        let fact = fact(&point(standing.clone()));
+        assert_eq!(fact.stores, Stores { vault: in_vault, archived: expected }, "{standing:?}");
         assert_eq!(fact.keep_until, Some(time(99)));
     }
 }
@@ -69,9 +69,8 @@ fn a_prune_is_due_after_a_move_and_after_one_that_left_work() {
     };
     let killed = |hour: i64| job(hour, Work::Prune { dry_run: false }, None);
     let told = |hour: i64| job(hour, Work::Prune { dry_run: true }, Some(PruneFigures::default()));
-    let tier = |hour: i64, remove_from_vault: bool| {
-        job(hour, Work::Tier { point_id: Id::of(b"p"), remove_from_vault }, None)
-    };
+    let tier =
+        |hour: i64, remove_from_vault: bool| job(hour, Work::Tier { point_id: Id::of(b"p"), remove_from_vault }, None);
     for (what, jobs, expected) in [
         ("nothing happened", vec![], false),
         ("a copy takes nothing out", vec![tier(90, false)], false),

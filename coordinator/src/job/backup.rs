@@ -39,12 +39,7 @@ impl Kept<'_> {
     }
 }
 
-pub(super) async fn run(
-    jobs: &Jobs,
-    job: &Job,
-    kept: Kept<'_>,
-    cancel: &CancellationToken,
-) -> Result<End, Problem> {
+pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &CancellationToken) -> Result<End, Problem> {
     let shared = &jobs.shared;
     let instance = shared.catalog.instance(&job.instance_id).await?;
     let instance = instance.ok_or_else(|| Problem::new(Reason::InstanceNotFound, "the instance is gone"))?;

@@ -142,9 +142,8 @@ impl Expiry {
             match action.step {
                 Step::Expire => self.delete(instance, &action.point).await?,
                 Step::Purge => purge = true,
-                // Below: what frees space does not wait for copies.
-                Step::CopyToArchive | Step::MoveToArchive | Step::RemoveFromVault => {}
-                Step::Keep { .. } => {}
+                // The steps between the stores come below: what gives back space does not wait for them.
+                Step::Keep { .. } | Step::CopyToArchive | Step::MoveToArchive | Step::RemoveFromVault => {}
             }
         }
         if purge || self.is_prune_due(instance).await? {

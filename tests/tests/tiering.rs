@@ -283,24 +283,22 @@ fn a_point_with_an_end_of_its_own_follows_no_rule() {
         let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::get("Asia/Seoul").expect("a zone")).date();
         today.checked_add(jiff::Span::new().days(days)).expect("a date").to_string()
     };
-    for (words, part) in [
-        (&["--keep-until", &day(6)][..], "7 days"),
-        (&["--keep-until", &day(3660)], "10 years"),
-        (&["--keep-until", "someday"], "neither a date nor a time"),
-    ] {
-        let reply = world.run(&[&["backup", "shop"][..], words].concat());
+    for (date, part) in
+        [(day(6), "7 days"), (day(3660), "10 years"), ("someday".to_owned(), "neither a date nor a time")]
+    {
+        let reply = world.run(&["backup", "shop", "--keep-until", &date]);
         reply.assert_failed("InvalidRequest");
         assert!(reply.stderr.contains(part), "{}", reply.stderr);
     }
-    let both = ["backup", "shop", "--rule", "Both", "--keep-until", &day(30)];
-    assert_eq!(world.run(&both).code, 2);
+    let date = day(30);
+    assert_eq!(world.run(&["backup", "shop", "--rule", "Both", "--keep-until", &date]).code, 2);
     assert!(world.jobs("Backup").is_empty(), "what is refused starts nothing");
 
-    let (held, kept) = world.backup(&["--keep-until", &day(30)]);
+    let (held, kept) = world.backup(&["--keep-until", &date]);
     let (_, other) = world.backup(&[]);
     let (_, newest) = world.backup(&[]);
     let shown = world.point(&kept);
-    let until = format!("{}T15:00:00Z", day(30));
+    let until = format!("{date}T15:00:00Z");
     assert_eq!(time_of(&shown["keep_until_time"]), until.parse().expect("a time"), "its last day in Seoul is whole");
     for same in ["expire_time", "vault_until_time"] {
         assert_eq!(shown[same], shown["keep_until_time"], "{shown:#}");

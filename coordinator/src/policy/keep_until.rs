@@ -46,7 +46,7 @@ pub fn keep_until(document: &Document, text: &str, now: Timestamp) -> Result<Tim
 /// A text without a time part.
 fn last_day(text: &str) -> Option<Date> {
     // A time reads as a date, too.
-    text.parse().ok().filter(|_| !text.contains(['T', 't', ' ']))
+    text.parse::<Date>().ok().filter(|_| !text.contains(['T', 't', ' ']))
 }
 
 fn instant(document: &Document, text: &str) -> Option<Timestamp> {

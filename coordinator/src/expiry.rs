@@ -105,7 +105,7 @@ impl Expiry {
     async fn run_once(self, instance: Instance) {
         match self.expire(&instance).await {
             Ok(()) => {}
-            Err(problem) if problem.reason == Reason::MaintenanceBusy => {
+            Err(problem) if problem.reason == Reason::MaintenanceBusy || lifecycle::is_refusal(&problem) => {
                 tracing::info!(
                     instance = instance.name,
                     "the next run does what is due in the vault: {}",
@@ -126,6 +126,10 @@ impl Expiry {
         self.wait_until_free(instance).await?;
         let place = self.instances.acquire().await.map_err(closed)?;
         let catalog = &self.shared.catalog;
+        // It may have been stopped, or linked to another policy, while its turn was waited for. From here on no job that it does not allow
+        // begins (`lifecycle::check_allows`).
+        let now = catalog.instance(&instance.id).await?;
+        let Some(instance) = now.as_ref() else { return Ok(()) };
         let clock = catalog.expiry_clock(&instance.id).await?;
         let Some(plan) = self.plan(instance, Timestamp::now(), clock).await? else { return Ok(()) };
         for warning in plan.warnings.iter().filter(|_| !plan.actions.is_empty()) {

@@ -169,7 +169,7 @@ impl Jobs {
         scheduled: bool,
     ) -> Result<Job, Problem> {
         let _no_change = self.inner.changes.read().await;
-        self.check_allowed(instance, &work).await?;
+        self.check_allowed(instance, &work, scheduled).await?;
         let job = new_job(instance, work, request_id, scheduled);
         match self.shared.catalog.insert_job(job.clone()).await? {
             Inserted::New => {}

@@ -89,14 +89,18 @@ pub(crate) fn undeleted(instance: &Instance, now: Timestamp) -> Result<Option<(P
     }
 }
 
-/// Refuses what the instance's state does not allow: backups, and bringing single points back.
-pub(crate) fn check_allows(instance: &Instance, work: &Work) -> Result<(), Problem> {
+/// Refuses what the instance's state does not allow: backups, bringing single points back, and what retention (`scheduled`) has decided
+/// by an earlier state.
+pub(crate) fn check_allows(instance: &Instance, work: &Work, scheduled: bool) -> Result<(), Problem> {
     let allowed = match (work, &instance.protection) {
         (Work::Backup { .. }, Protection::Active) => true,
         (Work::Backup { slot, .. }, Protection::Paused { .. }) => slot.is_none(),
         (Work::Backup { .. }, _) => false,
         // It would be deleted again, because its instance is.
         (Work::UndeletePoint { .. }, protection) => !protection.is_deleted(),
+        // What is kept for ever does not expire any more, and a deleted instance's points have one purge time.
+        (Work::DeletePoint { .. } | Work::Tier { .. }, Protection::Active | Protection::Paused { .. }) => true,
+        (Work::DeletePoint { .. } | Work::Tier { .. }, _) => !scheduled,
         _ => true,
     };
     if allowed { Ok(()) } else { Err(refusal(instance)) }

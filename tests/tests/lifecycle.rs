@@ -197,7 +197,7 @@ fn a_newcomers_flow() {
 #[test]
 fn a_paused_schedule_starts_nothing_and_makes_up_for_nothing() {
     let server = Server::start();
-    // The scheduler goes by the names: what happens to the second tells that the first was looked at.
+    // What happens to the second tells that the scheduler has looked.
     let mut agent = protected(Setup::new(), &server, &["first", "second"]);
     run(&agent, &["pause", "first"]).success();
     assert_state(&agent, "first", "Paused", "Paused");

@@ -33,13 +33,23 @@ impl Jobs {
     }
 
     /// Refuses what the instance, as it is now, does not allow.
-    pub(super) async fn check_allowed(&self, instance: &Instance, work: &Work) -> Result<(), Problem> {
-        if !matches!(work, Work::Backup { .. } | Work::UndeletePoint { .. }) {
+    pub(super) async fn check_allowed(
+        &self,
+        instance: &Instance,
+        work: &Work,
+        scheduled: bool,
+    ) -> Result<(), Problem> {
+        let depends = match work {
+            Work::Backup { .. } | Work::UndeletePoint { .. } => true,
+            Work::DeletePoint { .. } | Work::Tier { .. } => scheduled,
+            _ => false,
+        };
+        if !depends {
             return Ok(());
         }
         let gone = || Problem::new(Reason::InstanceNotFound, format!("{} is gone", instance.name));
         let now = self.shared.catalog.instance(&instance.id).await?.ok_or_else(gone)?;
-        lifecycle::check_allows(&now, work)
+        lifecycle::check_allows(&now, work, scheduled)
     }
 
     /// Does something that must come to its end although the caller may go away. The agent's end waits for it as for a job.

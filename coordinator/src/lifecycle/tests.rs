@@ -98,12 +98,22 @@ fn what_is_brought_back_is_what_it_was_and_not_for_ever() {
 fn a_backup_begins_only_while_the_instance_is_protected() {
     let backup = |slot| Work::Backup { rule: "Default".to_owned(), slot, keep_until: None };
     let undelete = Work::UndeletePoint { point_id: vaultferry_vault::Id::of(b"a") };
-    let allowed = |work: &Work| states().map(|state| check_allows(&instance(state), work).is_ok());
+    let allowed = |work: &Work| states().map(|state| check_allows(&instance(state), work, false).is_ok());
     assert_eq!(allowed(&backup(Some(time(9)))), [true, false, false, false, false]);
     assert_eq!(allowed(&backup(None)), [true, true, false, false, false]);
     assert_eq!(allowed(&undelete), [true, true, true, false, false]);
     assert_eq!(allowed(&Work::Prune { dry_run: false }), [true; 5]);
-    let problem = check_allows(&instance(states()[2].clone()), &backup(None)).expect_err("refused");
+    // People may delete a point of a stopped instance; retention, which had planned that before it was stopped, may not.
+    let point_id = vaultferry_vault::Id::of(b"a");
+    for work in [
+        Work::DeletePoint { point_id, purge_time: time(9) },
+        Work::Tier { point_id, remove_from_vault: true },
+    ] {
+        assert_eq!(allowed(&work), [true; 5]);
+        let planned = states().map(|state| check_allows(&instance(state), &work, true).is_ok());
+        assert_eq!(planned, [true, true, false, false, false], "{work:?}");
+    }
+    let problem = check_allows(&instance(states()[2].clone()), &backup(None), false).expect_err("refused");
     assert_eq!((problem.reason, is_refusal(&problem)), (Reason::ProtectionStopped, true));
     assert!(problem.fix.contains("instance resume"), "{problem:?}");
 }
@@ -250,7 +260,7 @@ async fn a_vault_that_is_away_leaves_the_mark_and_another_owners_vault_is_not_wr
 }
 
 #[tokio::test]
-async fn no_job_begins_while_an_instance_changes_and_a_stopped_one_is_not_backed_up() {
+async fn no_job_begins_while_an_instance_changes_and_a_stopped_one_is_left_alone() {
     let dir = tempfile::tempdir().expect("folder");
     let jobs = world(dir.path()).await;
     let cancel = CancellationToken::new();
@@ -269,6 +279,10 @@ async fn no_job_begins_while_an_instance_changes_and_a_stopped_one_is_not_backed
     let wanted = Instance { protection: Protection::Stopped { since: time(9) }, ..shop.clone() };
     change.write(wanted, &cancel).await.expect("written");
     let refused = starting.await.expect("no panic").expect_err("it was stopped before the job began");
+    assert_eq!(refused.reason, Reason::ProtectionStopped);
+    // Nor is a point deleted that was about to expire when it was stopped.
+    let expired = Work::DeletePoint { point_id: vaultferry_vault::Id::of(b"a"), purge_time: time(9) };
+    let refused = jobs.start(&shop, expired, None, true).await.expect_err("refused");
     assert_eq!(refused.reason, Reason::ProtectionStopped);
     assert!(jobs.shared().catalog.unfinished_jobs().await.expect("jobs").is_empty());
 

@@ -33,12 +33,7 @@ impl Jobs {
     }
 
     /// Refuses what the instance, as it is now, does not allow.
-    pub(super) async fn check_allowed(
-        &self,
-        instance: &Instance,
-        work: &Work,
-        scheduled: bool,
-    ) -> Result<(), Problem> {
+    pub(super) async fn check_allowed(&self, instance: &Instance, work: &Work, scheduled: bool) -> Result<(), Problem> {
         let depends = match work {
             Work::Backup { .. } | Work::UndeletePoint { .. } => true,
             Work::DeletePoint { .. } | Work::Tier { .. } => scheduled,

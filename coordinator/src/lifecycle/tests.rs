@@ -105,10 +105,8 @@ fn a_backup_begins_only_while_the_instance_is_protected() {
     assert_eq!(allowed(&Work::Prune { dry_run: false }), [true; 5]);
     // People may delete a point of a stopped instance; retention, which had planned that before it was stopped, may not.
     let point_id = vaultferry_vault::Id::of(b"a");
-    for work in [
-        Work::DeletePoint { point_id, purge_time: time(9) },
-        Work::Tier { point_id, remove_from_vault: true },
-    ] {
+    for work in [Work::DeletePoint { point_id, purge_time: time(9) }, Work::Tier { point_id, remove_from_vault: true }]
+    {
         assert_eq!(allowed(&work), [true; 5]);
         let planned = states().map(|state| check_allows(&instance(state), &work, true).is_ok());
         assert_eq!(planned, [true, true, false, false, false], "{work:?}");

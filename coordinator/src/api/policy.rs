@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Every version is in the vault before it is in the catalog; what a kill left between them is taken over ([`crate::adopt`]).
 //! - Changes of policies and links to them are one at a time (`Api::policies`), so that a policy with an instance is never deleted.
+//! - A change that has begun goes on when its caller hangs up.
 //! - A deletion is a version, and so is what makes the policy anew: name and version always name one document.
 
 use jiff::Timestamp;
@@ -108,6 +109,15 @@ fn document(request: wire::CreatePolicyRequest) -> Result<(String, Vec<String>),
     }
 }
 
+/// Runs a change to its end, also when the caller hangs up: a future that is dropped between vault and catalog would leave the catalog behind
+/// until the next start. The store's deadline ends it at the latest.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    let ended = tokio::spawn(change).await;
+    ended.map_err(|error| Problem::new(Reason::Internal, format!("the change broke: {error}")))?
+}
+
 /// The version after this one, from now on.
 fn next_version(before: &Policy, document: String) -> Policy {
     Policy {
@@ -126,8 +136,13 @@ impl PolicyService for Api {
         &self,
         request: Request<wire::CreatePolicyRequest>,
     ) -> Result<Response<wire::CreatePolicyResponse>, Status> {
-        let (policy, notes) = self.create(request.into_inner()).await?;
-        self.changed.notify_one();
+        let api = self.clone();
+        let (policy, notes) = to_its_end(async move {
+            let made = api.create(request.into_inner()).await?;
+            api.changed.notify_one();
+            Ok(made)
+        })
+        .await?;
         Ok(Response::new(wire::CreatePolicyResponse { policy: Some(convert::policy(policy)?), notes }))
     }
 
@@ -152,10 +167,15 @@ impl PolicyService for Api {
         &self,
         request: Request<wire::UpdatePolicyRequest>,
     ) -> Result<Response<wire::UpdatePolicyResponse>, Status> {
-        let response = self.change_policy(request.into_inner()).await?;
-        if !response.preview {
-            self.changed.notify_one();
-        }
+        let api = self.clone();
+        let response = to_its_end(async move {
+            let response = api.change_policy(request.into_inner()).await?;
+            if !response.preview {
+                api.changed.notify_one();
+            }
+            Ok(response)
+        })
+        .await?;
         Ok(Response::new(response))
     }
 
@@ -163,7 +183,8 @@ impl PolicyService for Api {
         &self,
         request: Request<wire::DeletePolicyRequest>,
     ) -> Result<Response<wire::DeletePolicyResponse>, Status> {
-        let policy = self.remove_policy(&request.into_inner().policy).await?;
+        let api = self.clone();
+        let policy = to_its_end(async move { api.remove_policy(&request.into_inner().policy).await }).await?;
         Ok(Response::new(wire::DeletePolicyResponse { policy: Some(convert::policy(policy)?) }))
     }
 

@@ -185,6 +185,12 @@ fn schedule(intervals: &[&str], zone: &str, notes: &mut Vec<String>) -> Result<F
             distinct.push(day);
         }
     }
+    // Azure names the next run of each day; a document names them from Sunday on.
+    distinct.sort_by_key(|day| match day {
+        DaySelector::Weekday(weekday) => weekday.to_sunday_zero_offset(),
+        DaySelector::MonthDay(day) => *day,
+        _ => 0,
+    });
     if !distinct.is_empty() && distinct.len() * at.len() != runs.len() {
         notes.push("its days have different times; here each of the days has all of them".to_owned());
     }

@@ -370,7 +370,7 @@ fn a_backup_that_prunes_overtake_begins_again() {
     let job = world.agent.start_backup("shop");
     world.agent.wait_paused("staged");
     let reports = [world.prune(), world.prune()];
-    assert!(number(&reports[1]["packs_deleted"]) > 0, "{reports:#?}");
+    assert!(reports.iter().any(|report| number(&report["packs_deleted"]) > 0), "{reports:#?}");
     world.agent.expect_log("a prune overtook the backup");
     world.agent.resume("staged");
     let ended = world.agent.wait_job_end(job.id());

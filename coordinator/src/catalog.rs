@@ -80,7 +80,7 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Protection::is_active")]
     pub protection: Protection,
     /// A change of it was begun and its end is not known: the vault's newest record of it counts, and is read before anything else
-    /// changes ([`crate::lifecycle`]).
+    /// changes (`lifecycle`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsettled: bool,
 }

@@ -227,7 +227,7 @@ async fn a_change_that_was_killed_is_taken_back_or_completed_as_the_vault_says()
         settle_all(&jobs, &cancel).await;
         let left = catalog.instances().await.expect("instances");
         match (was_recorded, &wanted.protection) {
-            (false, _) => assert_eq!(left, [before.clone()], "taken back"),
+            (false, _) => assert_eq!(left, std::slice::from_ref(&before), "taken back"),
             (true, Protection::Purged { .. }) => assert!(left.is_empty(), "completed: {left:?}"),
             (true, _) => assert_eq!(left, [wanted], "completed"),
         }
@@ -243,7 +243,7 @@ async fn a_vault_that_is_away_leaves_the_mark_and_another_owners_vault_is_not_wr
     jobs.shared().catalog.save_instance(marked.clone()).await.expect("marked");
     std::fs::rename(dir.path().join("vault"), dir.path().join("away")).expect("moved");
     settle_all(&jobs, &cancel).await;
-    assert_eq!(jobs.shared().catalog.instances().await.expect("instances"), [marked.clone()]);
+    assert_eq!(jobs.shared().catalog.instances().await.expect("instances"), std::slice::from_ref(&marked));
     assert!(Change::begin(&jobs, &marked.id, &cancel).await.is_err(), "nobody knows what it is");
     std::fs::rename(dir.path().join("away"), dir.path().join("vault")).expect("moved back");
 
@@ -253,7 +253,7 @@ async fn a_vault_that_is_away_leaves_the_mark_and_another_owners_vault_is_not_wr
     let before = change.instance().clone();
     let wanted = Instance { name: "store".to_owned(), ..before.clone() };
     assert_eq!(change.write(wanted, &cancel).await.expect_err("refused").reason, Reason::VaultOwnedByOther);
-    assert_eq!(jobs.shared().catalog.instances().await.expect("instances"), [before.clone()]);
+    assert_eq!(jobs.shared().catalog.instances().await.expect("instances"), std::slice::from_ref(&before));
     assert_eq!(newest(&jobs, &before.id).await, (1, before));
 }
 

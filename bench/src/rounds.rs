@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddrV4;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use vaultferry_tests::postgres::{Server, uri_for};
 
 use crate::Result;
@@ -69,7 +70,7 @@ impl World {
     }
 
     /// The folder whose file system holds the repositories.
-    pub fn dir(&self) -> &std::path::Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
@@ -134,8 +135,8 @@ impl World {
             }
         }
         for (place, tools) in &mut running {
-            for Running { kind, tool, .. } in tools.iter_mut() {
-                self.read(round, *place, kind, tool.as_mut(), source_bytes, results)?;
+            for Running { kind, tool, dir } in tools.iter_mut() {
+                self.read(round, *place, kind, tool.as_mut(), dir, source_bytes, results)?;
             }
         }
         for Running { kind, tool, dir } in running.into_iter().flat_map(|(_, tools)| tools) {
@@ -208,12 +209,14 @@ impl World {
         })
     }
 
+    #[allow(clippy::too_many_arguments)] // what a record needs, and the folder
     fn read(
         &self,
         round: u32,
         place: Place,
         kind: &Kind,
         tool: &mut dyn Tool,
+        dir: &Path,
         source_bytes: u64,
         results: &mut Results,
     ) -> Result<()> {
@@ -226,6 +229,8 @@ impl World {
         };
         let mut outcomes = Vec::new();
         for (phase, action) in actions {
+            // From the disk for everybody: what writes past the page cache would read from it else, and the others from memory.
+            forget(dir)?;
             outcomes.push((phase, caught(|| self.measure(action, tool.azurite()))));
         }
         if let Some((_, into_file)) = outcomes.iter_mut().find(|(phase, _)| *phase == Phase::ReadFile)
@@ -306,6 +311,21 @@ impl World {
         fs::remove_dir_all(&site.dir)?;
         Ok(())
     }
+}
+
+/// Takes the files below a folder out of the page cache.
+fn forget(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            forget(&path)?;
+        } else if kind.is_file() {
+            let file = fs::File::open(&path)?;
+            file.sync_all()?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+    }
+    Ok(())
 }
 
 fn split(outcome: Result<(Measured, u64)>) -> (Result<Measured>, Option<u64>) {

@@ -130,7 +130,8 @@ impl AsyncRead for Gathered {
             match read_pipe(&self.pipe, buffer) {
                 Ok(count) => {
                     self.gathered += count;
-                    if count > 0 && buffer.remaining() > 0 {
+                    // A pipe that was full has a stopped writer behind it, which goes on now.
+                    if count > 0 && count < PIPE_BYTES as usize && buffer.remaining() > 0 {
                         self.fall_asleep()?;
                     }
                     return Poll::Ready(Ok(()));

@@ -118,6 +118,27 @@ async fn a_child_is_asked_to_end_before_it_is_killed() {
     }
 }
 
+/// The sleeps between reads follow the source: one that is quick is read quickly, also after it was silent, whatever is asked for at once.
+#[tokio::test]
+async fn a_quick_source_is_read_quickly() {
+    const BYTES: usize = 64 << 20;
+    for window in [64 << 10, 128 << 10, 256 << 10, 1 << 20] {
+        let mut child = shell("sleep 0.3; head -c 67108864 /dev/zero").pipe_stdout().spawn().await.unwrap();
+        let mut stdout = child.take_stdout().unwrap();
+        let mut buffer = Vec::with_capacity(window);
+        let (mut read, begin) = (0, Instant::now());
+        while read < BYTES {
+            buffer.clear();
+            let count = (&mut stdout).take(window as u64).read_buf(&mut buffer).await.unwrap();
+            assert!(count > 0, "it ends after {read} bytes");
+            read += count;
+        }
+        // 20 MB/s; a pipe that is emptied once in the longest sleep gives 8.
+        assert!(begin.elapsed() < Duration::from_millis(3500), "{window}: {:?}", begin.elapsed());
+        child.finish(&CancellationToken::new()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn dropping_kills_and_reaps() {
     let child = shell("sleep 1000").spawn().await.unwrap();

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,16 +12,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getppid};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::process::ChildStdout;
+use tokio::time::Sleep;
 
-/// Four times the usual size: few switches, and yet so small that a writer that fills it stops for a while (see [`super::output`]).
-const PIPE_BYTES: i32 = 256 << 10;
+/// The most that an ordinary user's pipe may hold (`/proc/sys/fs/pipe-max-size`); fewer switches between reader and writer.
+const PIPE_BYTES: i32 = 1024 * 1024;
 
 /// Lets the kernel kill the child when the thread that starts it ends.
 pub(super) fn die_with_parent(command: &mut tokio::process::Command) {
@@ -70,21 +68,16 @@ pub(super) fn enlarge_pipe(pipe: &impl AsFd) -> bool {
     }
 }
 
-/// How long the pipe is left alone after it was read empty: as short as timers are, and as long as a source that is silent for long may wait.
-const SLEEP: RangeInclusive<Duration> = Duration::from_micros(50)..=Duration::from_millis(16);
-/// The first of them. A source of 250 MB/s fills the pipe in it.
-const FIRST_SLEEP: Duration = Duration::from_millis(1);
+/// The first sleep after the pipe was found empty, and the longest. In 2 ms (timers count whole milliseconds) a source of 500 MB/s fills
+/// the pipe; a source that is silent is looked at 60 times a second.
+const SLEEP: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(16);
 
-/// A pipe that is not waited for: see [`super::output`].
+/// A large pipe that is not waited for: see [`super::output`].
 #[derive(Debug)]
 pub(super) struct Gathered {
     pipe: OwnedFd,
-    timer: AsyncFd<Timer>,
-    asleep: bool,
-    /// The next sleep's length.
+    asleep: Option<Pin<Box<Sleep>>>,
     sleep: Duration,
-    /// What has come since the last sleep.
-    gathered: usize,
 }
 
 impl Gathered {
@@ -92,30 +85,12 @@ impl Gathered {
         let pipe = pipe.into_owned_fd()?;
         let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
         fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        // SAFETY: the timer owns its descriptor, which stays open and the same as long as the timer lives.
-        let timer = unsafe { AsyncFd::register_with_interest(Timer::new()?, Interest::READABLE) }?;
-        Ok(Self { pipe, timer, asleep: false, sleep: FIRST_SLEEP, gathered: 0 })
+        Ok(Self { pipe, asleep: None, sleep: SLEEP.start })
     }
 
-    /// The pipe is empty. Its writer is to fill it just once until the next look.
-    fn fall_asleep(&mut self) -> io::Result<()> {
-        let was_full = std::mem::take(&mut self.gathered) >= PIPE_BYTES as usize;
-        let sleep = if was_full { self.sleep - self.sleep / 4 } else { self.sleep + self.sleep / 4 };
-        self.sleep = sleep.clamp(*SLEEP.start(), *SLEEP.end());
-        self.timer.get_ref().start(self.sleep)?;
-        self.asleep = true;
-        Ok(())
-    }
-
-    fn poll_wake(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.asleep {
-            let mut ready = ready!(self.timer.poll_read_ready(context))?;
-            if self.timer.get_ref().has_rung()? {
-                self.asleep = false;
-            }
-            ready.clear_ready();
-        }
-        Poll::Ready(Ok(()))
+    fn fall_asleep(&mut self) {
+        self.asleep = Some(Box::pin(tokio::time::sleep(self.sleep)));
+        self.sleep = (self.sleep * 2).min(SLEEP.end);
     }
 }
 
@@ -126,51 +101,23 @@ impl AsyncRead for Gathered {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.poll_wake(context))?;
+            if let Some(asleep) = &mut self.asleep {
+                ready!(asleep.as_mut().poll(context));
+                self.asleep = None;
+            }
             match read_pipe(&self.pipe, buffer) {
                 Ok(count) => {
-                    self.gathered += count;
-                    // A pipe that was full has a stopped writer behind it, which goes on now.
-                    if count > 0 && count < PIPE_BYTES as usize && buffer.remaining() > 0 {
-                        self.fall_asleep()?;
+                    self.sleep = SLEEP.start;
+                    if count > 0 && buffer.remaining() > 0 {
+                        self.fall_asleep();
                     }
                     return Poll::Ready(Ok(()));
                 }
-                Err(Errno::EAGAIN) => self.fall_asleep()?,
+                Err(Errno::EAGAIN) => self.fall_asleep(),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
-    }
-}
-
-/// A timer that rings once, finer than the runtime's, whose times are whole milliseconds.
-#[derive(Debug)]
-struct Timer(TimerFd);
-
-impl Timer {
-    fn new() -> io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        Ok(Self(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?))
-    }
-
-    fn start(&self, after: Duration) -> io::Result<()> {
-        Ok(self.0.set(Expiration::OneShot(TimeSpec::from_duration(after)), TimerSetTimeFlags::empty())?)
-    }
-
-    /// True once after each ring.
-    fn has_rung(&self) -> io::Result<bool> {
-        match nix::unistd::read(&self.0, &mut [0; 8]) {
-            Ok(_) => Ok(true),
-            Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl AsRawFd for Timer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
     }
 }
 

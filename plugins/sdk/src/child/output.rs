@@ -2,14 +2,8 @@
 //!
 //! pg_dump writes 4 KiB at a time. Whoever waits for a pipe's readiness is woken by every one of these writes (Linux wakes users of epoll
 //! even when the pipe is not empty), which costs both sides more processor time than compressing the bytes does. So a large pipe is not
-//! waited for: when a read has emptied it, the next one comes after a sleep, whose length follows the source: it is to be as long as the
-//! writer takes to fill the pipe once.
-//!
-//! A writer that fills the pipe stops, and its own source goes on: the server fills the socket's buffer. What pg_dump then finds there it reads
-//! in one go. Were it never stopped it would wait for the server after every message, and the server would have to wake it a dozen times
-//! a millisecond, which costs the server a tenth of its time where that needs an interrupt of another processor.
-//!
-//! A pipe that the system would not enlarge is waited for as usual.
+//! waited for: when a read has emptied it, the next one comes after a short sleep, in which much has gathered. A pipe that the system
+//! would not enlarge is waited for as usual.
 
 use std::io;
 use std::pin::Pin;

@@ -6,8 +6,8 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
-/// deletions of policies.
-pub(super) const VERSION: i64 = 4;
+/// deletions of policies; version 5 the index that the summary counts in.
+pub(super) const VERSION: i64 = 5;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -29,7 +29,7 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
@@ -41,6 +41,9 @@ create table expiry_clocks(instance_id text primary key, clock integer not null)
 ",
     "
 alter table policies add column deleted integer not null default 0;
+",
+    "
+create index points_figures on points(deleted, time, stored_bytes);
 ",
 ];
 

@@ -131,7 +131,7 @@ impl Expiry {
         let now = catalog.instance(&instance.id).await?;
         let Some(instance) = now.as_ref() else { return Ok(()) };
         let clock = catalog.expiry_clock(&instance.id).await?;
-        let Some(plan) = self.plan(instance, Timestamp::now(), clock).await? else { return Ok(()) };
+        let Some(plan) = self.plan(instance, vaultferry_vault::clock::now(), clock).await? else { return Ok(()) };
         for warning in plan.warnings.iter().filter(|_| !plan.actions.is_empty()) {
             match warning {
                 Warning::Deferred { .. } => tracing::info!(instance = instance.name, "{warning}"),
@@ -214,7 +214,7 @@ impl Expiry {
 
     /// [`prune_is_due`], asked of the instance's jobs.
     async fn is_prune_due(&self, instance: &Instance) -> Result<bool, Problem> {
-        let now = Timestamp::now();
+        let now = vaultferry_vault::clock::now();
         let filter = JobFilter { from: now.checked_sub(PRUNES_SINCE).ok(), to: None, limit: u32::MAX };
         let jobs = self.shared.catalog.jobs(filter).await?;
         Ok(prune_is_due(jobs.into_iter().filter(|job| job.instance_id == instance.id), now))

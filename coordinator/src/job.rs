@@ -111,7 +111,9 @@ impl Shared {
         let days = i64::from(self.settings(cancel).await?.soft_delete_days);
         // Hours and not days: a day of the calendar is a matter of time zones.
         let soft = jiff::SignedDuration::from_hours(days * 24);
-        jiff::Timestamp::now().checked_add(soft).map_err(|error| Problem::new(Reason::Internal, error.to_string()))
+        vaultferry_vault::clock::now()
+            .checked_add(soft)
+            .map_err(|error| Problem::new(Reason::Internal, error.to_string()))
     }
 }
 
@@ -306,7 +308,7 @@ impl Jobs {
             return Status::failed(&Problem::new(Reason::Interrupted, message));
         }
         if cancel.is_cancelled() {
-            return Status::Cancelled { end_time: jiff::Timestamp::now() };
+            return Status::Cancelled { end_time: vaultferry_vault::clock::now() };
         }
         Status::failed(&problem)
     }
@@ -396,7 +398,7 @@ struct Outcome {
 impl Outcome {
     fn completed(&self) -> Status {
         Status::Completed {
-            end_time: jiff::Timestamp::now(),
+            end_time: vaultferry_vault::clock::now(),
             point_id: None,
             bytes_read: self.bytes_read,
             bytes_stored: self.bytes_stored,
@@ -409,7 +411,7 @@ pub fn new_job(instance: &Instance, work: Work, request_id: Option<String>, sche
     Job {
         // Version 7: ids in the order of their times.
         id: uuid::Uuid::now_v7().simple().to_string(),
-        create_time: jiff::Timestamp::now(),
+        create_time: vaultferry_vault::clock::now(),
         instance_id: instance.id.clone(),
         instance_name: instance.name.clone(),
         work,

@@ -186,7 +186,7 @@ fn keep_aside(path: &Path) -> Result<Option<PathBuf>, Problem> {
         remove_all(path)?;
         return Ok(None);
     }
-    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");
+    let time = vaultferry_vault::clock::now().strftime("%Y%m%dT%H%M%S%3fZ");
     let kept = path.with_file_name(format!("catalog-before-{time}.sqlite"));
     let folded = single_file(path);
     if let Err(error) = &folded {

@@ -101,7 +101,7 @@ impl Scheduler {
     async fn start_due(&mut self) -> Result<Option<Timestamp>, Problem> {
         // Asked before the catalog is read: a change in between is seen the next time.
         let generation = self.catalog.generation().await?;
-        let now = Timestamp::now();
+        let now = vaultferry_vault::clock::now();
         if self.seen != Some(generation) {
             let all = self.read().await?;
             self.agenda.replace(now, all);
@@ -211,10 +211,10 @@ impl Scheduler {
 }
 
 fn until(time: Timestamp) -> Duration {
-    Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
+    Duration::try_from(time.duration_since(vaultferry_vault::clock::now())).unwrap_or(Duration::ZERO)
 }
 
 /// The next time at which an instance's schedule starts a backup.
 pub fn next_backup(document: &Document, instance_id: &str) -> Option<Timestamp> {
-    document.next_slot(Timestamp::now()).map(|slot| document.start_time(slot, instance_id))
+    document.next_slot(vaultferry_vault::clock::now()).map(|slot| document.start_time(slot, instance_id))
 }

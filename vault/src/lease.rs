@@ -93,7 +93,7 @@ impl Lease {
 async fn take(store: &dyn Store, holder: &str, purpose: &str, term: Duration) -> Result<(), Error> {
     let busy = |detail: String| Error::MaintenanceBusy { store: store.location().to_owned(), detail };
     let numbers = records::numbers(store, LEASES).await?;
-    let now = jiff::Timestamp::now();
+    let now = crate::clock::now();
     if let Some(newest) = numbers.last() {
         match records::get::<LeaseRecord>(store, &records::numbered(LEASES, *newest)).await {
             Ok(other) if other.holder != holder && other.expire_time > now => {

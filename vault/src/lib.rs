@@ -9,6 +9,7 @@ pub mod admin;
 pub mod archive;
 mod blocking;
 pub mod check;
+pub mod clock;
 pub mod commit;
 mod error;
 pub mod fuzz;

@@ -334,7 +334,7 @@ impl RoleAccess {
 
     /// What the role uses in one instance for `valid`, which is longer than the job: see [`Access::narrowed`].
     pub fn for_instance(&self, role: Role, instance_id: &str, valid: Duration) -> Result<Access, Error> {
-        let expiry = jiff::Timestamp::now().checked_add(valid).unwrap_or(jiff::Timestamp::MAX);
+        let expiry = crate::clock::now().checked_add(valid).unwrap_or(jiff::Timestamp::MAX);
         self.of(role).narrowed(instance_id, role, expiry)
     }
 }

@@ -215,7 +215,7 @@ async fn append_now(store: &dyn Store, scope: Scope, gone: &[Key]) -> Result<usi
     }
     files.sort_by(|a, b| a.key.cmp(&b.key));
     let version = records::VERSION;
-    let manifest = Manifest { version, create_time: jiff::Timestamp::now(), previous, complete, files, gone };
+    let manifest = Manifest { version, create_time: crate::clock::now(), previous, complete, files, gone };
     let bytes = records::to_bytes(&manifest)?;
     records::put_bytes(store, &place(number, &Id::of(&bytes))?, bytes).await?;
     Ok(count)

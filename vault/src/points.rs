@@ -154,7 +154,7 @@ pub async fn soft_delete(
                 settle(store, id).await?;
                 continue;
             }
-            state.check_deletable(jiff::Timestamp::now())?;
+            state.check_deletable(crate::clock::now())?;
             let place = if state.in_vault { Place::Hot } else { Place::Archive };
             let sealed = match store.get(&place.key(id), None).await {
                 Err(store::Error::NotFound { .. }) => continue,
@@ -220,7 +220,7 @@ pub async fn remove_from_vault(store: &dyn Store, id: &Id, cancel: &Cancellation
             state.check_no_legal_hold()?;
         }
         match state.immutable_until {
-            Some(until) if state.in_vault && until > jiff::Timestamp::now() => {
+            Some(until) if state.in_vault && until > crate::clock::now() => {
                 Err(Error::PointProtected { id: state.id, detail: format!("it is immutable until {until}") })
             }
             _ => Ok((!state.removed_from_vault).then_some(PointEventKind::RemovedFromVault)),
@@ -310,7 +310,7 @@ async fn change(
 }
 
 async fn put_event(store: &dyn Store, id: &Id, n: u64, event: PointEventKind) -> Result<Put, Error> {
-    let event = PointEvent { version: records::VERSION, time: jiff::Timestamp::now(), event };
+    let event = PointEvent { version: records::VERSION, time: crate::clock::now(), event };
     records::put(store, &records::numbered(&records::point_events(id), n), &event).await
 }
 

@@ -161,7 +161,7 @@ struct Survey {
 
 /// What [`run`] would do now. Changes nothing, takes no lease.
 pub async fn plan(repository: &Repository, options: &Options, cancel: &CancellationToken) -> Result<Plan, Error> {
-    let now = jiff::Timestamp::now();
+    let now = crate::clock::now();
     let survey = with_cancel(cancel, survey(repository, now, &Meter::default(), cancel)).await?;
     let due = survey.states.iter().filter(|state| points::is_due(state, now)).map(|state| state.id);
     Ok(Plan { purge: due.collect(), ..survey.plan(options) })
@@ -199,7 +199,7 @@ async fn run_now(
     cancel: &CancellationToken,
 ) -> Result<Report, Error> {
     let store = &**repository.store();
-    let now = jiff::Timestamp::now();
+    let now = crate::clock::now();
     let mended = points::finish_interrupted(store, cancel).await?;
     let purged = points::purge_due(store, now, cancel).await?;
     let survey = survey(repository, now, meter, cancel).await?;

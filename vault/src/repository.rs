@@ -118,7 +118,7 @@ impl Repository {
             Some(key) => key,
             None => {
                 let key = SealKey::generate()?;
-                let file = key_file::create(&key, password, jiff::Timestamp::now())?;
+                let file = key_file::create(&key, password, crate::clock::now())?;
                 let place = FileKind::KeyFile.key(&Id::of(&file));
                 with_cancel(cancel, store.put_if_absent(&place, file.into())).await?;
                 key

@@ -154,7 +154,7 @@ pub async fn change(
     if n != seen {
         return Err(ChangeError::Raced);
     }
-    (new.version, new.create_time) = (records::VERSION, jiff::Timestamp::now());
+    (new.version, new.create_time) = (records::VERSION, crate::clock::now());
     new.check()?;
     new.check_follows(&before)?;
     match with_cancel(cancel, records::put(root, &records::numbered(SETTINGS, n + 1), &new)).await? {

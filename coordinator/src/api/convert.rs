@@ -72,7 +72,7 @@ pub(super) fn settings(number: u64, settings: &Settings) -> wire::VaultSettings 
 
 pub(super) fn policy(policy: Policy) -> Result<wire::Policy, Problem> {
     let document = policy::parse(&policy.document)?;
-    let next_run = document.next_slot(jiff::Timestamp::now());
+    let next_run = document.next_slot(vaultferry_vault::clock::now());
     let schedule = wire::Schedule {
         every: document.schedule.every_text().to_owned(),
         on: document.schedule.on_texts(),

@@ -152,7 +152,7 @@ impl Api {
             instances.push(Instance {
                 id: admin::new_id()?,
                 name: free,
-                create_time: jiff::Timestamp::now(),
+                create_time: vaultferry_vault::clock::now(),
                 source_type: source.source_type.to_owned(),
                 source_uri: source.uri,
                 source_identity: source.identity,

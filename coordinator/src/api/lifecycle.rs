@@ -4,7 +4,6 @@
 //! - A change that has begun comes to its end although its caller goes away ([`crate::job::Jobs::detached`]).
 //! - `Api::policies` is taken before a [`Change`] is begun, never after it.
 
-use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::control::v1::instance_lifecycle_service_server::InstanceLifecycleService;
@@ -40,7 +39,7 @@ impl Api {
 
     async fn pause(&self, name: &str) -> Result<Instance, Problem> {
         let change = self.begin(name).await?;
-        let protection = lifecycle::paused(change.instance(), Timestamp::now())?;
+        let protection = lifecycle::paused(change.instance(), vaultferry_vault::clock::now())?;
         self.write(change, protection).await
     }
 
@@ -74,7 +73,7 @@ impl Api {
         }
         self.keep_policy(&policy).await?;
         // The slots that passed meanwhile were not missed. Of an instance that has no schedule the mark means nothing, should this end here.
-        self.catalog.set_last_slot(&before.id, Timestamp::now()).await?;
+        self.catalog.set_last_slot(&before.id, vaultferry_vault::clock::now()).await?;
         let wanted = Instance { protection, policy: policy.name, ..before };
         let instance = change.write(wanted, &self.stopping).await?;
         self.catalog.insert_job(instance::done(&instance, Work::ConfigureProtection)).await?;
@@ -89,7 +88,7 @@ impl Api {
         }
         let mut points = expiry::facts(&*self.catalog, &instance.id).await?;
         points.retain(|point| point.purge_time.is_none());
-        let run = Run { now: Timestamp::now(), clock: None, reference: None, protected: true };
+        let run = Run { now: vaultferry_vault::clock::now(), clock: None, reference: None, protected: true };
         let plan = policy::plan(document, &points, &run);
         let over =
             plan.actions.iter().filter(|action| action.step == Step::Expire || action.why == Why::RunLimit).count();
@@ -112,7 +111,7 @@ impl Api {
         }
         let change = self.begin(&request.instance).await?;
         let before = change.instance().protection.clone();
-        let protection = lifecycle::stopped(change.instance(), Timestamp::now())?;
+        let protection = lifecycle::stopped(change.instance(), vaultferry_vault::clock::now())?;
         let instance = self.write(change, protection).await?;
         if instance.protection != before {
             self.catalog.insert_job(instance::done(&instance, Work::StopProtection { purge_time: None })).await?;
@@ -136,7 +135,7 @@ impl Api {
             check_deletable(before, &points)?;
         }
         let purge_time = self.shared.purge_time(&self.stopping).await?;
-        let protection = lifecycle::deleted(before, Timestamp::now(), purge_time)?;
+        let protection = lifecycle::deleted(before, vaultferry_vault::clock::now(), purge_time)?;
         let instance = self.write(change, protection).await?;
         let Protection::Deleted { purge_time, .. } = instance.protection else { return Ok((instance, None)) };
         let work = Work::StopProtection { purge_time: Some(purge_time) };
@@ -152,7 +151,7 @@ impl Api {
 
     async fn undelete(&self, name: &str) -> Result<(Instance, Option<wire::Job>), Problem> {
         let instance = self.find_instance(name).await?;
-        if lifecycle::undeleted(&instance, Timestamp::now())?.is_none() {
+        if lifecycle::undeleted(&instance, vaultferry_vault::clock::now())?.is_none() {
             return Ok((instance, None));
         }
         let job = match self.running(&instance, &Work::UndeleteInstance).await? {
@@ -265,7 +264,9 @@ impl Api {
             policy::check_confirmed(&what, [(before.name.as_str(), &preview)], request.confirmed)?;
             self.keep_policy(&policy).await?;
             let done = self.catalog.last_slot(&before.id).await?.unwrap_or(before.create_time);
-            if let Some(slot) = old.as_ref().and_then(|old| policy::slots_settled(old, done, Timestamp::now())) {
+            if let Some(slot) =
+                old.as_ref().and_then(|old| policy::slots_settled(old, done, vaultferry_vault::clock::now()))
+            {
                 // The old schedule has nothing there; should this end here, nothing is missed.
                 self.catalog.set_last_slot(&before.id, slot).await?;
             }
@@ -282,7 +283,7 @@ impl Api {
         let old = self.catalog.policy(&instance.policy).await?;
         let old = old.map(|policy| policy::parse(&policy.document)).transpose()?;
         let points = expiry::facts(&*self.catalog, &instance.id).await?;
-        let preview = policy::preview(old.as_ref().unwrap_or(new), new, &points, Timestamp::now(), true);
+        let preview = policy::preview(old.as_ref().unwrap_or(new), new, &points, vaultferry_vault::clock::now(), true);
         Ok((old, preview))
     }
 
@@ -312,7 +313,7 @@ fn check_not_deleted(instance: &Instance) -> Result<(), Problem> {
 
 /// Names the points that a hold or a date keeps. The vault has the last word: each deletion asks it again.
 fn check_deletable(instance: &Instance, points: &[Point]) -> Result<(), Problem> {
-    let now = Timestamp::now();
+    let now = vaultferry_vault::clock::now();
     let kept: Vec<&Point> = points.iter().filter(|point| !lifecycle::is_deletable(point, now)).collect();
     if kept.is_empty() {
         return Ok(());

@@ -127,7 +127,7 @@ fn check_deletable(point: &Point) -> Result<(), Problem> {
         return Err(Problem::new(Reason::DataProtected, message).with_fix(fix));
     }
     match point.standing.immutable_until {
-        Some(until) if until > jiff::Timestamp::now() => {
+        Some(until) if until > vaultferry_vault::clock::now() => {
             let message = format!("the point {} is immutable until {until}", point.id);
             Err(Problem::new(Reason::DataProtected, message))
         }

@@ -6,7 +6,6 @@
 //! - A change that has begun goes on when its caller hangs up.
 //! - A deletion is a version, and so is what makes the policy anew: name and version always name one document.
 
-use jiff::Timestamp;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::control::v1::policy_service_server::PolicyService;
@@ -47,7 +46,7 @@ impl Api {
                 id: admin::new_id()?,
                 name: document.name.clone(),
                 version: 1,
-                create_time: Timestamp::now(),
+                create_time: vaultferry_vault::clock::now(),
                 document: text,
                 deleted: false,
             },
@@ -124,7 +123,7 @@ fn next_version(before: &Policy, document: String) -> Policy {
         id: before.id.clone(),
         name: before.name.clone(),
         version: before.version + 1,
-        create_time: Timestamp::now(),
+        create_time: vaultferry_vault::clock::now(),
         document,
         deleted: false,
     }
@@ -201,7 +200,7 @@ impl PolicyService for Api {
         request: Request<wire::ExportPolicyRequest>,
     ) -> Result<Response<wire::ExportPolicyResponse>, Status> {
         let policy = self.find_policy(&request.into_inner().policy).await?;
-        let exported = azure::export(&policy::parse(&policy.document)?, Timestamp::now())?;
+        let exported = azure::export(&policy::parse(&policy.document)?, vaultferry_vault::clock::now())?;
         let (azure_policy, notes) = (exported.json.to_string(), exported.notes);
         Ok(Response::new(wire::ExportPolicyResponse { azure_policy, notes }))
     }

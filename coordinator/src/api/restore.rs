@@ -34,7 +34,7 @@ impl Api {
             }
             // D4: the one or the other.
             (rule, keep_until) if rule.is_empty() => {
-                (rule, Some(policy::keep_until(&document, &keep_until, jiff::Timestamp::now())?))
+                (rule, Some(policy::keep_until(&document, &keep_until, vaultferry_vault::clock::now())?))
             }
             _ => {
                 let message = "a point is kept by a rule or until a date, not both";

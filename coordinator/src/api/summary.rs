@@ -12,7 +12,7 @@ use super::{Api, convert};
 impl SummaryService for Api {
     async fn get_summary(&self, _: Request<GetSummaryRequest>) -> Result<Response<GetSummaryResponse>, Status> {
         // Jobs of the last 24 hours (V28).
-        let figures = self.catalog.figures(jiff::Timestamp::now() - 24.hours()).await.map_err(Problem::from)?;
+        let figures = self.catalog.figures(vaultferry_vault::clock::now() - 24.hours()).await.map_err(Problem::from)?;
         Ok(Response::new(GetSummaryResponse { summary: Some(convert::summary(&figures)) }))
     }
 }

@@ -237,7 +237,7 @@ impl Status {
 
     /// A failure, now.
     pub fn failed(problem: &Problem) -> Self {
-        Self::Failed { end_time: jiff::Timestamp::now(), problem: problem.into() }
+        Self::Failed { end_time: vaultferry_vault::clock::now(), problem: problem.into() }
     }
 }
 

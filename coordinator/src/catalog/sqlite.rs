@@ -305,7 +305,7 @@ impl Catalog for Sqlite {
         let job_id = job_id.to_owned();
         self.run(move |tx| {
             points::insert(tx, &point, false)?;
-            let now = jiff::Timestamp::now();
+            let now = vaultferry_vault::clock::now();
             let sql = "insert or ignore into outbox(job_id, create_time, body) values (?1, ?2, ?3)";
             tx.execute(sql, params![job_id, now.as_microsecond(), encode(&point)?])?;
             let status = Status::Completed {

@@ -249,7 +249,7 @@ async fn until_answered<T, E: std::fmt::Display, F: Future<Output = Result<T, E>
 /// Until when the vault's settings make a point immutable that is committed now, and whether that is locked.
 async fn immutable_until(jobs: &Jobs) -> Result<Option<(jiff::Timestamp, bool)>, Error> {
     let settings = jobs.shared.settings(&jobs.inner.stop).await?;
-    Ok(settings.immutable_until(jiff::Timestamp::now()))
+    Ok(settings.immutable_until(vaultferry_vault::clock::now()))
 }
 
 /// What a published point gets: its dates, and a manifest that names its files. May be repeated.

@@ -26,7 +26,7 @@ const MIN_AGE: SignedDuration = SignedDuration::from_hours(24);
 pub(super) async fn give_up(shared: &Shared, job: &Job, cancel: &CancellationToken) {
     let given_up = async {
         let store = shared.vault.open_instance(&job.instance_id).map_err(vaultferry_vault::Error::from)?;
-        give_up_in(&*shared.catalog, &*store, Timestamp::now(), cancel).await
+        give_up_in(&*shared.catalog, &*store, vaultferry_vault::clock::now(), cancel).await
     };
     match given_up.await {
         Ok(0) => {}
@@ -87,7 +87,7 @@ mod tests {
     async fn job(catalog: &Sqlite, status: &Status) -> Job {
         let job = Job {
             id: uuid::Uuid::now_v7().simple().to_string(),
-            create_time: Timestamp::now(),
+            create_time: vaultferry_vault::clock::now(),
             instance_id: uuid::Uuid::now_v7().simple().to_string(),
             instance_name: "shop".to_owned(),
             work: Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None },
@@ -113,7 +113,7 @@ mod tests {
             sealed,
             prune_epoch: 0,
             packs: Vec::new(),
-            time: Timestamp::now(),
+            time: vaultferry_vault::clock::now(),
             created: PointCreated {
                 job_id: job_id.to_owned(),
                 rule: "Default".to_owned(),
@@ -142,7 +142,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let catalog = Sqlite::open(&dir.path().join("catalog.sqlite")).expect("catalog");
         let store: store::Shared = Arc::new(Memory::new("memory"));
-        let now = Timestamp::now();
+        let now = vaultferry_vault::clock::now();
         let completed = Status::Completed { end_time: now, point_id: None, bytes_read: 0, bytes_stored: 0 };
         let failed = Status::failed(&Problem::new(Reason::VaultUnavailable, "the vault was away"));
         let mut records = Vec::new();
@@ -173,7 +173,7 @@ mod tests {
             0,
             "a request may be under way"
         );
-        let later = Timestamp::now() + SignedDuration::from_hours(25);
+        let later = vaultferry_vault::clock::now() + SignedDuration::from_hours(25);
         assert_eq!(give_up_in(&catalog, &*store, later, &never()).await.expect("given up"), 2);
         for (record, is_left_for_good) in &records {
             assert_eq!(given_up(&*store, record).await, *is_left_for_good, "{record:?}");

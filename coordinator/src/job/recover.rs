@@ -82,7 +82,7 @@ impl Jobs {
 
     async fn end_interrupted(&self, job: &Job, left: &str) -> Result<(), Problem> {
         let status = if job.status == Status::Cancelling {
-            Status::Cancelled { end_time: jiff::Timestamp::now() }
+            Status::Cancelled { end_time: vaultferry_vault::clock::now() }
         } else {
             let message = format!("the agent or its machine stopped while the job ran{left}");
             Status::failed(&Problem::new(Reason::Interrupted, message))

@@ -61,7 +61,7 @@ pub(super) async fn undelete(jobs: &Jobs, job: &Job, cancel: &CancellationToken)
         return if jobs.inner.stop.is_cancelled() { Ok(End::LeftToRestart) } else { Err(problem) };
     }
     let instance = instance_of(jobs, job).await?;
-    let Some((_, purge_time)) = lifecycle::undeleted(&instance, Timestamp::now())? else {
+    let Some((_, purge_time)) = lifecycle::undeleted(&instance, vaultferry_vault::clock::now())? else {
         return Ok(End::Done(Outcome::default()));
     };
     let deleted = jobs.shared.catalog.deleted_points(&job.instance_id, None, u32::MAX).await?;
@@ -76,9 +76,9 @@ pub(super) async fn undelete(jobs: &Jobs, job: &Job, cancel: &CancellationToken)
         Err(_) if stop.is_cancelled() => return Ok(End::LeftToRestart),
         change => change?,
     };
-    if let Some((protection, _)) = lifecycle::undeleted(change.instance(), Timestamp::now())? {
+    if let Some((protection, _)) = lifecycle::undeleted(change.instance(), vaultferry_vault::clock::now())? {
         // The slots that passed meanwhile were not missed.
-        jobs.shared.catalog.set_last_slot(&job.instance_id, Timestamp::now()).await?;
+        jobs.shared.catalog.set_last_slot(&job.instance_id, vaultferry_vault::clock::now()).await?;
         let wanted = Instance { protection, ..change.instance().clone() };
         match change.write(wanted, stop).await {
             Err(_) if stop.is_cancelled() => return Ok(End::LeftToRestart),

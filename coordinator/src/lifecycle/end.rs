@@ -55,7 +55,7 @@ enum LastPrune {
 }
 
 async fn last_prune(jobs: &Jobs, instance: &Instance) -> Result<LastPrune, Problem> {
-    let now = Timestamp::now();
+    let now = vaultferry_vault::clock::now();
     let filter = JobFilter { from: now.checked_sub(PRUNES_SINCE).ok(), to: None, limit: u32::MAX };
     let all = jobs.shared().catalog.jobs(filter).await?;
     let is_prune = |work: &Work| matches!(work, Work::Prune { dry_run: false });
@@ -79,7 +79,10 @@ async fn forget(jobs: &Jobs, instance: &Instance) -> Result<(), Problem> {
     if change.instance().protection != instance.protection || jobs.check_idle(change.instance()).await.is_err() {
         return Ok(());
     }
-    let gone = Instance { protection: Protection::Purged { since: Timestamp::now() }, ..change.instance().clone() };
+    let gone = Instance {
+        protection: Protection::Purged { since: vaultferry_vault::clock::now() },
+        ..change.instance().clone()
+    };
     change.write(gone, &cancel).await?;
     tracing::info!(instance = instance.name, "the deleted instance's time is over, and nothing of it is left");
     Ok(())

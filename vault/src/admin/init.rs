@@ -51,7 +51,7 @@ pub async fn init_with(
     let vault = VaultRecord {
         version: records::VERSION,
         id: new_id()?,
-        create_time: jiff::Timestamp::now(),
+        create_time: crate::clock::now(),
         region: region.to_owned(),
         redundancy: redundancy.to_owned(),
         format_version: records::FORMAT_VERSION,
@@ -75,7 +75,7 @@ pub(super) async fn put_recovery_record(
 ) -> Result<(), Error> {
     let record = RecoveryKeyRecord {
         version: records::VERSION,
-        create_time: jiff::Timestamp::now(),
+        create_time: crate::clock::now(),
         vault_key: recovery.wrap(key.to_text().expose_secret().as_bytes(), VAULT_KEY_CONTEXT)?,
         vault_key_id: Some(key.id()),
     };

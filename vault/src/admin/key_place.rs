@@ -148,7 +148,7 @@ async fn put_wrapped(
     let text = key.to_text();
     let record = VaultKeyRecord {
         version: records::VERSION,
-        create_time: jiff::Timestamp::now(),
+        create_time: crate::clock::now(),
         vault_key: wrap.wrap(text.expose_secret().as_bytes(), VAULT_KEY_CONTEXT, cancel).await?,
         vault_key_id: key.id(),
     };

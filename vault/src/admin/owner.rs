@@ -27,7 +27,7 @@ pub async fn claim(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     let (agent_id, hostname) = (agent_id.to_owned(), hostname.to_owned());
-    let record = OwnerRecord { version: records::VERSION, create_time: jiff::Timestamp::now(), agent_id, hostname };
+    let record = OwnerRecord { version: records::VERSION, create_time: crate::clock::now(), agent_id, hostname };
     loop {
         let last = match current(root, cancel).await? {
             Some((_, owner)) if owner.agent_id == record.agent_id => return Ok(()),

@@ -63,7 +63,7 @@ pub(super) async fn add(
             Some(record) => record,
             None => password_record.insert(PasswordRecord {
                 version: records::VERSION,
-                create_time: jiff::Timestamp::now(),
+                create_time: crate::clock::now(),
                 password: key.wrap(password.expose_secret().as_bytes(), &context(instance_id))?,
             }),
         };

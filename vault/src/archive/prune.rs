@@ -116,7 +116,7 @@ async fn mark(store: &dyn Store, ids: &HashSet<Id>) -> Result<(), Error> {
     marked.sort_unstable();
     loop {
         let epoch = records::current_epoch(store).await? + 1;
-        let create_time = jiff::Timestamp::now();
+        let create_time = crate::clock::now();
         let mark =
             PruneMark { version: records::VERSION, epoch, create_time, marked: marked.clone(), candidates: Vec::new() };
         if records::put(store, &records::numbered(records::PRUNE, epoch), &mark).await? == Put::Created {

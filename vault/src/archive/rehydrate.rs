@@ -89,7 +89,7 @@ async fn rehydrate_now(
     if needed.iter().any(|id| packs.get(id).is_some_and(|pack| pack.tier == Tier::Archive)) {
         let record = Request {
             version: records::VERSION,
-            create_time: jiff::Timestamp::now(),
+            create_time: crate::clock::now(),
             job_id: job_id.to_owned(),
             snapshot_id: *snapshot_id,
         };

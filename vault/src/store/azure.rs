@@ -302,7 +302,7 @@ impl Store for Azure {
             result => result?,
         };
         let protection = properties::protection_of(&blob);
-        if protection.forbids_deletion(jiff::Timestamp::now()) {
+        if protection.forbids_deletion(crate::clock::now()) {
             let (store, detail) = (self.location().to_owned(), protection.to_string());
             return Err(Error::Protected { store, key: key.to_string(), detail });
         }

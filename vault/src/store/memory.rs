@@ -125,7 +125,7 @@ impl Store for Memory {
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         let mut files = self.files();
         if let Some(file) = files.get(key)
-            && file.protection.forbids_deletion(jiff::Timestamp::now())
+            && file.protection.forbids_deletion(crate::clock::now())
         {
             let detail = file.protection.to_string();
             return Err(Error::Protected { store: self.location.clone(), key: key.to_string(), detail });

@@ -48,7 +48,7 @@ impl Api {
         }
         let old = policy::parse(&before.document)?;
         check_source_type(&old, &document)?;
-        let now = Timestamp::now();
+        let now = vaultferry_vault::clock::now();
         let linked = self.linked_to(&before.name).await?;
         let mut changes = Vec::with_capacity(linked.len());
         for instance in linked {

@@ -17,7 +17,7 @@ impl Api {
             (true, false) => policy::parse(&request.document)?,
             _ => return Err(invalid("give policy or document, and not both")),
         };
-        let now = Timestamp::now();
+        let now = vaultferry_vault::clock::now();
         let from = from(&request.from, &document.time_zone, now)?;
         let span = span(&request.span)?;
         let points = match request.instance.is_empty() {

@@ -1,0 +1,8 @@
+//! The one place that asks for the time of day.
+
+use jiff::Timestamp;
+
+/// The time of day, as this machine's clock says. It may be wrong and it may jump: nothing here makes it better.
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}

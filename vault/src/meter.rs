@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct Meter {
     read: AtomicU64,
+    new: AtomicU64,
     stored: AtomicU64,
 }
 
@@ -13,6 +14,11 @@ impl Meter {
     /// Counts bytes that came from the source (backup), or that went to the target (restore).
     pub fn add_read(&self, bytes: u64) {
         self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes of those read that the vault does not have yet.
+    pub fn add_new(&self, bytes: u64) {
+        self.new.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts bytes that were added to the vault.
@@ -23,6 +29,11 @@ impl Meter {
     /// Bytes read so far.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those read that the vault does not have yet.
+    pub fn new_bytes(&self) -> u64 {
+        self.new.load(Ordering::Relaxed)
     }
 
     /// Bytes stored so far.

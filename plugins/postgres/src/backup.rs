@@ -4,6 +4,7 @@
 //! must begin as an archive does; only then is anything staged. A pg_dump that dies closes its output like one that is done.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -12,6 +13,7 @@ use vaultferry_plugin_sdk::workload::cancelled;
 use vaultferry_plugin_sdk::{BackupJob, Reporter, child};
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::meter::Meter;
 use vaultferry_vault::writer::{Backup, SnapshotMeta, Staged, WriteError};
 
 use crate::client::{self, Kind, Program};
@@ -45,7 +47,7 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     let mut backup = Backup::begin(repository, options, reporter.meter().clone(), cancel).await?;
     reporter.phase("dumping");
     let time = jiff::Timestamp::now();
-    if let Err(problem) = dump(&server, &program, &mut backup, cancel).await {
+    if let Err(problem) = dump(&server, &program, &mut backup, reporter.meter(), cancel).await {
         backup.abandon(cancel).await;
         return Err(problem);
     }
@@ -80,6 +82,7 @@ async fn dump(
     server: &Server,
     program: &Program,
     backup: &mut Backup,
+    meter: &Arc<Meter>,
     cancel: &CancellationToken,
 ) -> Result<(), Problem> {
     let database = server.uri().source_database()?;
@@ -89,6 +92,7 @@ async fn dump(
         .pipe_stdout();
     let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;
     let stdout = child.take_stdout().ok_or_else(|| Problem::new(Reason::Internal, "pg_dump has no output"))?;
+    stdout.follow(meter);
     let mut archive = Archive { input: stdout, head: Vec::new() };
     let written = backup.write_stream(DUMP_STREAM, &mut archive, cancel).await;
     let Archive { input, head } = archive;

@@ -71,6 +71,7 @@ pub enum Error {
 pub struct Command {
     program: PathBuf,
     inner: tokio::process::Command,
+    stdout: bool,
 }
 
 impl Command {
@@ -90,7 +91,7 @@ impl Command {
         inner.process_group(0);
         #[cfg(target_os = "linux")]
         linux::die_with_parent(&mut inner);
-        Self { program, inner }
+        Self { program, inner, stdout: false }
     }
 
     /// Adds an argument. Never a secret.
@@ -124,26 +125,31 @@ impl Command {
     /// Lets the caller read from the child: see [`Child::take_stdout`].
     #[must_use]
     pub fn pipe_stdout(mut self) -> Self {
-        self.inner.stdout(Stdio::piped());
+        self.stdout = true;
         self
     }
 
     /// Starts the program. Must run in a Tokio runtime. A call that is dropped leaves no child.
     pub async fn spawn(self) -> Result<Child, Error> {
-        let Self { program, inner } = self;
-        let mut process = match start(inner).await {
-            Ok(process) => process,
-            Err(source) => return Err(Error::Start { program, source }),
+        let Self { program, mut inner, stdout } = self;
+        let cannot = |source| Error::Start { program: program.clone(), source };
+        let stdout = match stdout {
+            // The runtime's own pipes are under epoll, which costs their writer time for good.
+            true => {
+                let (reader, writer) = io::pipe().map_err(cannot)?;
+                inner.stdout(writer);
+                Some(reader)
+            }
+            false => None,
         };
+        // The command, and with it this process's copy of the writing end, is gone after this.
+        let mut process = start(inner).await.map_err(cannot)?;
         tracing::debug!(program = %program.display(), pid = process.id(), "child started");
         let words = tokio::spawn(collect(process.stderr.take()));
-        let (stdin, stdout) = (process.stdin.take(), process.stdout.take());
+        let stdin = process.stdin.take();
         #[cfg(target_os = "linux")]
-        stdin.as_ref().map(linux::enlarge_pipe);
-        let stdout = match stdout.map(Output::new).transpose() {
-            Ok(stdout) => stdout,
-            Err(source) => return Err(Error::Start { program, source }),
-        };
+        stdin.as_ref().map(|stdin| linux::size_pipe(stdin, linux::LARGEST_PIPE));
+        let stdout = stdout.map(Output::new).transpose().map_err(cannot)?;
         Ok(Child { program, process, stdin, stdout, words })
     }
 }
@@ -205,7 +211,7 @@ impl Child {
         self.stdin.take()
     }
 
-    /// Where to read from the child. `None` when not piped, or taken.
+    /// Where to read from the child; the last bytes may wait for its end. `None` when not piped, or taken.
     pub fn take_stdout(&mut self) -> Option<Output> {
         self.stdout.take()
     }

@@ -102,7 +102,10 @@ impl Stream<'_> {
             Chunk::Bytes { id, length, bytes, room } => {
                 match self.core.meet(&id) {
                     Met::Known => self.core.buffers.put(bytes),
-                    Met::New => self.encoding.push_back(tokio::spawn(self.core.clone().encode(id, bytes, room))),
+                    Met::New => {
+                        self.core.meter.add_new(length);
+                        self.encoding.push_back(tokio::spawn(self.core.clone().encode(id, bytes, room)));
+                    }
                 }
                 (id, length)
             }

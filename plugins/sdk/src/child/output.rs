@@ -1,38 +1,76 @@
-//! What a child writes, read in large pieces.
+//! What a child writes, read by a thread of its own.
 //!
-//! pg_dump writes 4 KiB at a time. Whoever waits for a pipe's readiness is woken by every one of these writes (Linux wakes users of epoll
-//! even when the pipe is not empty), which costs both sides more processor time than compressing the bytes does. So a large pipe is not
-//! waited for: when a read has emptied it, the next one comes after a short sleep, in which much has gathered. A pipe that the system
-//! would not enlarge is waited for as usual.
+//! pg_dump writes 4 KiB at a time. A user of epoll is woken by every one of these writes (Linux does that even when the pipe is not empty),
+//! which costs both sides more processor time than compressing the bytes does. A thread that waits in `read` is woken only when the pipe
+//! was empty. How it goes on depends on what the bytes turn out to be ([`Pace`]):
+//!
+//! - *New to the vault*: compressing them keeps the processors busy, and the child should be disturbed as little as possible. The pipe is
+//!   as large as it may be, and is left alone for [`GATHER`] after it was read empty, in which much gathers.
+//! - *Known*: the child and its source are what everybody waits for. They go fastest in lockstep with a reader of the usual kind, like `cat`: a
+//!   child that nobody holds up runs ahead of its server, goes to sleep at each of its messages, and the server pays for waking it.
+//!
+//! Invariants:
+//! - At most [`PIECES`] + 2 pieces of [`PIECE`] bytes are in memory; a slow consumer stops the thread, and so the child.
+//! - The thread ends at the child's end of output, at an error, or when it finds that the [`Output`] was dropped: at the next piece. A
+//!   child that says nothing more is stopped by its owner, which closes the pipe.
 
-use std::io;
+use std::io::{self, PipeReader, Read as _};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::process::ChildStdout;
+use tokio::sync::mpsc;
+use vaultferry_vault::meter::Meter;
 
+/// What the thread hands over at once, in bytes: stays in a processor's cache on its way.
+const PIECE: usize = 128 << 10;
+/// Pieces that wait for the consumer.
+const PIECES: usize = 8;
+/// In it a source of 700 MB/s fills the large pipe.
+const GATHER: Duration = Duration::from_micros(1500);
+/// A piece is handed over before it is full when it was begun so long ago. Of a child that falls silent, less than a piece waits for its
+/// next bytes or its end.
+const PATIENCE: Duration = Duration::from_millis(2);
+/// How much is read between two looks at how much of it was new, in bytes.
+const REVIEW: u64 = 16 << 20;
+/// The usual size of a pipe, which is large enough for a reader that waits.
 #[cfg(target_os = "linux")]
-use super::linux::Gathered;
+const USUAL_PIPE: usize = 64 << 10;
 
 /// A child's standard output.
 #[derive(Debug)]
-pub struct Output(Kind);
+pub struct Output {
+    pieces: mpsc::Receiver<io::Result<Piece>>,
+    /// The piece that is being passed on, and how much of it was.
+    current: Option<(Piece, usize)>,
+    /// Buffers go back to the thread.
+    spent: std::sync::mpsc::Sender<Box<[u8]>>,
+    meter: Arc<OnceLock<Arc<Meter>>>,
+}
 
 #[derive(Debug)]
-enum Kind {
-    Awaited(ChildStdout),
-    #[cfg(target_os = "linux")]
-    Gathered(Gathered),
+struct Piece {
+    buffer: Box<[u8]>,
+    filled: usize,
 }
 
 impl Output {
-    pub(super) fn new(stdout: ChildStdout) -> io::Result<Self> {
-        #[cfg(target_os = "linux")]
-        if super::linux::enlarge_pipe(&stdout) {
-            return Ok(Self(Kind::Gathered(Gathered::new(stdout)?)));
-        }
-        Ok(Self(Kind::Awaited(stdout)))
+    /// Starts the thread. Errors: the machine is out of threads.
+    pub(super) fn new(pipe: PipeReader) -> io::Result<Self> {
+        let (sender, pieces) = mpsc::channel(PIECES);
+        let (spent, free) = std::sync::mpsc::channel();
+        let meter = Arc::new(OnceLock::new());
+        let pace = Pace::new(&pipe, meter.clone());
+        std::thread::Builder::new().name("child-output".into()).spawn(move || read(pipe, pace, &sender, &free))?;
+        Ok(Self { pieces, current: None, spent, meter })
+    }
+
+    /// Names the meter that counts what is read here and how much of it is new to the vault: how it is read follows that. The first one
+    /// stays; without one everything counts as new.
+    pub fn follow(&self, meter: &Arc<Meter>) {
+        self.meter.get_or_init(|| meter.clone());
     }
 }
 
@@ -42,10 +80,111 @@ impl AsyncRead for Output {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.0 {
-            Kind::Awaited(stdout) => Pin::new(stdout).poll_read(context, buffer),
-            #[cfg(target_os = "linux")]
-            Kind::Gathered(pipe) => Pin::new(pipe).poll_read(context, buffer),
+        let (piece, passed) = match self.current.take() {
+            Some(current) => current,
+            None => match ready!(self.pieces.poll_recv(context)) {
+                Some(piece) => (piece?, 0),
+                None => return Poll::Ready(Ok(())),
+            },
+        };
+        let rest = &piece.buffer[passed..piece.filled];
+        let count = rest.len().min(buffer.remaining());
+        buffer.put_slice(&rest[..count]);
+        if passed + count < piece.filled {
+            self.current = Some((piece, passed + count));
+        } else {
+            // Nobody takes it back any more: then it is freed.
+            let _ = self.spent.send(piece.buffer);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The thread.
+fn read(
+    mut pipe: PipeReader,
+    mut pace: Pace,
+    pieces: &mpsc::Sender<io::Result<Piece>>,
+    free: &std::sync::mpsc::Receiver<Box<[u8]>>,
+) {
+    loop {
+        let mut buffer = free.try_recv().unwrap_or_else(|_| vec![0; PIECE].into_boxed_slice());
+        let (mut filled, begin) = (0, Instant::now());
+        let (mut ended, mut emptied) = (false, false);
+        while filled < PIECE && !ended && !emptied {
+            match pipe.read(&mut buffer[filled..]) {
+                Ok(0) => ended = true,
+                Ok(count) => {
+                    filled += count;
+                    let empty = filled < PIECE;
+                    emptied = empty && (pace.gathers || begin.elapsed() >= PATIENCE);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let _ = pieces.blocking_send(Err(error));
+                    return;
+                }
+            }
+        }
+        if filled > 0 && pieces.blocking_send(Ok(Piece { buffer, filled })).is_err() {
+            return;
+        }
+        if ended {
+            return;
+        }
+        pace.review(&pipe);
+        if emptied && pace.gathers {
+            std::thread::sleep(GATHER);
         }
     }
+}
+
+/// How the pipe is read: see the module.
+#[derive(Debug)]
+struct Pace {
+    meter: Arc<OnceLock<Arc<Meter>>>,
+    /// The meter's counts at the last look.
+    read: u64,
+    new: u64,
+    /// After the pipe was read empty, it is left alone for a while.
+    gathers: bool,
+}
+
+impl Pace {
+    fn new(pipe: &PipeReader, meter: Arc<OnceLock<Arc<Meter>>>) -> Self {
+        Self { meter, read: 0, new: 0, gathers: size(pipe, true) }
+    }
+
+    /// After each [`REVIEW`]: is what comes mostly (three quarters of it) known?
+    fn review(&mut self, pipe: &PipeReader) {
+        let Some(meter) = self.meter.get() else { return };
+        let read = meter.read();
+        let length = read.saturating_sub(self.read);
+        if length < REVIEW {
+            return;
+        }
+        let new = meter.new_bytes();
+        let known = new.saturating_sub(self.new) <= length / 4;
+        (self.read, self.new) = (read, new);
+        if known == self.gathers {
+            self.gathers = size(pipe, !known);
+        }
+    }
+}
+
+/// Makes the pipe as large as gathering needs, or as small as it usually is; says whether it is large. A pipe that holds too much to be made
+/// smaller stays large, which does no harm.
+#[cfg(target_os = "linux")]
+fn size(pipe: &PipeReader, large: bool) -> bool {
+    use super::linux::{LARGEST_PIPE, size_pipe};
+    if !large {
+        size_pipe(pipe, USUAL_PIPE);
+    }
+    large && size_pipe(pipe, LARGEST_PIPE)
+}
+
+/// Pipes of other systems keep their size, and are waited for.
+#[cfg(not(target_os = "linux"))]
+fn size(_pipe: &PipeReader, _large: bool) -> bool {
+    false
 }

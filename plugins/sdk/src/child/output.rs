@@ -188,3 +188,43 @@ fn size(pipe: &PipeReader, large: bool) -> bool {
 fn size(_pipe: &PipeReader, _large: bool) -> bool {
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_pace_follows_what_is_new() {
+        let (pipe, _writer) = io::pipe().unwrap();
+        let meter = Arc::new(Meter::default());
+        let named = Arc::new(OnceLock::new());
+        let mut pace = Pace::new(&pipe, named.clone());
+        let mut gathers = || {
+            pace.review(&pipe);
+            pace.gathers
+        };
+        meter.add_read(REVIEW);
+        assert!(gathers(), "without a meter everything is new");
+        named.set(meter.clone()).unwrap();
+        assert!(!gathers(), "all of it was known");
+        meter.add_read(REVIEW - 1);
+        meter.add_new(REVIEW - 1);
+        assert!(!gathers(), "too early to judge");
+        meter.add_read(1);
+        assert!(gathers(), "nearly all of it was new");
+        meter.add_read(REVIEW);
+        meter.add_new(REVIEW / 4);
+        assert!(!gathers(), "three quarters were known");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_output_closes_the_pipe() {
+        let (pipe, mut writer) = io::pipe().unwrap();
+        drop(Output::new(pipe).unwrap());
+        let written = tokio::task::spawn_blocking(move || (0..1000).try_for_each(|_| writer.write_all(&[0; PIECE])));
+        assert_eq!(written.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}

@@ -1,6 +1,8 @@
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::io::AsyncWriteExt as _;
+use vaultferry_vault::meter::Meter;
 
 use super::*;
 
@@ -61,18 +63,26 @@ async fn pipes_carry_bytes_and_the_environment_is_clean() {
 
 #[tokio::test]
 async fn output_that_comes_in_bursts_is_read_whole() {
-    let script = "for i in 1 2 3; do head -c 3000000 /dev/zero; printf x; sleep 0.05; printf y; done; printf end";
-    let mut child = shell(script).pipe_stdout().spawn().await.unwrap();
-    let mut stdout = child.take_stdout().unwrap();
-    let mut output = Vec::new();
-    stdout.read_to_end(&mut output).await.unwrap();
-    assert!(child.finish(&CancellationToken::new()).await.unwrap().success());
-    assert_eq!(output.len(), 3 * 3_000_002 + 3);
-    output.retain(|byte| *byte != 0);
-    assert_eq!(output, b"xyxyxyend");
+    let script = "for i in 1 2 3; do head -c 30000000 /dev/zero; printf x; sleep 0.05; printf y; done; printf end";
+    // As it is read when the vault has all of it, and when it has none.
+    for known in [true, false] {
+        let mut child = shell(script).pipe_stdout().spawn().await.unwrap();
+        let mut stdout = child.take_stdout().unwrap();
+        let meter = Arc::new(Meter::default());
+        stdout.follow(&meter);
+        let mut output = Vec::new();
+        while let count @ 1.. = stdout.read_buf(&mut output).await.unwrap() {
+            meter.add_read(count as u64);
+            meter.add_new(if known { 0 } else { count as u64 });
+        }
+        assert!(child.finish(&CancellationToken::new()).await.unwrap().success());
+        assert_eq!(output.len(), 3 * 30_000_002 + 3);
+        output.retain(|byte| *byte != 0);
+        assert_eq!(output, b"xyxyxyend");
+    }
 }
 
-/// What the pipe is not waited for must not become a loop that asks all the time.
+/// Who waits for a silent child is not woken again and again.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn waiting_for_output_takes_no_processor_time() {
@@ -86,8 +96,8 @@ async fn waiting_for_output_takes_no_processor_time() {
     let before = switches();
     child.take_stdout().unwrap().read_to_end(&mut output).await.unwrap();
     assert_eq!(output, b"end");
-    // Every 16 ms, and a few at the beginning and for the runtime's own purposes.
-    assert!(switches() - before < 300, "{} times", switches() - before);
+    // A few at the beginning and for the runtime's own purposes.
+    assert!(switches() - before < 100, "{} times", switches() - before);
 }
 
 #[tokio::test]
@@ -118,7 +128,7 @@ async fn a_child_is_asked_to_end_before_it_is_killed() {
     }
 }
 
-/// The sleeps between reads follow the source: one that is quick is read quickly, also after it was silent, whatever is asked for at once.
+/// A quick source is read quickly, also after it was silent, whatever is asked for at once.
 #[tokio::test]
 async fn a_quick_source_is_read_quickly() {
     const BYTES: usize = 64 << 20;

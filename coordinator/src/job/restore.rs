@@ -8,6 +8,7 @@ use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Id, archive, commit};
 
+use super::queue::Need;
 use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Rehydrated, Shared, maintenance, pause};
 use crate::catalog::{Job, Work};
@@ -248,7 +249,7 @@ pub(super) async fn rehydrate(jobs: &Jobs, job: &Job, cancel: &CancellationToken
 async fn wait_until_readable(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Rehydrated, Problem> {
     loop {
         let asked = async {
-            let _permit = jobs.permit(cancel).await?;
+            let _place = jobs.turn(job, jobs.inner.queue.enter(Need::short()), cancel).await?;
             maintenance::ask_for_rehydration(jobs, job, cancel).await
         }
         .await;

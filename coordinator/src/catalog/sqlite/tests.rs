@@ -1,7 +1,7 @@
 use vaultferry_vault::records::{PointCreated, Protection};
 
 use super::*;
-use crate::catalog::{CheckFigures, Credential, ReportFigures, Work};
+use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, Work};
 
 fn instance(name: &str) -> Instance {
     Instance {
@@ -32,6 +32,8 @@ fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         warnings: Vec::new(),
         rehydrating: false,
         report: None,
+        attempt: Attempt::default(),
+        steps: Vec::new(),
     }
 }
 

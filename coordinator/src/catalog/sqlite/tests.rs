@@ -3,6 +3,9 @@ use vaultferry_vault::records::{PointCreated, Protection};
 use super::*;
 use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, Work};
 
+mod attempts;
+mod summary;
+
 fn instance(name: &str) -> Instance {
     Instance {
         id: format!("{name:0>32}"),

@@ -316,6 +316,9 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// Notes whether a restore that has not ended waits for its point's rehydration ([`Job::rehydrating`]).
     async fn set_rehydrating(&self, job_id: &str, rehydrating: bool) -> Result<(), Error>;
 
+    /// Notes whether a job that has not ended waits for its turn ([`Job::queued`]).
+    async fn set_queued(&self, job_id: &str, queued: bool) -> Result<(), Error>;
+
     /// Remembers the job's plugin process.
     async fn set_plugin_process(&self, process: PluginProcess) -> Result<(), Error>;
     /// Forgets it: the process is gone.

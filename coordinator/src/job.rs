@@ -52,7 +52,7 @@ pub(crate) use pause::at as pause_at;
 pub use queue::Limits;
 pub(crate) use session::{command, env_of, source};
 
-use queue::{Need, Queue, Ticket};
+use queue::{Need, Queue, Ticket, Turn};
 use steps::Steps;
 
 /// How long interrupted jobs may take to end: a plugin gives itself 20 s to remove what it made, and its host 25 s.
@@ -255,7 +255,10 @@ impl Jobs {
         }
         let ticket = ticket.or_else(|| need.map(|need| self.inner.queue.enter(need)));
         let _place = match ticket {
-            Some(ticket) => Some(self.turn(job, ticket, cancel).await?),
+            Some(ticket) => match self.turn(job, ticket, cancel).await? {
+                Turn::Come(place) => Some(place),
+                Turn::NotYet => return Ok(End::LeftToRestart),
+            },
             None => None,
         };
         self.check_owner(cancel).await?;
@@ -284,30 +287,6 @@ impl Jobs {
     /// Only the vault's owner works in it.
     async fn check_owner(&self, cancel: &CancellationToken) -> Result<(), Problem> {
         Ok(crate::owner::check(&self.shared.vault, &self.shared.agent_id, cancel).await?)
-    }
-
-    /// Waits for the job's turn; whoever watches it sees for what. Its place is its own until the answer is dropped.
-    async fn turn(&self, job: &Job, mut ticket: Ticket, cancel: &CancellationToken) -> Result<Ticket, Problem> {
-        let mut has_waited = false;
-        let turn = ticket.turn(|wait| {
-            has_waited = true;
-            self.update(&job.id, |progress| {
-                "queued".clone_into(&mut progress.phase);
-                progress.note = wait.note();
-            });
-        });
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Err(Problem::new(Reason::Cancelled, "cancelled before it began")),
-            () = turn => {}
-        }
-        if has_waited {
-            self.update(&job.id, |progress| {
-                "starting".clone_into(&mut progress.phase);
-                progress.note.clear();
-            });
-        }
-        Ok(ticket)
     }
 
     /// Asks a job to stop. Best effort; a job that has ended is left as it is.
@@ -419,6 +398,7 @@ pub fn new_job(instance: &Instance, work: Work, request_id: Option<String>, sche
         warnings: Vec::new(),
         rehydrating: false,
         report: None,
+        queued: false,
         attempt: Attempt::default(),
         steps: Vec::new(),
     }

@@ -95,6 +95,31 @@ fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
     assert!(jobs(&agent, &[]).iter().all(|job| job.0["steps"].as_array().is_some_and(Vec::is_empty)), "lists are short");
 }
 
+/// Who waits has not begun: a kill costs it nothing, and its place is kept.
+#[test]
+fn a_queued_job_is_still_there_after_a_kill() {
+    let server = Server::start();
+    sample::random(&server, "held", 20);
+    server.create_database("behind");
+    let proxy = FaultProxy::start(server.port());
+    let mut agent = Setup::new().config("[limits]\njobs = 1\n").start();
+    let passfile = server.passfile_for_anything();
+    for database in ["held", "behind"] {
+        agent.protect(database, &uri_for(proxy.port(), database), &passfile);
+    }
+    proxy.set(Fault::HoldAfter(proxy.bytes_from_server() + 10_000_000));
+    let held = agent.start_backup("held");
+    agent.wait_job(held.id(), "it reads", SOON, |job| job.progress("bytes_read") > 1_000_000);
+    let backup = queued(&agent, &agent.start_backup("behind"));
+    agent.cli_json(&["backup", "behind"]).assert_failed("InstanceBusy");
+    agent.kill9_all();
+    proxy.set(Fault::None);
+    agent.start();
+    assert_eq!(agent.wait_job_end(held.id()).reason(), "Interrupted");
+    let ended = agent.wait_job_end(backup.id()).completed();
+    assert_eq!(agent.points("behind")[0]["job_id"], ended.id());
+}
+
 #[test]
 fn a_long_check_blocks_no_backup() {
     let server = Server::start();

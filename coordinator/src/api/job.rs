@@ -71,7 +71,7 @@ impl Api {
             to,
             limit: if status.is_none() && operation.is_none() { MAX_JOBS } else { u32::MAX },
         };
-        let without_steps = |job| WireJob { steps: Vec::new(), ..self.job_to_wire(job) };
+        let without_steps = |job: Job| WireJob { steps: Vec::new(), ..self.job_to_wire(job) };
         let jobs = self.catalog.jobs(filter).await?.into_iter().map(without_steps);
         let wanted = jobs.filter(|job| {
             status.is_none_or(|status| job.status() == status)

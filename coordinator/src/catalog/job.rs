@@ -286,6 +286,9 @@ pub struct Job {
     /// What a maintenance job has to tell, at its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
+    /// It waits for its turn and has touched nothing: a restart goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queued: bool,
     /// Which attempt it is.
     #[serde(default, skip_serializing_if = "Attempt::is_only")]
     pub attempt: Attempt,

@@ -294,6 +294,11 @@ impl Catalog for Sqlite {
         self.run(move |tx| jobs::set_rehydrating(tx, &job_id, rehydrating)).await
     }
 
+    async fn set_queued(&self, job_id: &str, queued: bool) -> Result<(), Error> {
+        let job_id = job_id.to_owned();
+        self.run(move |tx| jobs::change(tx, &job_id, |job| job.queued = queued).map(|_| ())).await
+    }
+
     async fn set_plugin_process(&self, process: PluginProcess) -> Result<(), Error> {
         self.run(move |tx| jobs::set_plugin_process(tx, &process)).await
     }

@@ -62,6 +62,7 @@ fn job(hour: i64, work: Work, figures: Option<PruneFigures>) -> Job {
         warnings: Vec::new(),
         rehydrating: false,
         report: figures.map(|figures| Report { finding_count: 0, figures: Some(ReportFigures::Prune(figures)) }),
+        queued: false,
         attempt: Attempt::default(),
         steps: Vec::new(),
     }

@@ -97,6 +97,7 @@ mod tests {
             warnings: Vec::new(),
             rehydrating: false,
             report: None,
+            queued: false,
             attempt: Attempt::default(),
             steps: Vec::new(),
         };

@@ -12,14 +12,18 @@
 //! - No limit is ever exceeded, and nobody waits who could run ([`decide`]).
 //! - In a lane a job is overtaken only while its server has all the jobs that it may have, and never by another one of that server. So
 //!   everybody's turn comes, as jobs end.
+//! - Who waits has done nothing yet, and is still there after a restart, in the same order.
 //! - Lanes do not wait for each other: a copy that takes hours never holds up a backup.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use vaultferry_proto::{Problem, Reason};
 
-use crate::catalog::Work;
+use super::Jobs;
+use crate::catalog::{Job, Work};
 
 #[cfg(test)]
 mod tests;
@@ -241,6 +245,56 @@ impl Queue {
     }
 }
 
+/// Whether a job's turn has come.
+pub(super) enum Turn {
+    /// Its place is its own until this is dropped.
+    Come(Ticket),
+    /// The agent stops; the next start goes on waiting.
+    NotYet,
+}
+
+impl Jobs {
+    /// Waits for the job's turn; whoever watches it sees for what. That it waits is journaled, so that a restart goes on with it.
+    pub(super) async fn turn(
+        &self,
+        job: &Job,
+        mut ticket: Ticket,
+        cancel: &CancellationToken,
+    ) -> Result<Turn, Problem> {
+        let catalog = &self.shared.catalog;
+        if ticket.has_come() {
+            if job.queued {
+                catalog.set_queued(&job.id, false).await?;
+            }
+            return Ok(Turn::Come(ticket));
+        }
+        // An earlier life may have noted it.
+        if !job.queued {
+            catalog.set_queued(&job.id, true).await?;
+        }
+        let turn = ticket.turn(|wait| {
+            self.update(&job.id, |progress| {
+                "queued".clone_into(&mut progress.phase);
+                progress.note = wait.note();
+            });
+        });
+        tokio::select! {
+            biased;
+            // Before the other: a stop cancels every job.
+            () = self.inner.draining.cancelled() => return Ok(Turn::NotYet),
+            () = cancel.cancelled() => return Err(Problem::new(Reason::Cancelled, "cancelled before it began")),
+            () = turn => {}
+        }
+        // From here on it may leave something behind: a restart must not simply begin again.
+        catalog.set_queued(&job.id, false).await?;
+        self.update(&job.id, |progress| {
+            "starting".clone_into(&mut progress.phase);
+            progress.note.clear();
+        });
+        Ok(Turn::Come(ticket))
+    }
+}
+
 /// A job's place in the queue, and then among the running jobs, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
@@ -250,6 +304,10 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    fn has_come(&self) -> bool {
+        self.turn.borrow().is_none()
+    }
+
     /// Waits for the turn; `told` hears for what, at once and at each change. May be dropped and asked again.
     pub(super) async fn turn(&mut self, mut told: impl FnMut(&Wait)) {
         loop {

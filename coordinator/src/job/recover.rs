@@ -28,10 +28,13 @@ impl Jobs {
                 self.spawn(job, None, true);
             } else if whole::is_whole(&job.work) && job.status == Status::InProgress {
                 tracing::info!(job = job.id, "going on with all points of an instance");
-                self.spawn_again(job);
+                self.spawn_again(job).await?;
             } else if job.rehydrating && job.status == Status::InProgress {
                 tracing::info!(job = job.id, "going on to wait for an archived point");
-                self.spawn_again(job);
+                self.spawn_again(job).await?;
+            } else if job.queued && job.status == Status::InProgress {
+                tracing::info!(job = job.id, "going on to wait for a job's turn");
+                self.spawn_again(job).await?;
             } else if restore::leaves_something(&job.work) || job.work.exclusive() == Some(Exclusive::Maintenance) {
                 self.clean_up_later(job);
             } else {
@@ -44,10 +47,13 @@ impl Jobs {
     }
 
     /// Goes on with a job from its beginning.
-    fn spawn_again(&self, job: Job) {
-        // None of these works on its source's server.
-        let need = Need::of(&job.work, "");
+    async fn spawn_again(&self, job: Job) -> Result<(), Problem> {
+        let instance = self.shared.catalog.instance(&job.instance_id).await?;
+        // Without its instance it fails by itself.
+        let source = instance.map(|instance| instance.source_identity).unwrap_or_default();
+        let need = Need::of(&job.work, &source);
         self.spawn(job, need, false);
+        Ok(())
     }
 
     /// Half-written files of killed processes. The vault may be away; then they wait for another start.

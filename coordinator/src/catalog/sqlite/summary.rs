@@ -12,8 +12,8 @@ pub(super) fn of_instances(
     offset: u32,
     limit: u32,
 ) -> Result<Vec<InstanceFigures>, Failure> {
-    // The order takes one look into `points_by_time` for each instance; the other figures are asked for this page's only. The condition of
-    // `proven` is that of the index `points_proven`, word for word.
+    // The order takes one look into `points_by_time` for each instance; the other figures are asked for this page's only. `points_proven` is
+    // named, with its own condition, as nothing tells SQLite how few of the points are proven.
     let sql = "
         with page as materialized (
             select id, body, name,
@@ -24,7 +24,7 @@ pub(super) fn of_instances(
             order by stopped, good, name limit ?2 offset ?3
         )
         select body, good,
-            (select max(time) from points p where p.instance_id = page.id and p.deleted = 0
+            (select max(time) from points p indexed by points_proven where p.instance_id = page.id and p.deleted = 0
                 and json_extract(p.body, '$.standing.proven_time') is not null),
             (select count(*) from points p where p.instance_id = page.id and p.deleted = 0),
             (select coalesce(sum(stored_bytes), 0) from points p where p.instance_id = page.id),

@@ -35,6 +35,7 @@ fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         warnings: Vec::new(),
         rehydrating: false,
         report: None,
+        queued: false,
         attempt: Attempt::default(),
         steps: Vec::new(),
     }

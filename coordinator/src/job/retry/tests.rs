@@ -171,7 +171,7 @@ async fn a_slot_has_one_attempt_at_a_time_and_no_more_than_its_policy_says() {
                 // Its time comes; the process may be killed before the journal forgets it, and the next life begins it "again".
                 assert!(matches!(jobs.begin_attempt(retry, retry.due).await, Ok(Begun::Done)), "seed {seed}");
                 if random.below(3) == 0 {
-                    jobs = restart(&jobs).await;
+                    jobs = restart(&jobs, &mut random).await;
                     let again = jobs.begin_attempt(retry, retry.due).await;
                     assert!(matches!(again, Ok(Begun::Done | Begun::Later)), "seed {seed}");
                 }
@@ -193,7 +193,7 @@ async fn a_slot_has_one_attempt_at_a_time_and_no_more_than_its_policy_says() {
                     jobs.write_end(&last, status, Vec::new()).await.expect("written");
                     break "for good";
                 }
-                2 | 3 => jobs = restart(&jobs).await,
+                2 | 3 => jobs = restart(&jobs, &mut random).await,
                 _ => {
                     let status = Status::failed(&Problem::new(Reason::VaultUnavailable, "away"));
                     jobs.write_end(&last, status, Vec::new()).await.expect("written");
@@ -213,8 +213,17 @@ async fn a_slot_has_one_attempt_at_a_time_and_no_more_than_its_policy_says() {
     assert!(ends.len() == 3 || number("VAULTFERRY_TEST_SEED").is_some(), "{ends:?}");
 }
 
-/// The next life of the agent, which begins with what the last one has left.
-async fn restart(jobs: &Jobs) -> Jobs {
+/// The next life of the agent, which begins with what the last one has left: a job that waits for its turn, or one that was at work.
+async fn restart(jobs: &Jobs, random: &mut Random) -> Jobs {
+    let catalog = &jobs.shared().catalog;
+    for job in catalog.unfinished_jobs().await.expect("jobs") {
+        while !catalog.job(&job.id).await.expect("found").expect("there").queued {
+            tokio::task::yield_now().await;
+        }
+        if random.below(2) == 0 {
+            catalog.set_queued(&job.id, false).await.expect("noted");
+        }
+    }
     let jobs = life(jobs);
     jobs.recover().await.expect("recovered");
     jobs

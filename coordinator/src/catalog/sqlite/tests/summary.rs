@@ -78,7 +78,7 @@ async fn the_figures_are_counted_in_indexes() {
     };
     for sql in [
         "select max(time) from points p where p.instance_id = 'i' and p.deleted = 0",
-        "select max(time) from points p where p.instance_id = 'i' and p.deleted = 0
+        "select max(time) from points p indexed by points_proven where p.instance_id = 'i' and p.deleted = 0
          and json_extract(p.body, '$.standing.proven_time') is not null",
         "select count(*) from points p where p.instance_id = 'i' and p.deleted = 0",
         "select sum(stored_bytes) from points p where p.instance_id = 'i' and p.time >= 5",

@@ -341,7 +341,7 @@ fn limits(mut section: Section, faults: &mut Faults) -> Limits {
         if bytes < LEAST_BYTES_IN_FLIGHT { Err("must be at least 48MiB".to_owned()) } else { Ok(bytes) }
     });
     let upload = section.parsed("upload", faults, values::rate);
-    let mut jobs = |key: &str, usual: usize| {
+    let mut jobs = |key: &'static str, usual: usize| {
         let jobs = section.parsed(key, faults, |text| match text.parse() {
             Ok(jobs) if (1..=MOST_JOBS).contains(&jobs) => Ok(jobs),
             _ => Err(format!("must be a number from 1 to {MOST_JOBS}")),

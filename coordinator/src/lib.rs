@@ -22,11 +22,11 @@ mod scheduler;
 mod service;
 mod space;
 
+pub use job::Limits;
 pub use offline::{
     Attached, InitOutcome, Rotation, add_recovery_key, attach, default_key_path, init_vault, list_keys,
     rebuild_catalog, remove_recovery_key, rotate_key, upgrade,
 };
-pub use job::Limits;
 pub use rebuild::Rebuilt;
 pub use service::{Config, Service};
 

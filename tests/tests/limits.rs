@@ -83,7 +83,10 @@ fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
             assert_eq!(pair[0]["end_time"], pair[1]["start_time"], "{:#}", job.0["steps"]);
         }
         let sum = |figure: &str| all.iter().map(|step| number(&step[figure])).sum::<u64>();
-        assert_eq!((sum("bytes_read"), sum("bytes_stored")), (job.progress("bytes_read"), job.progress("bytes_stored")));
+        assert_eq!(
+            (sum("bytes_read"), sum("bytes_stored")),
+            (job.progress("bytes_read"), job.progress("bytes_stored"))
+        );
         for name in ["dumping", "verifying", "committing"] {
             assert!(steps(job).contains(&name), "{name}: {:?}", steps(job));
         }
@@ -92,7 +95,10 @@ fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
     let text = agent.cli(&["job", "show", held.id()]).success().stdout;
     let dumping = text.lines().find(|line| line.contains("dumping ")).expect("a line for the dump");
     assert!(dumping.contains("MiB read (") && dumping.contains("/s), "), "{text}");
-    assert!(jobs(&agent, &[]).iter().all(|job| job.0["steps"].as_array().is_some_and(Vec::is_empty)), "lists are short");
+    assert!(
+        jobs(&agent, &[]).iter().all(|job| job.0["steps"].as_array().is_some_and(Vec::is_empty)),
+        "lists are short"
+    );
 }
 
 /// Who waits has not begun: a kill costs it nothing, and its place is kept.
@@ -307,7 +313,10 @@ fn the_summary_tells_each_instance() {
     assert_eq!(number(&told["summary"]["points"]), 2, "V28's figures are there too");
     let second = &told["instances"][1];
     let points = agent.points("second");
-    assert_eq!((&second["last_good_time"], &second["last_proven_time"]), (&points[0]["create_time"], &points[0]["create_time"]));
+    assert_eq!(
+        (&second["last_good_time"], &second["last_proven_time"]),
+        (&points[0]["create_time"], &points[0]["create_time"])
+    );
     assert_eq!((number(&second["point_count"]), second["protection_state_text"].as_str()), (1, Some("Protected")));
     let stored = number(&points[0]["stored_bytes"]);
     assert!(stored > 1_000_000);

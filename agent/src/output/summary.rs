@@ -47,8 +47,7 @@ fn instances(instances: &[InstanceSummary]) -> String {
         ]
     };
     let rows: Vec<[String; 8]> = instances.iter().map(row).collect();
-    let headings =
-        ["NAME", "PROTECTION", "LAST GOOD", "LAST PROVEN", "POINTS", "STORED", "IN 30 DAYS", "NEXT BACKUP"];
+    let headings = ["NAME", "PROTECTION", "LAST GOOD", "LAST PROVEN", "POINTS", "STORED", "IN 30 DAYS", "NEXT BACKUP"];
     table(headings, &rows, "Nothing is protected yet.")
 }
 
@@ -70,7 +69,8 @@ mod tests {
             stored_bytes_30d: 1 << 20,
             ..InstanceSummary::default()
         };
-        let warning = Problem { reason: "VaultSpaceLow".to_owned(), message: "little".to_owned(), fix: "more".to_owned() };
+        let warning =
+            Problem { reason: "VaultSpaceLow".to_owned(), message: "little".to_owned(), fix: "more".to_owned() };
         let response = GetSummaryResponse {
             summary: Some(Summary::default()),
             instances: vec![shop],
@@ -79,7 +79,8 @@ mod tests {
         };
         let text = summary(&response, true);
         assert!(text.contains("VaultSpaceLow: little\n                 fix: more"), "{text}");
-        let row: Vec<&str> = text.lines().last().expect("a row").split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+        let row: Vec<&str> =
+            text.lines().last().expect("a row").split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
         assert_eq!(row, ["shop", "Protected", "7 h", "never", "3", "5.0 GiB", "+1.0 MiB", "-"]);
         assert!(!summary(&response, false).contains("shop"));
     }

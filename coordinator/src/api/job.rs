@@ -66,11 +66,8 @@ impl Api {
             let end = to.unwrap_or_else(vaultferry_vault::clock::now);
             end.checked_sub(LISTED).ok()
         });
-        let filter = JobFilter {
-            from,
-            to,
-            limit: if status.is_none() && operation.is_none() { MAX_JOBS } else { u32::MAX },
-        };
+        let filter =
+            JobFilter { from, to, limit: if status.is_none() && operation.is_none() { MAX_JOBS } else { u32::MAX } };
         let without_steps = |job: Job| WireJob { steps: Vec::new(), ..self.job_to_wire(job) };
         let jobs = self.catalog.jobs(filter).await?.into_iter().map(without_steps);
         let wanted = jobs.filter(|job| {

@@ -50,7 +50,8 @@ impl Api {
         let has_more = found.len() > size as usize;
         found.truncate(size as usize);
         let next = self.next_backups(&found).await?;
-        let instances = found.into_iter().zip(next).map(|(figures, next)| convert::instance_summary(figures, next, now));
+        let instances =
+            found.into_iter().zip(next).map(|(figures, next)| convert::instance_summary(figures, next, now));
         Ok((instances.collect(), if has_more { (offset + size).to_string() } else { String::new() }))
     }
 
@@ -70,7 +71,8 @@ impl Api {
             if !instance.protection.is_active() {
                 return None;
             }
-            let slot = documents.get(&instance.policy).and_then(|document| scheduler::next_backup(document, &instance.id));
+            let slot =
+                documents.get(&instance.policy).and_then(|document| scheduler::next_backup(document, &instance.id));
             slot.into_iter().chain(attempts.get(instance.id.as_str()).copied()).min()
         };
         Ok(found.iter().map(next).collect())

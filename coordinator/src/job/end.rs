@@ -51,7 +51,12 @@ impl Jobs {
     }
 
     /// With its steps, and the next attempt when there is one.
-    pub(super) async fn write_end(&self, job: &Job, status: Status, warnings: Vec<StoredProblem>) -> Result<(), Problem> {
+    pub(super) async fn write_end(
+        &self,
+        job: &Job,
+        status: Status,
+        warnings: Vec<StoredProblem>,
+    ) -> Result<(), Problem> {
         let catalog = &self.shared.catalog;
         self.keep_steps(job).await?;
         match self.next_attempt(job, &status).await? {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use vaultferry_proto::{Problem, Reason};
 
 use super::{
-    Archive, CatchUp, DEFAULT_RULE, DaySelector, Document, Every, Period, Qualifier, Retry, Rule, Schedule, Store, Tiering,
-    Window, duration, selector, start,
+    Archive, CatchUp, DEFAULT_RULE, DaySelector, Document, Every, Period, Qualifier, Retry, Rule, Schedule, Store,
+    Tiering, Window, duration, selector, start,
 };
 
 /// Longest policy file.

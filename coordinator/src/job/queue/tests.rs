@@ -145,10 +145,7 @@ fn a_dropped_ticket_gives_its_place_to_the_next() {
     let on_a = "1 job runs on a:1, and no more may ([limits] jobs_per_server)";
     assert_eq!((told(&mut second).as_deref(), told(&mut gone).as_deref()), (Some(on_a), Some(on_a)));
     assert_eq!(told(&mut fourth).as_deref(), Some("2 jobs run, and no more may ([limits] jobs)"));
-    assert_eq!(
-        told(&mut copy).as_deref(),
-        Some("1 maintenance job runs, and no more may ([limits] maintenance_jobs)")
-    );
+    assert_eq!(told(&mut copy).as_deref(), Some("1 maintenance job runs, and no more may ([limits] maintenance_jobs)"));
     // One that waits leaves, and one that runs.
     drop(gone);
     assert_eq!(told(&mut second).as_deref(), Some(on_a));

@@ -20,7 +20,10 @@ fn what_is_left_out_is_the_default_and_faults_are_told_together() {
     assert_eq!(policy("UTC", EVERY_DAY).retry, Retry::default());
     assert_eq!(with("[retry]"), Ok(Retry::default()));
     let all = with("[retry]\nattempts = 5\nwait = \"PT10S\"\nlongest_wait = \"PT40S\"").expect("valid");
-    assert_eq!(all, Retry { attempts: 5, wait: SignedDuration::from_secs(10), longest_wait: SignedDuration::from_secs(40) });
+    assert_eq!(
+        all,
+        Retry { attempts: 5, wait: SignedDuration::from_secs(10), longest_wait: SignedDuration::from_secs(40) }
+    );
     // A wait above the default's longest one is its own longest one.
     let long = with("[retry]\nwait = \"PT3H\"").expect("valid");
     assert_eq!(long.longest_wait, SignedDuration::from_hours(3));

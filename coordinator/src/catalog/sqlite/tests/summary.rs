@@ -85,7 +85,8 @@ async fn the_figures_are_counted_in_indexes() {
         "select sum(stored_bytes) from points where deleted in (0, 1) and time >= 5",
     ] {
         let plan = plan(sql).await.expect("a plan");
-        let in_index = |line: &String| line.contains("USING COVERING INDEX") || line.contains("USING INDEX points_proven");
+        let in_index =
+            |line: &String| line.contains("USING COVERING INDEX") || line.contains("USING INDEX points_proven");
         assert!(plan.iter().all(in_index), "{sql}: {plan:?}");
     }
 }

@@ -386,6 +386,8 @@ fn report(job: &Job) -> String {
         Some(job::Report::ArchiveReport(report)) => {
             format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
         }
+        // The progress tells it.
+        Some(job::Report::BackupReport(_)) => String::new(),
         None => String::new(),
     }
 }

@@ -217,7 +217,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
                 bytes_stored,
                 bytes_total: bytes_read,
                 bytes_per_second: 0,
-                note: String::new(),
+                note: job.report.as_ref().map(note).unwrap_or_default(),
             });
             let clean = job.warnings.is_empty();
             (if clean { WireStatus::Completed } else { WireStatus::CompletedWithWarnings }, Some(end_time), None)
@@ -243,6 +243,17 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         finding_count,
         report,
         keep_until_time: keep_until.map(time),
+    }
+}
+
+/// What people want to know of an ended job besides its bytes.
+fn note(report: &Report) -> String {
+    match report.figures {
+        Some(ReportFigures::Backup { snapshot_held_ms }) => {
+            let seconds = snapshot_held_ms.div_ceil(1000);
+            format!("the source's snapshot was held for {seconds} s")
+        }
+        Some(ReportFigures::Check(_) | ReportFigures::Prune(_) | ReportFigures::Archive { .. }) | None => String::new(),
     }
 }
 
@@ -306,6 +317,9 @@ fn report(report: &Report, work: &Work) -> Option<wire::job::Report> {
         }),
         ReportFigures::Archive { packs, bytes } => {
             wire::job::Report::ArchiveReport(wire::ArchiveReport { packs, bytes })
+        }
+        ReportFigures::Backup { snapshot_held_ms } => {
+            wire::job::Report::BackupReport(wire::BackupReport { snapshot_held_ms })
         }
     })
 }

@@ -1,0 +1,419 @@
+//! What a backup needs at its source: each missing right has its reason and the statements that mend it; locks, standbys and poolers that
+//! are in the way are named; and a backup with exactly the rights that are asked for is whole.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use vaultferry_tests::agent::{Agent, Job, Reply, Setup, number};
+use vaultferry_tests::compare::{assert_equal, contents};
+use vaultferry_tests::fault_proxy::{Fault, FaultProxy};
+use vaultferry_tests::pooler::{self, Pooler};
+use vaultferry_tests::postgres::{Server, quote};
+use vaultferry_tests::{process, sample, wait_for, workspace};
+
+/// A role whose name has to be quoted wherever it stands.
+const ROLE: &str = "Sicherung \"1\" it's";
+const ROLE_IN_URI: &str = "Sicherung%20%221%22%20it%27s";
+const PASSWORD: &str = "a-password";
+/// Longest wait for what takes a moment.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Makes [`ROLE`], which may log in and nothing else.
+#[track_caller]
+fn create_role(server: &Server) {
+    server.psql("postgres", &format!("create role {} login password '{PASSWORD}'", quote(ROLE)));
+}
+
+/// The database as [`ROLE`] sees it.
+fn uri(port: u16, database: &str) -> String {
+    format!("postgres://{ROLE_IN_URI}@127.0.0.1:{port}/{database}")
+}
+
+fn passfile(agent: &Agent) -> PathBuf {
+    agent.write("passfile-role", &format!("*:*:*:*:{PASSWORD}\n"))
+}
+
+fn create(agent: &Agent, source: &str, passfile: &Path) -> Reply {
+    let passfile = passfile.display().to_string();
+    agent.cli_json(&["instance", "create", "--source", source, "--policy", "quiet", "--passfile", &passfile])
+}
+
+/// The reason and the fix of a refusal.
+#[track_caller]
+fn refused(reply: &Reply) -> (String, String) {
+    assert_eq!(reply.code, 1, "{reply:?}");
+    let json: Value = serde_json::from_str(reply.stderr.lines().next_back().unwrap_or_default()).expect("JSON");
+    let text = |name: &str| json["error"][name].as_str().expect("a text").to_owned();
+    (text("reason"), text("fix"))
+}
+
+#[track_caller]
+fn findings(agent: &Agent, instance: &str) -> (i32, Vec<Value>) {
+    let reply = agent.cli_json(&["instance", "validate", instance]);
+    (reply.code, reply.json()["findings"].as_array().expect("a list of findings").clone())
+}
+
+fn text<'a>(finding: &'a Value, field: &str) -> &'a str {
+    finding[field].as_str().unwrap_or_default()
+}
+
+fn objects(finding: &Value) -> Vec<&str> {
+    finding["objects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// Runs what a finding says must be run.
+#[track_caller]
+fn apply(server: &Server, database: &str, fix: &str) {
+    assert!(fix.lines().any(|line| !line.starts_with("--")), "nothing to run: {fix}");
+    server.psql(database, fix);
+}
+
+/// The printed fixes, one after the other, lead from a role without any right to a backup that comes back equal.
+#[test]
+fn each_missing_right_has_its_fix_until_a_backup_is_whole() {
+    let server = Server::start();
+    sample::awkward(&server, "shop", 1);
+    create_role(&server);
+    server.psql("shop", "revoke connect on database shop from public; revoke usage on schema public from public");
+    let agent = Setup::new().start();
+    agent.create_policy("quiet");
+    let (source, passfile) = (uri(server.port(), "shop"), passfile(&agent));
+    let mut steps = Vec::new();
+    loop {
+        let reply = create(&agent, &source, &passfile);
+        if reply.code == 0 {
+            break;
+        }
+        let (reason, fix) = refused(&reply);
+        // Who has no right to connect to the database runs nothing in it.
+        apply(&server, "shop", &fix);
+        let grants = fix.lines().find(|line| !line.starts_with("--")).unwrap_or_default();
+        steps.push(format!("{reason}: {}", grants.replace(&quote(ROLE), "ROLE")));
+        assert!(steps.len() < 10, "the fixes do not help: {steps:#?}");
+    }
+    let expected = [
+        "UserErrorMissingDBPermissions: GRANT CONNECT ON DATABASE \"shop\" TO ROLE;",
+        "UserErrorMissingDBPermissions: GRANT pg_read_all_data TO ROLE;",
+        "UserErrorMissingDBPermissions: GRANT SELECT ON LARGE OBJECT 4711, 4712, 4294967290 TO ROLE;",
+        "RowSecurityHidesRows: ALTER ROLE ROLE BYPASSRLS;",
+    ];
+    assert_eq!(steps, expected);
+    agent.backup("shop");
+    agent.restore("shop", "latest", &server, "back");
+    assert_equal(&contents(&server, "shop"), &contents(&server, "back"));
+}
+
+/// All that is missing is told at once, with the objects; a backup that begins then fails by the first of it, before pg_dump is started.
+#[test]
+fn validate_tells_all_that_is_missing_at_once_and_a_backup_looks_again() {
+    let server = Server::start();
+    sample::awkward(&server, "shop", 1);
+    create_role(&server);
+    let role = quote(ROLE);
+    server.psql("shop", "select lo_create(0) from generate_series(1, 150)");
+    server.psql("shop", &format!("grant pg_read_all_data to {role}; alter role {role} bypassrls"));
+    let grant = format!(
+        "do $$ declare o oid; begin for o in select oid from pg_largeobject_metadata loop \
+         execute format('grant select on large object %s to %I', o, {}); end loop; end $$",
+        "'Sicherung \"1\" it''s'"
+    );
+    server.psql("shop", &grant);
+    let agent = Setup::new().start();
+    agent.protect("shop", &uri(server.port(), "shop"), &passfile(&agent));
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
+    let text_answer = agent.cli(&["instance", "validate", "shop"]).success().stdout;
+    assert!(text_answer.contains("shop is ready"), "{text_answer}");
+
+    server.psql("shop", &format!("revoke pg_read_all_data from {role}; alter role {role} nobypassrls"));
+    server.psql("shop", &grant.replace("grant select", "revoke select").replace("to %I", "from %I"));
+    let (code, found) = findings(&agent, "shop");
+    assert_eq!(code, 1);
+    let kinds: Vec<(&str, u64, usize)> = found
+        .iter()
+        .map(|finding| (text(finding, "reason"), number(&finding["object_count"]), objects(finding).len()))
+        .collect();
+    let sequences: u64 = count(&server, "relkind = 'S'");
+    let tables: u64 = count(&server, "relkind in ('r', 'p')");
+    let denied = "UserErrorMissingDBPermissions";
+    // leser's right on the tables of one schema is not this role's; public's on the schema public is. 4711, 4712, one more, and 150.
+    let expected = [
+        (denied, 3, 3),
+        (denied, tables, tables as usize),
+        (denied, sequences, sequences as usize),
+        (denied, 153, 100),
+        ("RowSecurityHidesRows", 1, 1),
+    ];
+    assert_eq!(kinds, expected, "{found:#?}");
+    assert!(found.iter().all(|finding| finding["blocking"] == true), "{found:#?}");
+    assert_eq!(objects(&found[0]), ["\"Mixed Case\"", "\"quo\"\"te\"", "\"한글\""]);
+    assert!(objects(&found[1]).contains(&"\"quo\"\"te\".\"a.b\""), "{found:#?}");
+    assert!(text(&found[1], "message").contains(ROLE), "{found:#?}");
+    assert_eq!(objects(&found[4]), ["public.watched"]);
+    let text_answer = agent.cli(&["instance", "validate", "shop"]);
+    assert_eq!(text_answer.code, 1);
+    assert!(text_answer.stdout.contains("shop is not ready: 5 things are missing"), "{}", text_answer.stdout);
+    assert!(text_answer.stdout.contains("and 143 more"), "{}", text_answer.stdout);
+
+    agent.expect_log(denied);
+    agent.cli_json(&["backup", "shop", "--wait"]).assert_failed(denied);
+    assert!(!agent.log().contains("pg_dump ended"), "pg_dump was started in vain");
+    found.iter().for_each(|finding| apply(&server, "shop", text(finding, "fix")));
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
+    agent.backup("shop");
+}
+
+/// Relations of the sample that pg_dump reads.
+#[track_caller]
+fn count(server: &Server, condition: &str) -> u64 {
+    let sql = format!(
+        "select count(*) from pg_class c join pg_namespace n on n.oid = relnamespace where {condition} and nspname !~ '^pg_'
+         and nspname <> 'information_schema' and not has_table_privilege('{}', c.oid, 'select')",
+        ROLE.replace('\'', "''")
+    );
+    server.psql("shop", &sql).parse().expect("a number")
+}
+
+/// `deploy/grant-backup-role.sql`, as one runs it.
+#[track_caller]
+fn run_script(server: &Server, database: &str, per_database: bool) {
+    let script = workspace().join("deploy/grant-backup-role.sql");
+    let mut psql = server.client("psql", database);
+    psql.args(["-X", "-q", "-v", &format!("role={ROLE}")]);
+    if per_database {
+        psql.args(["-v", "per_database=1"]);
+    }
+    process::run(psql.arg("-f").arg(script), b"", SOON).success();
+}
+
+/// The least rights are enough, they are no more than reading, and the script may run again.
+fn least_rights(per_database: bool) {
+    let server = Server::start();
+    sample::awkward(&server, "shop", 1);
+    server.create_database("other");
+    server.psql("other", "create table private (n integer)");
+    run_script(&server, "shop", per_database);
+    run_script(&server, "shop", per_database);
+    server.psql("postgres", &format!("alter role {} password '{PASSWORD}'", quote(ROLE)));
+    let agent = Setup::new().start();
+    agent.protect("shop", &uri(server.port(), "shop"), &passfile(&agent));
+    // What owners make from now on can be read, too.
+    server.psql("shop", "create table later (id serial, v text); insert into later (v) values ('new')");
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
+    agent.backup("shop");
+    agent.restore("shop", "latest", &server, "back");
+    assert_equal(&contents(&server, "shop"), &contents(&server, "back"));
+
+    let role = ROLE.replace('\'', "''");
+    let attributes = "rolsuper or rolcreaterole or rolcreatedb or rolreplication";
+    assert_eq!(server.psql("shop", &format!("select {attributes} from pg_roles where rolname = '{role}'")), "f");
+    let writable = format!(
+        "select count(*) from pg_class c join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'p') and nspname !~ '^pg_'
+         and has_table_privilege('{role}', c.oid, 'insert, update, delete, truncate')"
+    );
+    assert_eq!(server.psql("shop", &writable), "0");
+    let elsewhere = format!("select has_table_privilege('{role}', 'private', 'select')");
+    assert_eq!(server.psql("other", &elsewhere), if per_database { "f" } else { "t" });
+}
+
+#[test]
+fn a_backup_with_exactly_the_rights_of_the_script_comes_back_equal() {
+    least_rights(false);
+}
+
+#[test]
+fn a_backup_with_exactly_the_rights_on_one_database_comes_back_equal() {
+    least_rights(true);
+}
+
+/// A session of somebody else, which stays in the middle of a transaction.
+struct Somebody(Child);
+
+impl Somebody {
+    /// Runs statements, and waits until `done` is a row.
+    #[track_caller]
+    fn runs(server: &Server, database: &str, sql: &str, done: &str) -> Self {
+        let mut psql = server.client("psql", database);
+        psql.args(["-Xq"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = psql.spawn().expect("start psql");
+        let stdin = child.stdin.as_mut().expect("stdin is a pipe");
+        stdin.write_all(format!("{sql}\n").as_bytes()).and_then(|()| stdin.flush()).expect("psql reads");
+        wait_for(done, SOON, || (server.psql(database, done) == "t").then_some(()));
+        Self(child)
+    }
+}
+
+impl Drop for Somebody {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const IS_LOCKED: &str = "select exists (select from pg_locks where mode = 'AccessExclusiveLock' and granted and relation = 'sales'::regclass)";
+
+fn note(job: &Job) -> &str {
+    job.0["progress"]["note"].as_str().unwrap_or_default()
+}
+
+/// Who holds a table is named, before and while a backup waits for it; the backup goes on as soon as it can.
+#[test]
+fn a_locked_table_is_waited_for_and_its_holder_is_named() {
+    let server = Server::start();
+    server.create_database("shop");
+    server.psql("shop", "create table sales (n integer); insert into sales values (1)");
+    let agent = Setup::new().config("[postgres]\nlock_timeout = \"2s\"\nlock_retries = 1\n").start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    let locked = "begin; lock table sales in access exclusive mode; select 'a secret';";
+    let somebody = Somebody::runs(&server, "shop", locked, IS_LOCKED);
+
+    let (code, found) = findings(&agent, "shop");
+    assert_eq!((code, found.len()), (0, 1), "{found:#?}");
+    assert_eq!((text(&found[0], "reason"), &found[0]["blocking"]), ("LockTimeout", &Value::Bool(false)));
+    assert_eq!(objects(&found[0]), ["public.sales"]);
+    let pid = server.psql("shop", "select pid from pg_locks where mode = 'AccessExclusiveLock' and relation = 'sales'::regclass");
+    let (message, fix) = (text(&found[0], "message"), text(&found[0], "fix"));
+    assert!(message.contains(&format!("pid {pid} (postgres, psql, for ")), "{message}");
+    assert!(message.contains("idle in transaction: select") && !message.contains("secret"), "{message}");
+    assert!(fix.contains(&format!("-- SELECT pg_terminate_backend({pid});")), "{fix}");
+
+    for text in ["LockTimeout", "lock did not come"] {
+        agent.expect_log(text);
+    }
+    let failed = agent.cli_json(&["backup", "shop", "--wait"]);
+    failed.assert_failed("LockTimeout");
+    for part in ["public.sales, held by pid", &pid, "idle in transaction", "the last of 2 tries"] {
+        assert!(failed.stderr.contains(part), "{part} is not told: {}", failed.stderr);
+    }
+    wait_for("the end of our sessions", SOON, || (server.sessions_of("vaultferry") == 0).then_some(()));
+
+    let job = agent.start_backup("shop");
+    let waiting = agent.wait_job(job.id(), "it tells whom it waits for", SOON, |job| note(job).contains("held by pid"));
+    assert!(note(&waiting).contains(&pid), "{}", note(&waiting));
+    drop(somebody);
+    let ended = agent.wait_job_end(job.id()).completed();
+    assert!(note(&ended).contains("snapshot was held for "), "{:#}", ended.0);
+
+    server.psql("shop", "begin; lock table sales in access exclusive mode; prepare transaction 'it''s'");
+    let (code, found) = findings(&agent, "shop");
+    assert_eq!((code, found.len()), (0, 1), "{found:#?}");
+    assert!(text(&found[0], "message").contains("the prepared transaction it's (postgres, for "), "{found:#?}");
+    let fix = text(&found[0], "fix");
+    let last = fix.lines().next_back().and_then(|line| line.strip_prefix("-- ")).and_then(|line| line.split(" or ").next());
+    assert_eq!(last, Some("COMMIT PREPARED 'it''s';"), "{fix}");
+    server.psql("shop", last.unwrap_or_default());
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
+}
+
+/// Time limits that a database or a role has of its own do not end a long dump, and the job tells how long it was.
+#[test]
+fn time_limits_of_the_source_do_not_end_a_dump() {
+    let server = Server::start();
+    sample::random(&server, "shop", 3);
+    create_role(&server);
+    let role = quote(ROLE);
+    server.psql("shop", &format!("grant pg_read_all_data to {role}"));
+    for limit in ["statement_timeout = '1s'", "idle_in_transaction_session_timeout = '1s'", "lock_timeout = '1s'", "idle_session_timeout = '1s'"] {
+        server.psql("shop", &format!("alter role {role} set {limit}"));
+    }
+    let proxy = FaultProxy::start(server.port());
+    let agent = Setup::new().start();
+    agent.protect("shop", &uri(proxy.port(), "shop"), &passfile(&agent));
+    // 6 MB of digits, a megabyte and a half in a second.
+    proxy.set(Fault::Rate(1_500_000));
+    let job = agent.backup("shop");
+    let held_ms = number(&job.0["backup_report"]["snapshot_held_ms"]);
+    assert!(held_ms > 2500, "{:#}", job.0);
+    assert_eq!(note(&job), format!("the source's snapshot was held for {} s", held_ms.div_ceil(1000)));
+}
+
+/// Statements of one session that run in another one's process: no backup, and the reason.
+#[test]
+fn poolers_that_cannot_be_used_are_named() {
+    let server = Server::start();
+    server.create_database("shop");
+    let pooler = Pooler::start(&server, "shop");
+    let agent = Setup::new().start();
+    agent.create_policy("quiet");
+    let source = |port: u16| format!("postgres://{}@127.0.0.1:{port}/shop?sslmode=disable", pooler::ROLE);
+    let pooled = create(&agent, &source(pooler.port()), server.passfile_for_anything().as_path());
+    pooled.assert_failed("PoolerUnsupported");
+    assert!(pooled.stderr.contains("transaction mode"), "{}", pooled.stderr);
+    // The same role at the server itself is fine.
+    create(&agent, &source(server.port()), server.passfile_for_anything().as_path()).success();
+
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a free port");
+    let port = listener.local_addr().expect("a bound socket has an address").port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let _ = std::io::Read::read(&mut client, &mut [0; 1024]);
+            let mut answer = b"E\0\0\0\0SFATAL\0C08P01\0Munsupported startup parameter: application_name\0\0".to_vec();
+            let length = u32::try_from(answer.len() - 1).expect("short");
+            answer[1..5].copy_from_slice(&length.to_be_bytes());
+            let _ = client.write_all(&answer);
+        }
+    });
+    let refused = create(&agent, &source(port), server.passfile_for_anything().as_path());
+    refused.assert_failed("PoolerUnsupported");
+}
+
+/// A standby that cancels the dump: named, begun again once by itself, and it can be seen before.
+#[test]
+fn a_standby_that_cancels_is_named_and_tried_again() {
+    let mut primary = Server::start();
+    let standby = primary.standby();
+    sample::random(&primary, "shop", 12);
+    primary.psql("shop", "alter table bulk set (autovacuum_enabled = off)");
+    let replayed = primary.psql("shop", "select pg_current_wal_lsn()");
+    let caught_up = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
+    wait_for("the standby to have it all", SOON, || (standby.psql("postgres", &caught_up) == "t").then_some(()));
+    standby.psql("postgres", "alter system set max_standby_streaming_delay = 0;\nselect pg_reload_conf()");
+    let proxy = FaultProxy::start(standby.port());
+    let agent = Setup::new().start();
+    let passfile = standby.passfile_for_port(proxy.port());
+    agent.protect("shop", &vaultferry_tests::postgres::uri_for(proxy.port(), "shop"), &passfile);
+    let (code, found) = findings(&agent, "shop");
+    assert_eq!((code, found.len()), (0, 1), "{found:#?}");
+    assert_eq!((text(&found[0], "reason"), &found[0]["blocking"]), ("ReplicaConflict", &Value::Bool(false)));
+
+    // The dump stands still in the middle of the table, while its old rows go.
+    proxy.set(Fault::HoldAfter(proxy.bytes_from_server() + 6_000_000));
+    agent.expect_log("ReplicaConflict");
+    let job = agent.start_backup("shop");
+    agent.wait_job(job.id(), "bytes are read", SOON, |job| job.progress("bytes_read") > 3_000_000);
+    primary.psql("shop", "delete from bulk where id % 2 = 0;\nvacuum bulk");
+    // It has told the dump's process to give way, and says in its title that it waits for that.
+    let pid = standby.psql("postgres", "select pid from pg_stat_activity where backend_type = 'startup'");
+    let title = || std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let is_waiting = || String::from_utf8_lossy(&title()).contains("waiting").then_some(());
+    wait_for("the standby to wait for the dump", SOON, is_waiting);
+    proxy.set(Fault::None);
+    let ended = agent.wait_job_end(job.id());
+    assert_eq!(ended.status(), "CompletedWithWarnings", "{:#}", ended.0);
+    assert_eq!(ended.0["warnings"][0]["reason"], "ReplicaConflict", "{:#}", ended.0);
+    let warning = ended.0["warnings"][0]["message"].as_str().unwrap_or_default();
+    assert!(warning.contains("began again") && warning.contains("conflict with recovery"), "{warning}");
+    agent.restore("shop", "latest", &primary, "back");
+    assert_eq!(primary.psql("back", "select count(*) from bulk"), primary.psql("shop", "select count(*) from bulk"));
+
+    // The printed fix makes the standby one that can be backed up.
+    apply(&standby, "postgres", text(&found[0], "fix"));
+    wait_for("the new setting", SOON, || {
+        (standby.psql("postgres", "show hot_standby_feedback") == "on").then_some(())
+    });
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
+}
+
+/// Without a role the script does nothing, and says so.
+#[test]
+fn the_script_needs_a_role() {
+    let script = workspace().join("deploy/grant-backup-role.sql");
+    let server = Server::start();
+    let mut psql = server.client("psql", "postgres");
+    let output = process::run(psql.args(["-X", "-q", "-f"]).arg(script), b"", SOON);
+    assert_ne!(output.code, 0, "{}", output.stderr);
+    assert_eq!(server.psql("postgres", "select string_agg(rolname, ',') from pg_roles where rolname !~ '^pg_'"), "postgres");
+}

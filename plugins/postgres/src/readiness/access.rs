@@ -17,8 +17,12 @@ use crate::quote;
 /// The first version with the role pg_read_all_data: USAGE on all schemas, SELECT on all tables and sequences, but not on large objects.
 const KNOWS_READ_ALL: Major = Major::new(14);
 
-/// Statements for so many schemas and owners at most; a fix is read by people.
-const STATEMENTS_MAX: u32 = 1000;
+/// Names and statements are written out one by one up to so many bytes, so that people can read a fix and a refusal can carry it
+/// (gRPC's clients take 16 KiB of it); a loop says the rest.
+const LIST_MAX: usize = 1500;
+
+/// More makers than can be written out.
+const MAKERS_MAX: usize = 100;
 
 /// Tables and sequences that pg_dump reads. Temporary ones are other sessions' own.
 const READS: &str = "
@@ -77,8 +81,10 @@ impl Found {
         Self::ask(session, &format!("{READS} {select} where {condition} order by 1")).await
     }
 
-    fn all_are_named(&self) -> bool {
-        self.count == self.objects.len() as u64
+    /// All of them in a row; `None` when they are too many for that.
+    fn list(&self) -> Option<String> {
+        let all_are_named = self.count == self.objects.len() as u64;
+        Some(self.objects.join(", ")).filter(|list| all_are_named && list.len() <= LIST_MAX)
     }
 
     /// "a.b, c.d and 7 more".
@@ -151,6 +157,13 @@ impl Kind {
         }
     }
 
+    fn relkinds(self) -> &'static str {
+        match self {
+            Self::Tables => "'r', 'p'",
+            Self::Sequences => "'S'",
+        }
+    }
+
     fn plural(self) -> &'static str {
         match self {
             Self::Tables => "TABLES",
@@ -176,7 +189,7 @@ struct Maker {
 
 async fn makers(session: &Session, condition: &str) -> Result<Vec<Maker>, Error> {
     let select = "select distinct format('%I', nspname), format('%I', pg_get_userbyid(relowner)) from reads";
-    let query = format!("{READS} {select} where {condition} order by 1, 2 limit {STATEMENTS_MAX}");
+    let query = format!("{READS} {select} where {condition} order by 1, 2 limit {MAKERS_MAX}");
     let rows = session.client().query(&query, &[]).await?;
     rows.iter().map(|row| Ok(Maker { schema: row.try_get(0)?, owner: row.try_get(1)? })).collect()
 }
@@ -190,47 +203,67 @@ fn usage_fix(asker: &Asker, found: &Found) -> String {
         return read_all_fix(asker);
     }
     let role = quote::identifier(&asker.role);
-    if found.all_are_named() {
-        return format!("{}GRANT USAGE ON SCHEMA {} TO {role};", asker.heading(), found.objects.join(", "));
-    }
-    let loop_over = "SELECT format('GRANT USAGE ON SCHEMA %I TO %I', nspname, ROLE) FROM pg_namespace \
-                     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'";
-    format!("{}{}", asker.heading(), for_each(loop_over, &asker.role))
+    let statement = match found.list() {
+        Some(list) => format!("GRANT USAGE ON SCHEMA {list} TO {role};"),
+        None => for_each(
+            "SELECT format('GRANT USAGE ON SCHEMA %I TO %I', nspname, {role}) FROM pg_namespace \
+             WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'",
+            &asker.role,
+        ),
+    };
+    format!("{}{statement}", asker.heading())
 }
 
 /// Also for what the same owners will make there: a table that is made tomorrow must not break tomorrow's backup.
 fn select_fix(asker: &Asker, kind: Kind, found: &Found, makers: &[Maker]) -> String {
     let (role, singular, plural) = (quote::identifier(&asker.role), kind.singular(), kind.plural());
-    let mut fix = asker.heading();
-    if found.all_are_named() {
-        fix.push_str(&format!("GRANT SELECT ON {singular} {} TO {role};", found.objects.join(", ")));
+    let all = |what: &str| {
+        format!(
+            "SELECT DISTINCT {what} FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ({}) AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'",
+            kind.relkinds()
+        )
+    };
+    let now = match found.list() {
+        Some(list) => format!("GRANT SELECT ON {singular} {list} TO {role};"),
+        None => {
+            let query = format!("format('GRANT SELECT ON ALL {plural} IN SCHEMA %I TO %I', n.nspname, {{role}})");
+            for_each(&all(&query), &asker.role)
+        }
+    };
+    let default = |Maker { schema, owner }: &Maker| {
+        format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON {plural} TO {role};")
+    };
+    let later = makers.iter().map(default).collect::<Vec<_>>().join("\n");
+    let later = if later.len() <= LIST_MAX {
+        later
     } else {
-        let mut schemas: Vec<&str> = makers.iter().map(|maker| maker.schema.as_str()).collect();
-        schemas.dedup();
-        fix.push_str(&format!("GRANT SELECT ON ALL {plural} IN SCHEMA {} TO {role};", schemas.join(", ")));
-    }
-    for Maker { schema, owner } in makers {
-        fix.push_str(&format!(
-            "\nALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON {plural} TO {role};"
-        ));
-    }
-    fix
+        let query = format!(
+            "format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I GRANT SELECT ON {plural} TO %I', \
+             pg_get_userbyid(c.relowner), n.nspname, {{role}})"
+        );
+        for_each(&all(&query), &asker.role)
+    };
+    format!("{}{now}\n{later}", asker.heading())
 }
 
 /// Before version 18 there are no default privileges for large objects, so new ones need the same again.
 fn large_objects_fix(asker: &Asker, found: &Found) -> String {
     let role = quote::identifier(&asker.role);
-    if found.all_are_named() {
-        return format!("{}GRANT SELECT ON LARGE OBJECT {} TO {role};", asker.heading(), found.objects.join(", "));
-    }
-    let loop_over = "SELECT format('GRANT SELECT ON LARGE OBJECT %s TO %I', oid, ROLE) FROM pg_largeobject_metadata";
-    format!("{}{}", asker.heading(), for_each(loop_over, &asker.role))
+    let statement = match found.list() {
+        Some(list) => format!("GRANT SELECT ON LARGE OBJECT {list} TO {role};"),
+        None => for_each(
+            "SELECT format('GRANT SELECT ON LARGE OBJECT %s TO %I', oid, {role}) FROM pg_largeobject_metadata",
+            &asker.role,
+        ),
+    };
+    format!("{}{statement}", asker.heading())
 }
 
-/// A block that runs every statement that `query` gives; `ROLE` in it is the role's name.
+/// A block that runs every statement that `query` gives; `{role}` in it is the role's name.
 fn for_each(query: &str, role: &str) -> String {
     // The tag must not be in the body; whatever the role is called, some number of letters is not.
-    let body = query.replace("ROLE", &quote::literal(role));
+    let body = query.replace("{role}", &quote::literal(role));
     let mut tag = "$grant$".to_owned();
     while body.contains(&tag) {
         tag.insert(1, 'x');
@@ -264,7 +297,7 @@ mod tests {
             )
         );
         let many = select_fix(&asker(10), Kind::Sequences, &found(&["public.a"], 7), &makers);
-        assert!(many.contains("GRANT SELECT ON ALL SEQUENCES IN SCHEMA public, \"S\" TO "), "{many}");
+        assert!(many.contains("'GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO %I'"), "{many}");
         assert_eq!(many.matches("ALTER DEFAULT PRIVILEGES").count(), 2, "{many}");
         assert_eq!(usage_fix(&asker(14), &tables), read_all_fix(&asker(14)));
         assert!(read_all_fix(&asker(14)).ends_with("GRANT pg_read_all_data TO \"back \"\"up\"\"\";"));
@@ -272,9 +305,24 @@ mod tests {
     }
 
     #[test]
+    fn a_fix_is_short_however_many_and_long_the_names_are() {
+        let name = |number: usize| format!("\"{}{number}\"", "n".repeat(60));
+        let names: Vec<String> = (0..100).map(|number| format!("{}.{}", name(number), name(number))).collect();
+        let makers: Vec<Maker> = (0..100).map(|number| Maker { schema: name(number), owner: name(number) }).collect();
+        let all = Found { objects: names, count: 100 };
+        for fix in [
+            select_fix(&asker(10), Kind::Tables, &all, &makers),
+            usage_fix(&asker(10), &all),
+            large_objects_fix(&asker(14), &all),
+        ] {
+            assert!(fix.len() < 2 * LIST_MAX && fix.contains("DO $grant$ "), "{fix}");
+        }
+    }
+
+    #[test]
     fn a_block_for_many_objects_ends_where_it_should_whatever_the_role_is_called() {
         for role in ["backup", "a $grant$ b", "it's", "$xgrant$ $grant$", "back\\slash"] {
-            let block = for_each("SELECT ROLE", role);
+            let block = for_each("SELECT {role}", role);
             let tag = &block[3..=block[4..].find('$').unwrap() + 4];
             assert_eq!(block.matches(tag).count(), 2, "{block}");
             assert!(block.ends_with(&format!("END {tag};")) && block.contains(&quote::literal(role)), "{block}");

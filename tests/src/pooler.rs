@@ -31,10 +31,11 @@ impl Pooler {
         std::fs::write(&hba, format!("host all {ROLE} 127.0.0.1/32 trust\n{rules}")).expect("write pg_hba.conf");
         server.psql("postgres", &format!("create role {ROLE} superuser login;\nselect pg_reload_conf()"));
         // The postmaster reads its rules a moment later; until then it refuses.
-        let (backend, parameters) = crate::wait_for("the server to let the pooler in", std::time::Duration::from_secs(20), || {
-            log_in(server.port(), database).ok()
-        });
-            let backend = Arc::new(Mutex::new(backend));
+        let (backend, parameters) =
+            crate::wait_for("the server to let the pooler in", std::time::Duration::from_secs(20), || {
+                log_in(server.port(), database).ok()
+            });
+        let backend = Arc::new(Mutex::new(backend));
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen on a free port");
         let port = listener.local_addr().expect("a bound socket has an address").port();
         thread::spawn(move || {

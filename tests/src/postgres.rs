@@ -113,7 +113,9 @@ impl Server {
             }
             // "ready" is the last line of postmaster.pid when connections are accepted; of a standby it is "standby".
             let state = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
-            if ["ready", "standby"].iter().any(|word| state.trim_end().ends_with(word)) && state.starts_with(&format!("{}\n", child.id())) {
+            if ["ready", "standby"].iter().any(|word| state.trim_end().ends_with(word))
+                && state.starts_with(&format!("{}\n", child.id()))
+            {
                 self.child = Some(child);
                 return Ok(());
             }

@@ -188,7 +188,10 @@ fn validate_tells_all_that_is_missing_at_once_and_a_backup_looks_again() {
         server.psql("shop", &format!("revoke pg_read_all_data from {role}"));
     }
     // More than are named.
-    server.psql("shop", "do $$ begin for n in 1..120 loop execute format('create table many_%s (n integer)', n); end loop; end $$");
+    server.psql(
+        "shop",
+        "do $$ begin for n in 1..120 loop execute format('create table many_%s (n integer)', n); end loop; end $$",
+    );
     let (code, found) = findings(&agent, "shop");
     assert_eq!(code, 1);
     let kinds: Vec<(&str, u64, usize)> = found
@@ -329,7 +332,8 @@ fn a_locked_table_is_waited_for_and_its_holder_is_named() {
     assert_eq!((code, found.len()), (0, 1), "{found:#?}");
     assert_eq!((text(&found[0], "reason"), &found[0]["blocking"]), ("LockTimeout", &Value::Bool(false)));
     assert_eq!(objects(&found[0]), ["public.sales"]);
-    let pid = server.psql("shop", "select pid from pg_locks where mode = 'AccessExclusiveLock' and relation = 'sales'::regclass");
+    let pid = server
+        .psql("shop", "select pid from pg_locks where mode = 'AccessExclusiveLock' and relation = 'sales'::regclass");
     let (message, fix) = (text(&found[0], "message"), text(&found[0], "fix"));
     assert!(message.contains(&format!("pid {pid} (postgres, psql, for ")), "{message}");
     assert!(message.contains("idle in transaction: select") && !message.contains("secret"), "{message}");
@@ -357,7 +361,8 @@ fn a_locked_table_is_waited_for_and_its_holder_is_named() {
     assert_eq!((code, found.len()), (0, 1), "{found:#?}");
     assert!(text(&found[0], "message").contains("the prepared transaction it's (postgres, for "), "{found:#?}");
     let fix = text(&found[0], "fix");
-    let last = fix.lines().next_back().and_then(|line| line.strip_prefix("-- ")).and_then(|line| line.split(" or ").next());
+    let last =
+        fix.lines().next_back().and_then(|line| line.strip_prefix("-- ")).and_then(|line| line.split(" or ").next());
     assert_eq!(last, Some("COMMIT PREPARED 'it''s';"), "{fix}");
     server.psql("shop", last.unwrap_or_default());
     assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
@@ -459,9 +464,7 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
 
     // The printed fix makes the standby one that can be backed up.
     apply(&standby, "postgres", text(&found[0], "fix"));
-    wait_for("the new setting", SOON, || {
-        (standby.psql("postgres", "show hot_standby_feedback") == "on").then_some(())
-    });
+    wait_for("the new setting", SOON, || (standby.psql("postgres", "show hot_standby_feedback") == "on").then_some(()));
     assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
 }
 
@@ -473,5 +476,8 @@ fn the_script_needs_a_role() {
     let mut psql = server.client("psql", "postgres");
     let output = process::run(psql.args(["-X", "-q", "-f"]).arg(script), b"", SOON);
     assert_ne!(output.code, 0, "{}", output.stderr);
-    assert_eq!(server.psql("postgres", "select string_agg(rolname, ',') from pg_roles where rolname !~ '^pg_'"), "postgres");
+    assert_eq!(
+        server.psql("postgres", "select string_agg(rolname, ',') from pg_roles where rolname !~ '^pg_'"),
+        "postgres"
+    );
 }

@@ -55,6 +55,8 @@ mod tests {
         ];
         assert_eq!(commands, expected);
         assert_eq!(text.matches("GRANT CONNECT ON DATABASE").count(), 2);
-        assert!(grants("backup", &[], false).ends_with(&format!("\\set role 'backup'\n\\set per_database 0\n{SCRIPT}")));
+        assert!(
+            grants("backup", &[], false).ends_with(&format!("\\set role 'backup'\n\\set per_database 0\n{SCRIPT}"))
+        );
     }
 }

@@ -131,6 +131,7 @@ async fn standby(session: &Session, asker: &Asker) -> Result<Option<Finding>, to
         "the server is a standby that cancels whoever is in the way of replication for {text} (max_standby_streaming_delay), and does not \
          tell the primary what it still reads (hot_standby_feedback = off): a long backup will be cancelled"
     );
-    let fix = "-- on the standby, as a superuser:\nALTER SYSTEM SET hot_standby_feedback = on;\nSELECT pg_reload_conf();";
+    let fix =
+        "-- on the standby, as a superuser:\nALTER SYSTEM SET hot_standby_feedback = on;\nSELECT pg_reload_conf();";
     Ok(Some(Finding::warning(Reason::ReplicaConflict, message).with_fix(fix)))
 }

@@ -161,8 +161,7 @@ fn credential_from(credential: proto::StoreCredential) -> Result<(Option<Url>, O
 
 /// The answer to a validate request, what is blocking first.
 pub fn validated_to(validated: Validated) -> proto::ValidateResponse {
-    let (mut findings, others): (Vec<_>, Vec<_>) =
-        validated.findings.into_iter().partition(|finding| finding.blocking);
+    let (mut findings, others): (Vec<_>, Vec<_>) = validated.findings.into_iter().partition(|finding| finding.blocking);
     let warnings = others.iter().map(|finding| warning_to(finding.to_warning())).collect();
     findings.extend(others);
     proto::ValidateResponse {

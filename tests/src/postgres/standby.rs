@@ -18,7 +18,8 @@ impl Server {
         let mut copy = self.client("pg_basebackup", "postgres");
         // It writes how it logged in here into the standby's configuration; the file with passwords is not for the server's user.
         copy.env_remove("PGPASSFILE").env_remove("PGDATABASE").env("PGPASSWORD", &self.password);
-        copy.args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "--pgdata"]).arg(&data_dir);
+        copy.args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "--pgdata"])
+            .arg(&data_dir);
         process::run(&mut copy, b"", LIMIT).success();
         if let Some(user) = server_user() {
             let mut chown = Command::new("chown");

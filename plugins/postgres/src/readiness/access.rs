@@ -268,7 +268,9 @@ fn for_each(query: &str, role: &str) -> String {
     while body.contains(&tag) {
         tag.insert(1, 'x');
     }
-    format!("DO {tag} DECLARE statement text; BEGIN FOR statement IN {body} LOOP EXECUTE statement; END LOOP; END {tag};")
+    format!(
+        "DO {tag} DECLARE statement text; BEGIN FOR statement IN {body} LOOP EXECUTE statement; END LOOP; END {tag};"
+    )
 }
 
 #[cfg(test)]

@@ -448,11 +448,17 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     let job = agent.start_backup("shop");
     agent.wait_job(job.id(), "bytes are read", SOON, |job| job.progress("bytes_read") > 3_000_000);
     primary.psql("shop", "delete from bulk where id % 2 = 0;\nvacuum bulk");
-    // It has told the dump's process to give way, and says in its title that it waits for that.
+    // It has told the dump's process to give way, and says in its title that it waits for that. Or the process has said all that it had to
+    // (it is somewhere between here and the dump), and was ended at once.
     let pid = standby.psql("postgres", "select pid from pg_stat_activity where backend_type = 'startup'");
-    let title = || std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let is_waiting = || String::from_utf8_lossy(&title()).contains("waiting").then_some(());
-    wait_for("the standby to wait for the dump", SOON, is_waiting);
+    let replayed = primary.psql("shop", "select pg_current_wal_lsn()");
+    let went_on = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
+    let is_waiting = || {
+        let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&title).contains("waiting")
+    };
+    let gave_way = || (is_waiting() || standby.psql("postgres", &went_on) == "t").then_some(());
+    wait_for("the standby to have its way", SOON, gave_way);
     proxy.set(Fault::None);
     let ended = agent.wait_job_end(job.id());
     assert_eq!(ended.status(), "CompletedWithWarnings", "{:#}", ended.0);

@@ -21,14 +21,17 @@ const HOLDER: &str = "
     coalesce(pid, 0)::int4 as pid, coalesce(gid, '') as gid, coalesce(usename, '') as role, coalesce(application_name, '') as application,
     coalesce(state, '') as state, coalesce(query, '') as query, coalesce(extract(epoch from clock_timestamp() - began)::float8, -1) as age";
 
-/// Tables and sequences that somebody holds for himself, and who. Other users' queries and times are null without pg_read_all_stats.
+/// Tables and sequences that somebody holds for himself, and who: a session, or a prepared transaction, which has no process and is told by
+/// the lock on its own number. Other users' queries and times are null without pg_read_all_stats.
 const LOCKED: &str = "
 from (
     select format('%I.%I', n.nspname, c.relname) as relation, l.pid, p.gid, coalesce(a.usename, p.owner)::text as usename,
            a.application_name, a.state, a.query, coalesce(a.xact_start, p.prepared) as began
     from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
     left join pg_stat_activity a on a.pid = l.pid
-    left join pg_prepared_xacts p on l.pid is null and l.virtualtransaction = '-1/' || p.transaction::text
+    left join pg_locks t on l.pid is null and t.pid is null and t.virtualtransaction = l.virtualtransaction
+         and t.locktype = 'transactionid' and t.mode = 'ExclusiveLock' and t.granted
+    left join pg_prepared_xacts p on p.transaction = t.transactionid
     where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted
       and l.database = (select oid from pg_database where datname = current_database())
       and l.pid is distinct from pg_backend_pid()

@@ -155,6 +155,14 @@ reasons! {
     UserErrorDatabaseNameAlreadyInUse => FailedPrecondition, "Choose another name for the restored database with --database.";
     /// The user lacks a right on the server or in the database.
     UserErrorMissingDBPermissions => FailedPrecondition, "Grant the right that the message names.";
+    /// Row-level security would hide rows from the backup's user, so pg_dump refuses.
+    RowSecurityHidesRows => FailedPrecondition, "Let the backup's user see all rows: ALTER ROLE name BYPASSRLS.";
+    /// The connection goes through a pooler that gives statements of one session to several servers' processes, or refuses its parameters.
+    PoolerUnsupported => FailedPrecondition, "Name the server itself in the source's URI, or a pool in session mode.";
+    /// A table stayed locked for longer than a backup waits for it.
+    LockTimeout => Aborted, "Let the session that the message names come to its end, then start the backup again. [postgres] lock_timeout and lock_retries say how long it waits.";
+    /// A standby cancelled the backup's query, because it was in the way of replication.
+    ReplicaConflict => Aborted, "Start the backup again; on the standby, set hot_standby_feedback = on or a longer max_standby_streaming_delay, or back up the primary.";
     /// The server ended the connection.
     UserErrorServerConnectionClosed => Unavailable, "Look at the server's log, then start the job again.";
     /// The server does not offer the TLS that was asked for, or its certificate is not trusted.

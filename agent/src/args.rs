@@ -9,11 +9,13 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::config::Endpoint;
 
+mod grants;
 mod instance;
 mod maintenance;
 mod policy;
 mod values;
 
+pub use grants::Grants;
 pub use instance::{
     Instance, InstanceChangePolicy, InstanceCreate, InstanceMove, InstanceResume, InstanceStop, InstanceUndelete,
 };

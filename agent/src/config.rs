@@ -38,6 +38,8 @@ const DEFAULT_JOBS_PER_SERVER: usize = 2;
 const DEFAULT_MAINTENANCE_JOBS: usize = 1;
 /// Each job is a process with its own memory; more than this on one machine is taken for a slip of the finger.
 const MOST_JOBS: usize = 64;
+/// With the longest pause between them more than a working day; whoever wants more wants another time of the day.
+const MOST_LOCK_RETRIES: u32 = 100;
 /// Longer than a store's usual restart or failover, shorter than anybody's patience.
 pub const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(120);
 /// A rehydration takes hours: asking more often costs requests and tells nothing.
@@ -138,11 +140,17 @@ impl CredentialKind {
     }
 }
 
-/// `[postgres]`; handed to the plugin as JSON.
+/// `[postgres]`; handed to the plugin as JSON. What is left out is for the plugin to know.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Postgres {
     /// Folders with pg_dump and pg_restore; empty means Debian's places.
     pub client_dirs: Vec<PathBuf>,
+    /// How long one try waits for a table's lock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock_timeout_s: Option<u64>,
+    /// How often it is tried again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock_retries: Option<u32>,
 }
 
 /// `[limits]`
@@ -331,8 +339,13 @@ fn postgres(mut section: Section, faults: &mut Faults) -> Postgres {
             Err(fault) => faults.add(&format!("postgres.client_dirs[{index}]"), fault),
         }
     }
+    let lock_timeout = section.parsed("lock_timeout", faults, values::seconds);
+    let lock_retries = section.parsed("lock_retries", faults, |text| match text.parse() {
+        Ok(retries) if retries <= MOST_LOCK_RETRIES => Ok(retries),
+        _ => Err(format!("must be a number from 0 to {MOST_LOCK_RETRIES}")),
+    });
     section.finish(faults);
-    Postgres { client_dirs }
+    Postgres { client_dirs, lock_timeout_s: lock_timeout.map(|time| time.as_secs()), lock_retries }
 }
 
 fn limits(mut section: Section, faults: &mut Faults) -> Limits {

@@ -14,6 +14,7 @@ pub mod findings;
 pub mod job;
 pub mod policy;
 pub mod summary;
+pub mod readiness;
 pub mod table;
 pub mod text;
 pub mod units;

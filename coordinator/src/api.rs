@@ -24,6 +24,7 @@ mod lifecycle;
 mod maintenance;
 mod point;
 mod policy;
+mod readiness;
 mod restore;
 mod settings;
 mod summary;

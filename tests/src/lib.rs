@@ -16,6 +16,7 @@ pub mod compare;
 pub mod fault_proxy;
 pub mod key_vault;
 pub mod policy;
+pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod restic;

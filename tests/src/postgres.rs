@@ -12,6 +12,8 @@ use crate::process::{self, Output};
 use crate::scratch::Scratch;
 use crate::{free_port, random_hex};
 
+mod standby;
+
 /// Debian 12's server and client programs.
 pub const BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
 
@@ -109,9 +111,11 @@ impl Server {
             if process::exit_code(&mut child, Duration::from_millis(20)).is_some() {
                 return Err(fs::read_to_string(&log_path).unwrap_or_default());
             }
-            // "ready" is the last line of postmaster.pid when connections are accepted.
+            // "ready" is the last line of postmaster.pid when connections are accepted; of a standby it is "standby".
             let state = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
-            if state.trim_end().ends_with("ready") && state.starts_with(&format!("{}\n", child.id())) {
+            if ["ready", "standby"].iter().any(|word| state.trim_end().ends_with(word))
+                && state.starts_with(&format!("{}\n", child.id()))
+            {
                 self.child = Some(child);
                 return Ok(());
             }

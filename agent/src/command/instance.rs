@@ -13,7 +13,7 @@ use crate::args::{
     Instance, InstanceChangePolicy, InstanceCreate, InstanceMove, InstanceResume, InstanceStop, InstanceUndelete,
 };
 use crate::client::Client;
-use crate::output::{policy as policy_text, text};
+use crate::output::{policy as policy_text, readiness, text};
 
 pub(super) async fn run(context: &Context, command: Instance) -> Result<Outcome, Problem> {
     match command {
@@ -65,16 +65,13 @@ async fn show(context: &Context, instance: String) -> Result<Outcome, Problem> {
     Ok(Outcome::Done)
 }
 
+/// Shows all findings; a blocking one is a failure, with its reason.
 async fn validate(context: &Context, instance: String) -> Result<Outcome, Problem> {
     let client = context.client().await?;
     let answer = client.lifecycles().validate_backup_instance(ValidateBackupInstanceRequest { instance }).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
-    context.output.message(&answer, |response| {
-        let ready = response.instance.as_ref();
-        ready.map(|instance| format!("{} is ready: a backup has all that it needs.", instance.name)).unwrap_or_default()
-    })?;
-    answer.warnings.iter().for_each(|warning| context.output.warning(warning));
-    Ok(Outcome::Done)
+    context.output.message(&answer, readiness::validated)?;
+    readiness::problem(&answer).map_or(Ok(Outcome::Done), Err)
 }
 
 async fn pause(context: &Context, instance: String) -> Result<Outcome, Problem> {

@@ -60,6 +60,8 @@ fn every_key_is_read() {
         access_key_env = "AZURE_STORAGE_KEY"
         [postgres]
         client_dirs = ["/usr/lib/postgresql/15/bin"]
+        lock_timeout = "PT1M"
+        lock_retries = 5
         [limits]
         bytes_in_flight = "128MiB"
         upload = "50MB/s"
@@ -73,6 +75,9 @@ fn every_key_is_read() {
     assert_eq!(settings.listen[1].path(), Path::new("/run/b.sock"));
     assert_eq!(settings.vault.region.as_deref(), Some("koreacentral"));
     assert_eq!(settings.postgres.client_dirs, [Path::new("/usr/lib/postgresql/15/bin")]);
+    assert_eq!((settings.postgres.lock_timeout_s, settings.postgres.lock_retries), (Some(60), Some(5)));
+    let json = r#"{"client_dirs":["/usr/lib/postgresql/15/bin"],"lock_timeout_s":60,"lock_retries":5}"#;
+    assert_eq!(serde_json::to_string(&settings.postgres).unwrap(), json, "as the plugin reads it");
     assert_eq!((settings.limits.bytes_in_flight, jobs(&settings)), (128 << 20, (8, 3, 2)));
     assert_eq!(settings.limits.upload, Some(50_000_000));
     assert_eq!(settings.limits.store_deadline, Duration::from_secs(150));
@@ -101,6 +106,9 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(settings.listen.len(), 2);
     assert_eq!(settings.postgres.client_dirs, [Path::new("/a"), Path::new("/b")]);
     assert_eq!(faults("", &[("VAULTFERRY__LIMITS__JOB", "1")]).len(), 1, "unknown keys of the environment too");
+    for wrong in ["lock_timeout = \"0s\"", "lock_retries = -1", "lock_retries = 101"] {
+        assert_eq!(faults(&format!("[postgres]\n{wrong}"), &[]).len(), 1, "{wrong}");
+    }
 }
 
 #[test]

@@ -142,7 +142,8 @@ fn report(job: &Job) -> String {
         Some(job::Report::ArchiveReport(report)) => {
             format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
         }
-        None => String::new(),
+        // The progress tells it.
+        Some(job::Report::BackupReport(_)) | None => String::new(),
     }
 }
 

@@ -219,7 +219,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
                 bytes_stored,
                 bytes_total: bytes_read,
                 bytes_per_second: 0,
-                note: String::new(),
+                note: job.report.as_ref().map(note).unwrap_or_default(),
             });
             let clean = job.warnings.is_empty();
             (if clean { WireStatus::Completed } else { WireStatus::CompletedWithWarnings }, Some(end_time), None)
@@ -259,6 +259,17 @@ pub(super) fn step(step: JobStep) -> wire::Step {
         end_time: Some(time(step.end)),
         bytes_read: step.bytes_read,
         bytes_stored: step.bytes_stored,
+    }
+}
+
+/// What people want to know of an ended job besides its bytes.
+fn note(report: &Report) -> String {
+    match report.figures {
+        Some(ReportFigures::Backup { snapshot_held_ms }) => {
+            let seconds = snapshot_held_ms.div_ceil(1000);
+            format!("the source's snapshot was held for {seconds} s")
+        }
+        Some(ReportFigures::Check(_) | ReportFigures::Prune(_) | ReportFigures::Archive { .. }) | None => String::new(),
     }
 }
 
@@ -322,6 +333,9 @@ fn report(report: &Report, work: &Work) -> Option<wire::job::Report> {
         }),
         ReportFigures::Archive { packs, bytes } => {
             wire::job::Report::ArchiveReport(wire::ArchiveReport { packs, bytes })
+        }
+        ReportFigures::Backup { snapshot_held_ms } => {
+            wire::job::Report::BackupReport(wire::BackupReport { snapshot_held_ms })
         }
     })
 }

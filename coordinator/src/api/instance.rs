@@ -6,16 +6,13 @@ use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanceService;
-use vaultferry_proto::plugin::v1 as plugin_wire;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin;
 use vaultferry_vault::records::Protection;
 
 use super::{Api, convert};
 use crate::catalog::{Credential, Error, Instance, Job, Policy, Status as JobStatus, Work};
-use crate::job::{self, env_of, source};
-use crate::plugin::{Plugin, Start};
-use crate::{policy, recorded};
+use crate::{job, policy, recorded};
 
 /// Sources in one request.
 const MAX_SOURCES: usize = 1000;
@@ -87,38 +84,6 @@ impl Api {
             true => problem.with_fix(format!("Bring that instance back: vaultferry instance undelete {}.", other.name)),
             false => problem,
         })
-    }
-
-    /// The plugin's word on a source: its identity, a name for it, warnings. Nothing is changed there.
-    pub(super) async fn ask_readiness(
-        &self,
-        uri: &str,
-        source_type: &str,
-        credential: &Credential,
-    ) -> Result<plugin_wire::ValidateResponse, Problem> {
-        let command = job::command(&self.shared, source_type)?;
-        let start = Start {
-            command,
-            source_type,
-            purpose: "validate",
-            runtime_dir: &self.shared.runtime_dir,
-            pass_env: env_of(credential),
-        };
-        let mut plugin = Plugin::start(start).await?;
-        let request = plugin_wire::ValidateRequest {
-            source: Some(source(uri, credential)),
-            settings_json: command.settings_json.clone(),
-        };
-        let answer = match plugin.client().validate(request).await {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(plugin.problem(&status).await),
-        };
-        plugin.stop().await;
-        let answer = answer?;
-        for warning in &answer.warnings {
-            tracing::info!(source = answer.source_identity, reason = warning.reason, "{}", warning.message);
-        }
-        Ok(answer)
     }
 
     /// A name that was asked for must be free; one that is made from the source is made unique.

@@ -10,7 +10,7 @@ use vaultferry_proto::control::v1::instance_lifecycle_service_server::InstanceLi
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::records::Protection;
 
-use super::{Api, convert, instance};
+use super::{Api, convert, instance, readiness};
 use crate::catalog::{Instance, Point, Work};
 use crate::expiry;
 use crate::lifecycle::{self, Change};
@@ -287,17 +287,21 @@ impl Api {
         Ok((old, preview))
     }
 
-    async fn validate(&self, name: &str) -> Result<(Instance, Vec<wire::Problem>), Problem> {
+    /// All that is found, whether a backup is possible or not.
+    async fn validate(&self, name: &str) -> Result<wire::ValidateBackupInstanceResponse, Problem> {
         let instance = self.find_instance(name).await?;
         check_not_deleted(&instance)?;
-        let answer = self.ask_readiness(&instance.source_uri, &instance.source_type, &instance.credential).await?;
-        let warnings = answer.warnings.into_iter();
+        let answer = self.look_at_source(&instance.source_uri, &instance.source_type, &instance.credential).await?;
         let told = |warning: vaultferry_proto::plugin::v1::PluginWarning| wire::Problem {
             reason: warning.reason,
             message: warning.message,
             fix: warning.fix,
         };
-        Ok((instance, warnings.map(told).collect()))
+        Ok(wire::ValidateBackupInstanceResponse {
+            instance: Some(self.to_wire_instance(instance).await?),
+            warnings: answer.warnings.into_iter().map(told).collect(),
+            findings: answer.findings.into_iter().map(readiness::to_wire_finding).collect(),
+        })
     }
 
     /// The instance for the answer; whoever waits for instances to change is told.
@@ -409,8 +413,6 @@ impl InstanceLifecycleService for Api {
         &self,
         request: Request<wire::ValidateBackupInstanceRequest>,
     ) -> Result<Response<wire::ValidateBackupInstanceResponse>, Status> {
-        let (instance, warnings) = self.validate(&request.into_inner().instance).await?;
-        let instance = Some(self.to_wire_instance(instance).await?);
-        Ok(Response::new(wire::ValidateBackupInstanceResponse { instance, warnings }))
+        Ok(Response::new(self.validate(&request.into_inner().instance).await?))
     }
 }

@@ -283,7 +283,7 @@ pub struct Job {
     /// A restore that waits for its point's rehydration: it has touched nothing at its target, and a restart goes on with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rehydrating: bool,
-    /// What a maintenance job has to tell, at its end.
+    /// What a maintenance job has to tell at its end, or a backup before it is committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
     /// It waits for its turn and has touched nothing: a restart goes on with it.
@@ -378,6 +378,11 @@ pub enum ReportFigures {
         packs: u64,
         /// Their bytes.
         bytes: u64,
+    },
+    /// Of a backup.
+    Backup {
+        /// For how long a snapshot was held at the source.
+        snapshot_held_ms: u64,
     },
 }
 

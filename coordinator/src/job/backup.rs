@@ -12,7 +12,7 @@ use vaultferry_vault::{Error, Id, commit, immutability, manifest};
 
 use super::session::{self, Reporter};
 use super::{End, Jobs, pause};
-use crate::catalog::{Job, Point, Policy, StoredProblem};
+use crate::catalog::{Job, Point, Policy, Report, ReportFigures, StoredProblem};
 use crate::plugin::Plugin;
 use crate::{policy, recorded};
 
@@ -68,12 +68,17 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request.clone()).await;
         let (staged, packs, warnings) =
             session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
+        let snapshot_held_ms = staged.snapshot_held_ms;
         let record = record(job, kept, &policy, staged, packs)?;
         pause::at(&shared.state_dir, "staged").await;
         shared.catalog.stage(&job.id, record).await?;
         // A restart that commits what is staged goes on behind these.
         jobs.keep_steps(job).await?;
         pause::at(&shared.state_dir, "journaled").await;
+        if snapshot_held_ms > 0 {
+            let figures = Some(ReportFigures::Backup { snapshot_held_ms });
+            shared.catalog.set_report(&job.id, Report { finding_count: 0, figures }, Vec::new()).await?;
+        }
         if !warnings.is_empty() {
             // Kept with the job now, so that a restart between here and the end does not lose them.
             shared.catalog.set_status(&job.id, crate::catalog::Status::InProgress, warnings).await?;

@@ -1,29 +1,20 @@
-//! A backup: pg_dump's output into the vault.
-//!
-//! The order is what makes a half dump impossible to stage: the output ends, then pg_dump's exit status must be 0, then what came
-//! must begin as an archive does; only then is anything staged. A pg_dump that dies closes its output like one that is done.
+//! A backup: a look at the database (D12), pg_dump's output into the vault, and what must be known of it.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::workload::cancelled;
-use vaultferry_plugin_sdk::{BackupJob, Reporter, child};
-use vaultferry_proto::status::chain;
+use vaultferry_plugin_sdk::{BackupJob, Finding, Reporter, Warning};
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::meter::Meter;
+use vaultferry_vault::repository::Repository;
 use vaultferry_vault::writer::{Backup, SnapshotMeta, Staged, WriteError};
 
-use crate::client::{self, Kind, Program};
-use crate::connection::{Server, words_reason};
+use crate::client::Program;
+use crate::connection::Server;
+use crate::dump::Dump;
 use crate::facts::Facts;
 use crate::settings::Settings;
-use crate::{DUMP_STREAM, FACTS_STREAM, validate};
-
-/// The first bytes of every archive in pg_dump's custom format.
-const ARCHIVE_MAGIC: &[u8; 5] = b"PGDMP";
+use crate::{FACTS_STREAM, readiness};
 
 /// See [`vaultferry_plugin_sdk::Workload::backup`].
 pub(crate) async fn backup(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {
@@ -36,22 +27,21 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     let settings = Settings::parse(&job.settings_json)?;
     let server = Server::new(&job.source, None)?;
     reporter.phase("looking at the database");
-    let (program, facts) = look(&server, &settings, cancel).await?;
+    let (program, facts) = look(&server, &settings, reporter, cancel).await?;
     reporter.expect_bytes(facts.size_bytes);
-    if let Some(warning) = validate::large(facts.size_bytes) {
-        reporter.warn(warning).await;
-    }
     reporter.phase("opening the vault");
     let repository = job.vault.open(cancel).await?;
-    let options = job.vault.write_options(job.compression);
-    let mut backup = Backup::begin(repository, options, reporter.meter().clone(), cancel).await?;
-    reporter.phase("dumping");
-    let time = jiff::Timestamp::now();
-    if let Err(problem) = dump(&server, &program, &mut backup, reporter.meter(), cancel).await {
-        backup.abandon(cancel).await;
-        return Err(problem);
-    }
+    let dump = Dump { server: &server, program: &program, settings: &settings, reporter };
+    let (mut backup, time) = match read(&job, &repository, &dump, cancel).await {
+        Err(problem) if problem.reason == Reason::ReplicaConflict && !cancel.is_cancelled() => {
+            reporter.warn(began_again(&problem)).await;
+            // Once: a second conflict says that the standby's settings are wrong for it.
+            read(&job, &repository, &dump, cancel).await?
+        }
+        other => other?,
+    };
     reporter.phase("finishing");
+    reporter.note(format!("the source's snapshot was held for {} s", reporter.snapshot_held().as_secs()));
     let json = facts.to_json()?;
     backup.write_stream(FACTS_STREAM, json.as_slice(), cancel).await.map_err(|error| match error {
         WriteError::Vault(error) => Problem::from(error),
@@ -61,11 +51,22 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     Ok(backup.stage(meta, cancel).await?)
 }
 
-/// What must be known before the dump: with which program, and what is in the database.
-async fn look(server: &Server, settings: &Settings, cancel: &CancellationToken) -> Result<(Program, Facts), Problem> {
+/// What must be known before the dump: that everything can be read, with which program, and what is in the database.
+async fn look(
+    server: &Server,
+    settings: &Settings,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<(Program, Facts), Problem> {
     let session = server.connect(cancel).await?;
-    let what_for = format!("the server {}", server.uri().server());
-    let program = client::choose(Kind::Dump, session.major(), &what_for, settings, cancel).await?;
+    let (program, findings) = readiness::look(server, &session, settings, cancel).await?.ready()?;
+    for finding in &findings {
+        if is_worth_a_warning(finding) {
+            reporter.warn(finding.to_warning()).await;
+        } else {
+            tracing::info!(reason = %finding.reason, "{}", finding.message);
+        }
+    }
     let facts = session.run(Facts::gather(&session, &program), Reason::DumpFailed, cancel).await?;
     tracing::info!(
         server = session.version(),
@@ -77,122 +78,35 @@ async fn look(server: &Server, settings: &Settings, cancel: &CancellationToken) 
     Ok((program, facts))
 }
 
-/// Streams the dump. When it returns Ok, the stream is a complete archive.
-async fn dump(
-    server: &Server,
-    program: &Program,
-    backup: &mut Backup,
-    meter: &Arc<Meter>,
+/// What may come to pass, but has not, is for the readiness check to tell: a backup that went well has no warning of it.
+fn is_worth_a_warning(finding: &Finding) -> bool {
+    !matches!(finding.reason, Reason::LockTimeout | Reason::ReplicaConflict)
+}
+
+/// Dumps into a new backup; what a failed one has uploaded is found by the next.
+async fn read(
+    job: &BackupJob,
+    repository: &Arc<Repository>,
+    dump: &Dump<'_>,
     cancel: &CancellationToken,
-) -> Result<(), Problem> {
-    let database = server.uri().source_database()?;
-    let command = child::Command::new(&program.path)
-        .args(["--format=custom", "--compress=0", "--no-password"])
-        .envs(server.child_environment(database, program.major))
-        .pipe_stdout();
-    let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;
-    let stdout = child.take_stdout().ok_or_else(|| Problem::new(Reason::Internal, "pg_dump has no output"))?;
-    stdout.follow(meter);
-    let mut archive = Archive { input: stdout, head: Vec::new() };
-    let written = backup.write_stream(DUMP_STREAM, &mut archive, cancel).await;
-    let Archive { input, head } = archive;
-    drop(input);
-    if let Err(WriteError::Vault(error)) = written {
-        child.stop().await;
-        return Err(error.into());
-    }
-    let ended = match child.finish(cancel).await {
-        Ok(ended) => ended,
-        Err(child::Error::Cancelled) => return Err(cancelled()),
-        Err(error) => return Err(Problem::new(Reason::DumpFailed, chain(&error))),
-    };
-    if let Err(error) = &written
-        && ended.success()
-    {
-        return Err(Problem::new(Reason::DumpFailed, format!("pg_dump's output broke off: {}", chain(error))));
-    }
-    judge(&ended, &head)
-}
-
-/// Says whether a dump that has ended is a good one.
-fn judge(ended: &child::Ended, head: &[u8]) -> Result<(), Problem> {
-    if !ended.success() {
-        let words = if ended.words.is_empty() { "it said nothing" } else { ended.words.as_str() };
-        let reason = words_reason(&ended.words, Reason::DumpFailed);
-        return Err(Problem::new(reason, format!("pg_dump ended with {}: {words}", ended.how())));
-    }
-    if !ended.words.is_empty() {
-        tracing::warn!("pg_dump says: {}", ended.words);
-    }
-    match head {
-        [] => Err(Problem::new(Reason::DumpFailed, "pg_dump ended with exit status 0 and wrote nothing")),
-        head if head == ARCHIVE_MAGIC => Ok(()),
-        _ => Err(Problem::new(Reason::DumpFailed, "what pg_dump wrote is no archive")),
-    }
-}
-
-/// Passes an archive on, and keeps its first bytes.
-struct Archive<R> {
-    input: R,
-    head: Vec<u8>,
-}
-
-impl<R: AsyncRead + Unpin> AsyncRead for Archive<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.input).poll_read(context, buffer);
-        let wanted = ARCHIVE_MAGIC.len() - self.head.len();
-        let new = &buffer.filled()[before..];
-        self.head.extend_from_slice(&new[..wanted.min(new.len())]);
-        polled
-    }
-}
-
-#[cfg(test)]
-#[cfg(unix)]
-mod tests {
-    use std::os::unix::process::ExitStatusExt as _;
-    use std::process::ExitStatus;
-
-    use tokio::io::AsyncReadExt as _;
-
-    use super::*;
-
-    fn ended(wait_status: i32, words: &str) -> child::Ended {
-        child::Ended { status: ExitStatus::from_raw(wait_status), words: words.to_owned() }
-    }
-
-    #[test]
-    fn only_an_archive_of_a_pg_dump_that_says_it_is_done_is_good() {
-        assert_eq!(judge(&ended(0, "pg_dump: warning: x"), b"PGDMP"), Ok(()));
-        let cases = [
-            (judge(&ended(0, ""), b""), "wrote nothing"),
-            (judge(&ended(0, ""), b"PGDM"), "no archive"),
-            (judge(&ended(0, ""), b"hello"), "no archive"),
-            (judge(&ended(1 << 8, "pg_dump: error: bad"), b"PGDMP"), "exit status 1: pg_dump: error: bad"),
-            (judge(&ended(9, ""), b"PGDMP"), "signal 9 (SIGKILL): it said nothing"),
-        ];
-        for (judged, message) in cases {
-            let problem = judged.unwrap_err();
-            assert_eq!(problem.reason, Reason::DumpFailed);
-            assert!(problem.message.contains(message), "{problem}");
+) -> Result<(Backup, jiff::Timestamp), Problem> {
+    let options = job.vault.write_options(job.compression);
+    let mut backup = Backup::begin(repository.clone(), options, dump.reporter.meter().clone(), cancel).await?;
+    dump.reporter.phase("dumping");
+    let time = jiff::Timestamp::now();
+    match dump.run(&mut backup, cancel).await {
+        Ok(()) => Ok((backup, time)),
+        Err(problem) => {
+            backup.abandon(cancel).await;
+            Err(problem)
         }
     }
+}
 
-    #[tokio::test]
-    async fn the_first_bytes_are_kept_however_they_come() {
-        for piece in 1..7 {
-            let input = tokio_util::io::StreamReader::new(futures::stream::iter(
-                b"PGDMP and more".chunks(piece).map(Ok::<_, std::io::Error>),
-            ));
-            let mut archive = Archive { input, head: Vec::new() };
-            let mut all = Vec::new();
-            archive.read_to_end(&mut all).await.unwrap();
-            assert_eq!((archive.head.as_slice(), all.as_slice()), (&b"PGDMP"[..], &b"PGDMP and more"[..]));
-        }
+fn began_again(problem: &Problem) -> Warning {
+    Warning {
+        reason: problem.reason.as_str().to_owned(),
+        message: format!("the backup began again after the standby had cancelled it: {}", problem.message),
+        fix: problem.fix.clone(),
     }
 }

@@ -276,7 +276,7 @@ mod tests {
             write("broken", "#!/nowhere/interpreter\n"),
             write("good", "#!/bin/sh\necho 'pg_dump (PostgreSQL) 15.3'\n"),
         ];
-        let settings = Settings { client_dirs };
+        let settings = Settings { client_dirs, ..Settings::default() };
         let cancel = CancellationToken::new();
         let program = choose(Kind::Dump, Major::new(14), "the server", &settings, &cancel).await.unwrap();
         assert_eq!((program.version.as_str(), program.major), ("15.3", Major::new(15)));

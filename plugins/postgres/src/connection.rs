@@ -20,6 +20,7 @@ use vaultferry_proto::{Problem, Reason};
 
 use crate::client::Major;
 use crate::passfile;
+use crate::quote;
 use crate::uri::{Host, Tls, Uri};
 
 mod classify;
@@ -30,11 +31,18 @@ pub use classify::{classify, words_reason};
 /// For the whole login: name, TCP, TLS and authentication.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the server and its log name us.
-const APPLICATION_NAME: &str = "vaultferry";
+/// How the server and its log name us: our own connections, and those of our children.
+pub(crate) const APPLICATION_NAME: &str = "vaultferry";
 
 /// Before firewalls commonly forget an idle connection (some after 4 minutes), and rare enough to cost nothing.
 const KEEPALIVES_IDLE: Duration = Duration::from_secs(60);
+
+/// Only the catalog's own functions and operators: a user of the database must not be able to slip in theirs. And no time limit of the
+/// database's or the role's own, whichever of them this version has: what waits here can be cancelled. (pg_dump does the same for itself.)
+const SETTLE: &str = "
+set search_path = pg_catalog;
+select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in
+    ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')";
 
 /// A server, and everything needed to log in.
 #[derive(Debug)]
@@ -68,7 +76,7 @@ impl Server {
         &self.uri
     }
 
-    /// Logs in to the URI's database.
+    /// Logs in to the URI's database. A missing right to do so has the statement that grants it as its fix.
     pub async fn connect(&self, cancel: &CancellationToken) -> Result<Session, Problem> {
         unless_cancelled(self.log_in(), cancel).await
     }
@@ -90,8 +98,7 @@ impl Server {
             }
             Err(error) => return Err(self.classify(&error)),
         };
-        // Only the catalog's own functions and operators: a user of the database must not be able to slip in theirs.
-        let settled = client.batch_execute("set search_path = pg_catalog").await;
+        let settled = client.batch_execute(SETTLE).await;
         settled.map_err(|error| self.classify(&error))?;
         let version = client.query_one("select current_setting('server_version_num')::int", &[]).await;
         let version = version.and_then(|row| row.try_get(0)).map_err(|error| self.classify(&error))?;
@@ -139,8 +146,20 @@ impl Server {
         config
     }
 
+    /// What a failed login means, with the statement that mends it when there is one.
     fn classify(&self, error: &tokio_postgres::Error) -> Problem {
-        classify(error, &self.uri.server(), Reason::UserErrorServerConnectionClosed)
+        let problem = classify(error, &self.uri.server(), Reason::UserErrorServerConnectionClosed);
+        let user = quote::identifier(&self.uri.user);
+        match (problem.reason, &self.uri.database) {
+            (Reason::UserErrorMissingDBPermissions, Some(database)) => {
+                let database = quote::identifier(database);
+                problem.with_fix(format!("GRANT CONNECT ON DATABASE {database} TO {user};"))
+            }
+            (Reason::UserErrorDBUserAuthFailed, _) if problem.message.contains("is not permitted to log in") => {
+                problem.with_fix(format!("ALTER ROLE {user} LOGIN;"))
+            }
+            _ => problem,
+        }
     }
 
     /// The variables with which a libpq program logs in to `database` as [`Server::connect`] does. One of them is the password.

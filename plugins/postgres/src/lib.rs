@@ -5,6 +5,7 @@
 //!   argument, a log, an error or a file.
 //! - A point holds two streams: `database.dump` (pg_dump's custom format, uncompressed: the vault compresses and deduplicates) and
 //!   `database.json` ([`facts::Facts`]: what a restore must know before it begins).
+//! - Nobody is backed up whose rows the user may not read, or cannot see: `readiness` says what is missing, before pg_dump begins.
 //! - A dump that ends with anything but status 0, is empty, or is no archive fails the job with pg_dump's own words.
 //! - A restored database has its name if and only if it is complete; until then it is called `vaultferry_restore_<job>`.
 //!
@@ -13,11 +14,15 @@
 mod backup;
 pub mod client;
 pub mod connection;
+mod dump;
 pub mod facts;
+pub mod grants;
 pub mod passfile;
 pub mod quote;
+mod readiness;
 mod restore;
 pub mod settings;
+mod support;
 pub mod uri;
 mod validate;
 

@@ -15,6 +15,7 @@ pub mod child;
 pub mod files;
 mod host;
 pub mod priority;
+pub mod readiness;
 pub mod report;
 mod runner;
 pub mod serve;
@@ -23,6 +24,7 @@ pub mod wire;
 pub mod workload;
 
 pub use host::hostname;
+pub use readiness::Finding;
 pub use report::{Progress, Reporter, Warning};
 pub use runner::{Event, Runner};
 pub use serve::{serve, serve_router};

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use vaultferry_vault::meter::Meter;
@@ -32,6 +33,7 @@ struct State {
     phase: Mutex<&'static str>,
     note: Mutex<String>,
     total: AtomicU64,
+    snapshot_held_ms: AtomicU64,
     meter: Arc<Meter>,
 }
 
@@ -58,6 +60,7 @@ impl Reporter {
             phase: Mutex::new("starting"),
             note: Mutex::default(),
             total: AtomicU64::new(0),
+            snapshot_held_ms: AtomicU64::new(0),
             meter: Arc::default(),
         };
         (Self { state: Arc::new(state), warnings }, receiver)
@@ -78,6 +81,16 @@ impl Reporter {
     /// Tells how many bytes are expected.
     pub fn expect_bytes(&self, total: u64) {
         self.state.total.store(total, Ordering::Relaxed);
+    }
+
+    /// Tells for how long a snapshot was held at the source.
+    pub fn set_snapshot_held(&self, held: Duration) {
+        self.state.snapshot_held_ms.store(u64::try_from(held.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What [`Reporter::set_snapshot_held`] was told last; zero before.
+    pub fn snapshot_held(&self) -> Duration {
+        Duration::from_millis(self.state.snapshot_held_ms.load(Ordering::Relaxed))
     }
 
     /// The counters that the data path moves.

@@ -1,6 +1,7 @@
 //! The gRPC face of a [`Workload`]: one call is one job of the [`Runner`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
@@ -49,8 +50,10 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         tracing::info!(job = job.job_id, instance = job.instance_name, "backup begins");
         crate::priority::yield_to_others();
         let workload = Arc::clone(&self.workload);
-        let events =
-            self.runner.run(move |reporter, cancel| async move { workload.backup(job, &reporter, &cancel).await });
+        let events = self.runner.run(move |reporter, cancel| async move {
+            let staged = workload.backup(job, &reporter, &cancel).await?;
+            Ok((staged, reporter.snapshot_held()))
+        });
         Ok(Response::new(events.flat_map(|event| stream::iter(backup_events(event))).boxed()))
     }
 
@@ -77,11 +80,13 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
     }
 }
 
-fn backup_events(event: Event<vaultferry_vault::writer::Staged>) -> Vec<Result<proto::BackupEvent, Status>> {
+fn backup_events(
+    event: Event<(vaultferry_vault::writer::Staged, Duration)>,
+) -> Vec<Result<proto::BackupEvent, Status>> {
     match event {
         Event::Progress(progress) => vec![Ok(wire::backup_progress(progress))],
         Event::Warning(warning) => vec![Ok(wire::backup_warning(warning))],
-        Event::Done(staged) => wire::staged_to(staged).into_iter().map(Ok).collect(),
+        Event::Done((staged, held)) => wire::staged_to(staged, held).into_iter().map(Ok).collect(),
         Event::Failed(problem) => vec![Err(problem.into())],
     }
 }

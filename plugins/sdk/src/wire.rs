@@ -12,6 +12,7 @@ use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Staged};
 
+use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, Warning};
 use crate::workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
@@ -158,12 +159,27 @@ fn credential_from(credential: proto::StoreCredential) -> Result<(Option<Url>, O
     Ok((endpoint, credential))
 }
 
-/// The answer to a validate request.
+/// The answer to a validate request, what is blocking first.
 pub fn validated_to(validated: Validated) -> proto::ValidateResponse {
+    let (mut findings, others): (Vec<_>, Vec<_>) = validated.findings.into_iter().partition(|finding| finding.blocking);
+    let warnings = others.iter().map(|finding| warning_to(finding.to_warning())).collect();
+    findings.extend(others);
     proto::ValidateResponse {
         source_identity: validated.source_identity,
         suggested_name: validated.suggested_name,
-        warnings: validated.warnings.into_iter().map(warning_to).collect(),
+        warnings,
+        findings: findings.into_iter().map(finding_to).collect(),
+    }
+}
+
+fn finding_to(finding: Finding) -> proto::ReadinessFinding {
+    proto::ReadinessFinding {
+        reason: finding.reason.as_str().to_owned(),
+        message: finding.message,
+        fix: finding.fix,
+        objects: finding.objects.into_iter().take(OBJECTS_MAX).collect(),
+        object_count: finding.object_count,
+        blocking: finding.blocking,
     }
 }
 
@@ -216,8 +232,8 @@ pub fn restored_to(bytes_restored: u64) -> proto::RestoreEvent {
     restore_event(proto::restore_event::Event::Done(proto::RestoreDone { bytes_restored }))
 }
 
-/// The last events of a backup: the packs in pieces, then the rest.
-pub fn staged_to(staged: Staged) -> Vec<proto::BackupEvent> {
+/// The last events of a backup: the packs in pieces, then the rest. `snapshot_held` is zero when none was held, or nobody knows.
+pub fn staged_to(staged: Staged, snapshot_held: Duration) -> Vec<proto::BackupEvent> {
     use proto::backup_event::Event;
     let pack_count = staged.packs.len() as u64;
     let pieces = staged.packs.chunks(PACKS_IN_MESSAGE).map(|piece| {
@@ -240,6 +256,7 @@ pub fn staged_to(staged: Staged) -> Vec<proto::BackupEvent> {
         source_bytes: staged.source_bytes,
         stored_bytes: staged.stored_bytes,
         time_us: staged.time.as_microsecond(),
+        snapshot_held_ms: u64::try_from(snapshot_held.as_millis()).unwrap_or(u64::MAX),
     })));
     events
 }

@@ -14,7 +14,8 @@ use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Options, Staged};
 use vaultferry_vault::{Id, archive};
 
-use crate::report::{Reporter, Warning};
+use crate::readiness::Finding;
+use crate::report::Reporter;
 
 /// One type of data source: how it is checked, read into a vault, and restored.
 ///
@@ -25,7 +26,8 @@ pub trait Workload: Send + Sync + 'static {
     /// `postgres`, `vm`, `apim`, …
     fn source_type(&self) -> &'static str;
 
-    /// Readiness of one source. Changes nothing there. Fails with the first fault.
+    /// Readiness of one source. Changes nothing there. Fails only when the source cannot be looked at at all (it does not answer, lets
+    /// nobody in, is not there); everything else is a finding.
     async fn validate(
         &self,
         source: Source,
@@ -63,15 +65,15 @@ pub enum CredentialReference {
     Environment(String),
 }
 
-/// What a source that is ready tells of itself.
+/// What a source tells of itself. It is ready when no finding is blocking.
 #[derive(Debug, Clone)]
 pub struct Validated {
     /// Two spellings of one source have one identity. Holds no user and no secret.
     pub source_identity: String,
     /// What names are made of.
     pub suggested_name: String,
-    /// What the user should know, though it does not stand in the way.
-    pub warnings: Vec<Warning>,
+    /// All that was found.
+    pub findings: Vec<Finding>,
 }
 
 /// How the instance's repository is reached.

@@ -4,6 +4,13 @@ use tokio_postgres::Error;
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 
+/// How PgBouncer and its like refuse a client that begins with a parameter that they do not know.
+const STARTUP_REFUSED: &str = "unsupported startup parameter";
+
+/// How a standby says that it cancelled whoever was in the way of replication: "canceling statement due to conflict with recovery",
+/// "terminating connection due to conflict with recovery".
+const CONFLICT: &str = "conflict with recovery";
+
 /// The kind of an error of `tokio-postgres`, which tells it by its text only; the tests below hold the texts.
 fn is_kind(error: &Error, text: &str) -> bool {
     error.to_string() == text
@@ -27,7 +34,12 @@ pub fn classify(error: &Error, server: &str, otherwise: Reason) -> Problem {
             message.push_str(". ");
             message.push_str(more);
         }
-        return Problem::new(state_reason(database_error.code().code(), otherwise), message);
+        let reason = match database_error.message() {
+            text if text.contains(STARTUP_REFUSED) => Reason::PoolerUnsupported,
+            text if text.contains(CONFLICT) => Reason::ReplicaConflict,
+            _ => state_reason(database_error.code().code(), otherwise),
+        };
+        return Problem::new(reason, message);
     }
     if is_tls(error) {
         return Problem::new(Reason::TlsFailed, format!("{server}: {}", chain(error)));
@@ -58,6 +70,8 @@ fn state_reason(state: &str, otherwise: Reason) -> Reason {
         "3D000" => Reason::UserErrorDBNotFound,
         "42501" => Reason::UserErrorMissingDBPermissions,
         "42P04" => Reason::UserErrorDatabaseNameAlreadyInUse,
+        // A statement that was prepared is not there, or another one is: its session is not the one that it was.
+        "26000" | "42P05" => Reason::PoolerUnsupported,
         // Too many connections, shut down by the administrator, crashed, starting up.
         "53300" | "57P01" | "57P02" | "57P03" => Reason::UserErrorServerConnectionClosed,
         other if other.starts_with("08") => Reason::UserErrorServerConnectionClosed,
@@ -68,6 +82,20 @@ fn state_reason(state: &str, otherwise: Reason) -> Reason {
 /// The reason that pg_dump's or pg_restore's last words give away, or `otherwise`. The words are English: the children get LC_MESSAGES=C.
 pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
     let says = |text: &&str| words.contains(*text);
+    // Before the others: its second form ends the connection, too.
+    if says(&CONFLICT) {
+        return Reason::ReplicaConflict;
+    }
+    // pg_dump has its locks waited for by a statement timeout, which it takes away again afterwards.
+    if says(&"due to lock timeout") || (says(&"due to statement timeout") && says(&"LOCK TABLE")) {
+        return Reason::LockTimeout;
+    }
+    if says(&"would be affected by row-level security") {
+        return Reason::RowSecurityHidesRows;
+    }
+    if says(&STARTUP_REFUSED) {
+        return Reason::PoolerUnsupported;
+    }
     let closed = [
         "server closed the connection",
         "terminating connection",
@@ -88,7 +116,6 @@ pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
         "must be member of role",
         "must be able to SET ROLE",
         "must be superuser",
-        "would be affected by row-level security",
     ];
     if forbidden.iter().any(says) {
         return Reason::UserErrorMissingDBPermissions;
@@ -180,6 +207,21 @@ mod tests {
             ),
             ("ERROR:  must be member of role \"postgres\"", Reason::UserErrorMissingDBPermissions),
             ("pg_dump: error: aborting because of server version mismatch", Reason::ClientTooOld),
+            (
+                "pg_dump: error: query failed: ERROR:  canceling statement due to statement timeout\n\
+                 pg_dump: detail: Query was: LOCK TABLE public.sales IN ACCESS SHARE MODE",
+                Reason::LockTimeout,
+            ),
+            ("ERROR:  canceling statement due to statement timeout", Reason::DumpFailed),
+            (
+                "pg_dump: detail: Error message from server: FATAL:  terminating connection due to conflict with recovery",
+                Reason::ReplicaConflict,
+            ),
+            (
+                "pg_dump: error: query failed: ERROR:  query would be affected by row-level security policy for table \"t\"",
+                Reason::RowSecurityHidesRows,
+            ),
+            ("FATAL:  unsupported startup parameter: options", Reason::PoolerUnsupported),
             ("pg_dump: error: something else", Reason::DumpFailed),
         ];
         for (words, reason) in cases {

@@ -1,0 +1,106 @@
+//! Is a source ready for backups (P36)? Its plugin is asked; nothing is changed there.
+//!
+//! Invariant: what "ready" means is said in one place, [`refuse_blocking`]: no finding is blocking.
+
+use vaultferry_proto::control::v1 as wire;
+use vaultferry_proto::plugin::v1 as plugin_wire;
+use vaultferry_proto::{Problem, Reason};
+
+use super::Api;
+use crate::catalog::Credential;
+use crate::job::{self, env_of, source};
+use crate::plugin::{Plugin, Start};
+
+impl Api {
+    /// The plugin's word on a source that must be ready: its identity and a name for it. Its first blocking finding is the problem.
+    pub(super) async fn ask_readiness(
+        &self,
+        uri: &str,
+        source_type: &str,
+        credential: &Credential,
+    ) -> Result<plugin_wire::ValidateResponse, Problem> {
+        let answer = self.look_at_source(uri, source_type, credential).await?;
+        refuse_blocking(&answer.findings)?;
+        Ok(answer)
+    }
+
+    /// All that the plugin finds. A problem only when the source cannot be looked at at all.
+    pub(super) async fn look_at_source(
+        &self,
+        uri: &str,
+        source_type: &str,
+        credential: &Credential,
+    ) -> Result<plugin_wire::ValidateResponse, Problem> {
+        let command = job::command(&self.shared, source_type)?;
+        let start = Start {
+            command,
+            source_type,
+            purpose: "validate",
+            runtime_dir: &self.shared.runtime_dir,
+            pass_env: env_of(credential),
+        };
+        let mut plugin = Plugin::start(start).await?;
+        let request = plugin_wire::ValidateRequest {
+            source: Some(source(uri, credential)),
+            settings_json: command.settings_json.clone(),
+        };
+        let answer = match plugin.client().validate(request).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(plugin.problem(&status).await),
+        };
+        plugin.stop().await;
+        let answer = answer?;
+        for finding in &answer.findings {
+            let (reason, blocking) = (&finding.reason, finding.blocking);
+            tracing::info!(source = answer.source_identity, reason, blocking, "{}", finding.message);
+        }
+        Ok(answer)
+    }
+}
+
+/// The first blocking finding, as the problem that it is.
+pub(super) fn refuse_blocking(findings: &[plugin_wire::ReadinessFinding]) -> Result<(), Problem> {
+    let blocking = findings.iter().filter(|finding| finding.blocking).count();
+    let Some(first) = findings.iter().find(|finding| finding.blocking) else { return Ok(()) };
+    let Ok(reason) = first.reason.parse::<Reason>() else {
+        let message = format!("the plugin gave a reason that nobody knows: {:?}: {}", first.reason, first.message);
+        return Err(Problem::new(Reason::PluginProtocol, message));
+    };
+    let more = if blocking > 1 { format!(" (the first of {blocking} faults)") } else { String::new() };
+    Err(Problem::new(reason, format!("{}{more}", first.message)).with_fix(&first.fix))
+}
+
+/// As the control interface tells it.
+pub(super) fn to_wire_finding(finding: plugin_wire::ReadinessFinding) -> wire::ReadinessFinding {
+    let plugin_wire::ReadinessFinding { reason, message, fix, objects, object_count, blocking } = finding;
+    wire::ReadinessFinding { reason, message, fix, objects, object_count, blocking }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(reason: &str, blocking: bool) -> plugin_wire::ReadinessFinding {
+        plugin_wire::ReadinessFinding {
+            reason: reason.to_owned(),
+            message: format!("{reason} was seen"),
+            fix: "mend it".to_owned(),
+            blocking,
+            ..plugin_wire::ReadinessFinding::default()
+        }
+    }
+
+    #[test]
+    fn a_source_is_ready_when_no_finding_is_blocking() {
+        let warning = finding("SizeAboveRecommended", false);
+        assert_eq!(refuse_blocking(&[]), Ok(()));
+        assert_eq!(refuse_blocking(std::slice::from_ref(&warning)), Ok(()));
+        let (first, second) = (finding("RowSecurityHidesRows", true), finding("ClientTooOld", true));
+        let problem = refuse_blocking(&[warning, first, second]).expect_err("not ready");
+        assert_eq!(problem.reason, Reason::RowSecurityHidesRows);
+        assert_eq!(problem.message, "RowSecurityHidesRows was seen (the first of 2 faults)");
+        assert_eq!(problem.fix, "mend it");
+        let unknown = refuse_blocking(&[finding("NoSuchReason", true)]).expect_err("not ready");
+        assert_eq!(unknown.reason, Reason::PluginProtocol);
+    }
+}

@@ -1,0 +1,137 @@
+//! Readiness of a database (P36): everything that a backup needs is looked at, nothing is changed, and all that is found is told at once.
+//!
+//! Invariants:
+//! - A backup looks again before it begins (D12), by [`look`] as well: what was found true when the database was protected may have changed.
+//! - What a user lacks is found in the catalog and not by trying: no table is locked, and no row is read.
+//! - A blocking finding is a thing at which pg_dump would fail, or dump something else than the database. A doubt is no finding.
+//! - Every finding about rights has the exact statements that mend it, as a script for psql.
+//! - Objects are counted, and [`OBJECTS_MAX`](vaultferry_plugin_sdk::readiness::OBJECTS_MAX) of them named. Works on servers since version 10.
+//!
+//! Nobody can look at a database without logging in to it: those faults are the problems of [`Server::connect`].
+
+use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::Finding;
+use vaultferry_proto::{Problem, Reason};
+
+use crate::client::{self, Kind, Major, Program};
+use crate::connection::{Server, Session};
+use crate::settings::Settings;
+use crate::support;
+
+mod access;
+pub(crate) mod locks;
+mod pooler;
+
+/// What was found.
+pub(crate) struct Readiness {
+    /// The pg_dump to take; `None` only when a blocking finding says why.
+    program: Option<Program>,
+    /// What is blocking first.
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Readiness {
+    /// The pg_dump to take; the first blocking finding is the problem.
+    pub(crate) fn ready(self) -> Result<(Program, Vec<Finding>), Problem> {
+        Finding::refuse_blocking(&self.findings)?;
+        let missing = || Problem::new(Reason::Internal, "a source is ready without a pg_dump");
+        Ok((self.program.ok_or_else(missing)?, self.findings))
+    }
+}
+
+/// Who asks, and where.
+struct Asker {
+    /// The role whose rights count.
+    role: String,
+    database: String,
+    major: Major,
+    /// A superuser may read everything.
+    superuser: bool,
+    standby: bool,
+    size: u64,
+}
+
+/// Looks at the database that `session` is logged in to. A problem only when the server does not answer any more.
+pub(crate) async fn look(
+    server: &Server,
+    session: &Session,
+    settings: &Settings,
+    cancel: &CancellationToken,
+) -> Result<Readiness, Problem> {
+    let mut findings = Vec::new();
+    let what_for = format!("the server {}", server.uri().server());
+    let program = match client::choose(Kind::Dump, session.major(), &what_for, settings, cancel).await {
+        Ok(program) => Some(program),
+        Err(problem) if matches!(problem.reason, Reason::ClientNotFound | Reason::ClientTooOld) => {
+            findings.push(Finding::from(problem));
+            None
+        }
+        Err(problem) => return Err(problem),
+    };
+    findings.extend(pooler::look(server, session, cancel).await?);
+    let (asker, access) = session.run(access(session), Reason::DumpFailed, cancel).await?;
+    findings.extend(access);
+    findings.extend(support::large(asker.size));
+    findings.extend(session.run(surroundings(session, &asker), Reason::DumpFailed, cancel).await?);
+    findings.sort_by_key(|finding| !finding.blocking);
+    Ok(Readiness { program, findings })
+}
+
+async fn access(session: &Session) -> Result<(Asker, Vec<Finding>), tokio_postgres::Error> {
+    let asker = Asker::ask(session).await?;
+    let findings = if asker.superuser { Vec::new() } else { access::look(session, &asker).await? };
+    Ok((asker, findings))
+}
+
+/// What is only worth knowing. On whatever server this is, it must not keep anybody from a backup.
+async fn surroundings(session: &Session, asker: &Asker) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let mut findings = Vec::new();
+    for looked in [standby(session, asker).await, locks::look(session).await] {
+        match looked {
+            Ok(finding) => findings.extend(finding),
+            Err(error) if error.is_closed() => return Err(error),
+            Err(error) => tracing::info!("not looked at: {}", vaultferry_proto::status::chain(&error)),
+        }
+    }
+    Ok(findings)
+}
+
+impl Asker {
+    async fn ask(session: &Session) -> Result<Self, tokio_postgres::Error> {
+        let query = "
+            select current_user::text, current_database()::text, pg_database_size(current_database()), pg_is_in_recovery(),
+                   coalesce((select rolsuper from pg_roles where rolname = current_user), false)";
+        let row = session.client().query_one(query, &[]).await?;
+        let size: i64 = row.try_get(2)?;
+        Ok(Self {
+            role: row.try_get(0)?,
+            database: row.try_get(1)?,
+            major: session.major(),
+            superuser: row.try_get(4)?,
+            standby: row.try_get(3)?,
+            size: u64::try_from(size).unwrap_or_default(),
+        })
+    }
+}
+
+/// A standby that will cancel a long dump.
+async fn standby(session: &Session, asker: &Asker) -> Result<Option<Finding>, tokio_postgres::Error> {
+    if !asker.standby {
+        return Ok(None);
+    }
+    let query = "
+        select current_setting('hot_standby_feedback')::bool, current_setting('max_standby_streaming_delay'),
+               (select setting::int8 from pg_settings where name = 'max_standby_streaming_delay')";
+    let row = session.client().query_one(query, &[]).await?;
+    let (feedback, text, delay_ms): (bool, String, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    if feedback || delay_ms < 0 {
+        return Ok(None);
+    }
+    let message = format!(
+        "the server is a standby that cancels whoever is in the way of replication for {text} (max_standby_streaming_delay), and does not \
+         tell the primary what it still reads (hot_standby_feedback = off): a long backup will be cancelled"
+    );
+    let fix =
+        "-- on the standby, as a superuser:\nALTER SYSTEM SET hot_standby_feedback = on;\nSELECT pg_reload_conf();";
+    Ok(Some(Finding::warning(Reason::ReplicaConflict, message).with_fix(fix)))
+}

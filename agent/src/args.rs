@@ -12,6 +12,7 @@ use crate::config::Endpoint;
 mod instance;
 mod maintenance;
 mod policy;
+mod source;
 mod values;
 
 pub use instance::{
@@ -22,6 +23,7 @@ pub use maintenance::{
     VaultSettings,
 };
 pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
+pub use source::{Discover, DiscoverPostgres, Server, ServerAdd};
 
 #[cfg(test)]
 mod tests;
@@ -90,9 +92,15 @@ pub enum Command {
     /// When backups run, and how long they are kept
     #[command(subcommand)]
     Policy(Policy),
+    /// What there is to protect
+    #[command(subcommand)]
+    Discover(Discover),
     /// What is protected
     #[command(subcommand)]
     Instance(Instance),
+    /// Servers whose databases are protected by themselves
+    #[command(subcommand)]
+    Server(Server),
     /// Back up an instance now
     Backup(Backup),
     /// Recovery points: complete backups

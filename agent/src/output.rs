@@ -12,6 +12,7 @@ use crate::args::Format;
 
 pub mod findings;
 pub mod policy;
+pub mod source;
 pub mod table;
 pub mod text;
 pub mod units;

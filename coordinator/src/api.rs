@@ -18,6 +18,7 @@ use crate::catalog::{Catalog, Instance, Point};
 use crate::job::{Jobs, Shared};
 
 mod convert;
+mod discover;
 mod instance;
 mod job;
 mod lifecycle;
@@ -25,6 +26,7 @@ mod maintenance;
 mod point;
 mod policy;
 mod restore;
+mod server;
 mod settings;
 mod summary;
 mod vault;
@@ -68,6 +70,7 @@ impl Api {
             "vaultferry.control.v1.PolicyService",
             "vaultferry.control.v1.BackupInstanceService",
             "vaultferry.control.v1.InstanceLifecycleService",
+            "vaultferry.control.v1.SourceService",
             "vaultferry.control.v1.BackupService",
             "vaultferry.control.v1.RecoveryPointService",
             "vaultferry.control.v1.RestoreService",
@@ -90,6 +93,7 @@ impl Api {
             .add_service(wire::policy_service_server::PolicyServiceServer::new(self.clone()))
             .add_service(wire::backup_instance_service_server::BackupInstanceServiceServer::new(self.clone()))
             .add_service(wire::instance_lifecycle_service_server::InstanceLifecycleServiceServer::new(self.clone()))
+            .add_service(wire::source_service_server::SourceServiceServer::new(self.clone()))
             .add_service(wire::backup_service_server::BackupServiceServer::new(self.clone()))
             .add_service(wire::recovery_point_service_server::RecoveryPointServiceServer::new(self.clone()))
             .add_service(wire::restore_service_server::RestoreServiceServer::new(self.clone()))

@@ -45,6 +45,8 @@ pub(crate) struct Api {
     /// One change of a policy, of which instances are linked to it, or of an instance's name or source, at a time: what is linked is not
     /// deleted, and what was found free stays free.
     policies: Arc<tokio::sync::Mutex<()>>,
+    /// What the scans of servers have found in this life.
+    scans: Arc<server::Scans>,
 }
 
 impl Api {
@@ -55,8 +57,9 @@ impl Api {
         vault: VaultRecord,
         changed: Arc<Notify>,
     ) -> Self {
-        let (stopping, holding, policies) = (CancellationToken::new(), Arc::default(), Arc::default());
-        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies }
+        let (stopping, holding, policies, scans) =
+            (CancellationToken::new(), Arc::default(), Arc::default(), Arc::default());
+        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies, scans }
     }
 
     /// Serves on every socket until `shutdown`; calls that run may end.

@@ -64,7 +64,8 @@ async fn create(context: &Context, create: InstanceCreate) -> Result<Outcome, Pr
     if answer.policy_created {
         context.output.hint(&source_text::policy_created(&answer.policy));
     }
-    source::unready(&answer).map_or(Ok(Outcome::Done), Err)
+    let all_or_none = !create.check && !create.only_ready;
+    source::unready(&answer, all_or_none).map_or(Ok(Outcome::Done), Err)
 }
 
 async fn list_all(context: &Context, deleted: bool) -> Result<Outcome, Problem> {

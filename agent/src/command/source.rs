@@ -3,7 +3,7 @@
 use vaultferry_proto::control::v1::{
     self as wire, AddServerRequest, DiscoverSourcesRequest, ListServersRequest, RemoveServerRequest, ScanServersRequest,
 };
-use vaultferry_proto::{Problem, Reason};
+use vaultferry_proto::Problem;
 
 use super::{Context, Outcome, list, login};
 use crate::args::{Discover, DiscoverPostgres, Server, ServerAdd};
@@ -104,17 +104,17 @@ async fn remove(context: &Context, server: String) -> Result<Outcome, Problem> {
 }
 
 /// What stands for all sources that are not protected and were to be; `None` when there is none. The answer itself tells each.
-pub(super) fn unready(response: &wire::CreateBackupInstancesResponse) -> Option<Problem> {
+/// `all_or_none`: one that is protected already is in the way, too.
+pub(super) fn unready(response: &wire::CreateBackupInstancesResponse, all_or_none: bool) -> Option<Problem> {
     let results = &response.results;
-    let unready: Vec<_> = results.iter().filter_map(text::lacking).collect();
+    let unready: Vec<_> = results.iter().filter_map(|result| text::lacking(result, all_or_none)).collect();
     let first = text::problem_of(unready.first()?);
-    let head = match (unready.len(), response.instances.len()) {
-        (count, 0) => format!("{count} of {} sources are not ready, and nothing was protected", results.len()),
-        (count, made) => format!("{count} of {} sources are not ready and were left out; {made} were protected", results.len()),
+    let message = match (unready.len(), response.instances.len()) {
+        (count, 0) => format!("{count} of {} sources are not ready; nothing was protected", results.len()),
+        (count, made) => {
+            format!("{count} of {} sources are not ready and were left out; {made} were protected", results.len())
+        }
     };
-    let fix = match first.reason {
-        Reason::SourceAlreadyProtected => first.fix,
-        _ => "Mend what each of them lacks (above), then run the command again; or leave them out with --only-ready.".to_owned(),
-    };
-    Some(Problem { reason: first.reason, message: head, fix })
+    let fix = "Mend what each of them lacks, then run the command again; or leave them out with --only-ready.";
+    Some(Problem { reason: first.reason, message, fix: fix.to_owned() })
 }

@@ -73,13 +73,12 @@ fn held(instance: &str, text: &str) -> String {
     }
 }
 
-/// Why a source is neither protected nor ready; `None` when it is.
-pub fn lacking(result: &SourceReadiness) -> Option<&source_readiness::Note> {
+/// Why a source is neither protected nor ready; `None` when it is. `or_taken`: also why it cannot be protected once more.
+pub fn lacking(result: &SourceReadiness, or_taken: bool) -> Option<&source_readiness::Note> {
     match result.state() {
         source_readiness::State::NotReady => result.obstacle.as_ref(),
-        source_readiness::State::Ready
-        | source_readiness::State::AlreadyProtected
-        | source_readiness::State::Unspecified => None,
+        source_readiness::State::AlreadyProtected => result.obstacle.as_ref().filter(|_| or_taken),
+        source_readiness::State::Ready | source_readiness::State::Unspecified => None,
     }
 }
 
@@ -179,14 +178,19 @@ mod tests {
         let results = vec![
             result("postgres://u@h/a", source_readiness::State::Ready, ""),
             SourceReadiness { obstacle: Some(note), ..result("", source_readiness::State::NotReady, "") },
-            result("postgres://u@h/c", source_readiness::State::AlreadyProtected, "shop"),
+            SourceReadiness {
+                obstacle: Some(source_readiness::Note::default()),
+                ..result("postgres://u@h/c", source_readiness::State::AlreadyProtected, "shop")
+            },
         ];
         let response = CreateBackupInstancesResponse { results, ..CreateBackupInstancesResponse::default() };
         let text = readiness(&response);
         for part in ["postgres://u@h/a  ", "  ready\n", "not ready: R", "already protected as shop", "no right", "fix: grant it"] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
-        assert_eq!(response.results.iter().filter_map(lacking).count(), 1);
+        for (or_taken, count) in [(false, 1), (true, 2)] {
+            assert_eq!(response.results.iter().filter_map(|result| lacking(result, or_taken)).count(), count);
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Policies, instances, and the dashboard's figures.
+//! Policies, instances, servers, and the dashboard's figures.
 
 use rusqlite::{Row, Transaction, params};
 
 use super::jobs::UNFINISHED;
 use super::values::{Failure, encode, time_from};
-use crate::catalog::{Figures, Instance, Policy};
+use crate::catalog::{Figures, Instance, Policy, Server};
 
 /// What every query of policies reads, in this order.
 const COLUMNS: &str = "id, name, version, create_time, document, deleted";
@@ -99,6 +99,12 @@ pub(super) fn remove_instance(tx: &Transaction<'_>, instance_id: &str) -> Result
     tx.execute("delete from instances where id = ?1", [instance_id])?;
     tx.execute("delete from slots where instance_id = ?1", [instance_id])?;
     tx.execute("delete from expiry_clocks where instance_id = ?1", [instance_id])?;
+    Ok(())
+}
+
+pub(super) fn save_server(tx: &Transaction<'_>, server: &Server) -> Result<(), Failure> {
+    let sql = "insert or replace into servers(id, name, body) values (?1, ?2, ?3)";
+    tx.execute(sql, params![server.id, server.name, encode(server)?])?;
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
-/// deletions of policies; version 5 the index that the summary counts in.
-pub(super) const VERSION: i64 = 5;
+/// deletions of policies; version 5 the index that the summary counts in; version 6 servers that are sources.
+pub(super) const VERSION: i64 = 6;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -29,7 +29,7 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
@@ -44,6 +44,9 @@ alter table policies add column deleted integer not null default 0;
 ",
     "
 create index points_figures on points(deleted, time, stored_bytes);
+",
+    "
+create table servers(id text primary key, name text not null, body text not null) strict;
 ",
 ];
 

@@ -32,16 +32,23 @@ const MAX_SERVERS: usize = 100;
 /// A workload plugin's interface.
 pub(super) type PluginClient = WorkloadPluginClient<Channel>;
 
-/// Waits for an answer, but not for ever. Dropping it ends the plugin.
-pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
-    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| {
-        let message = format!("there was no answer in {} s", ANSWER_TIMEOUT.as_secs());
-        let fix = "Look at the server: what keeps it from answering a login or a query of its catalog? Then try again.";
-        Err(Problem::new(Reason::PluginTimeout, message).with_fix(fix))
-    })
-}
-
 impl Api {
+    /// Waits for a plugin's answer, but not for ever, and no longer than the agent runs. What is not waited for is dropped, which ends
+    /// its plugin.
+    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => {
+                Err(Problem::new(Reason::Interrupted, "the agent stops").with_fix("Try again when it runs."))
+            }
+            answer = tokio::time::timeout(ANSWER_TIMEOUT, answer) => answer.unwrap_or_else(|_| {
+                let message = format!("there was no answer in {} s", ANSWER_TIMEOUT.as_secs());
+                let fix = "Look at the server: what keeps it from answering a login or a query of its catalog? Then try again.";
+                Err(Problem::new(Reason::PluginTimeout, message).with_fix(fix))
+            }),
+        }
+    }
+
     /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it.
     pub(super) async fn ask_plugin<T, F, Answer>(
         &self,
@@ -83,7 +90,7 @@ impl Api {
         let call = |mut plugin: PluginClient, settings_json| async move {
             plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json }).await
         };
-        let answer = in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
+        let answer = self.in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
         Ok((source_type, answer))
     }
 

@@ -18,6 +18,7 @@ use vaultferry_vault::{admin, records};
 use super::Api;
 use super::instance::{check_type, check_uri, credential, source_type};
 use crate::catalog::Server;
+use crate::job::pause_at;
 use crate::recorded;
 
 mod pattern;
@@ -73,6 +74,7 @@ impl Api {
         let server = Server { create_time, ..server };
         let root = self.shared.vault.open_root()?;
         admin::put_server(&root, &recorded::server_record(&server, false), &self.stopping).await?;
+        pause_at(&self.shared.state_dir, "server-recorded").await;
         if before.as_ref() != Some(&server) {
             self.catalog.save_server(server.clone()).await?;
             tracing::info!(server = server.name, policy = server.policy, "the server is a source");
@@ -86,6 +88,7 @@ impl Api {
         self.check_owner().await?;
         let root = self.shared.vault.open_root()?;
         admin::put_server(&root, &recorded::server_record(&server, true), &self.stopping).await?;
+        pause_at(&self.shared.state_dir, "server-recorded").await;
         self.catalog.remove_server(&server.id).await?;
         self.scans.forget(&server.id);
         tracing::info!(server = server.name, "the server is no source any more");

@@ -22,7 +22,7 @@ use vaultferry_vault::admin;
 use vaultferry_vault::records::Protection;
 
 use super::super::Api;
-use super::super::discover::{AT_ONCE, in_time};
+use super::super::discover::AT_ONCE;
 use super::{check_type, check_uri, credential, done, is_name, source_type};
 use crate::catalog::{Credential, Error, Instance, Job, Status as JobStatus, Work};
 use crate::policy::{self, Document};
@@ -231,7 +231,7 @@ impl Api {
     }
 
     async fn look_at(&self, uri: String, source_type: &'static str, credential: &Credential) -> Looked {
-        let (found, warnings) = match in_time(self.ask_readiness(&uri, source_type, credential)).await {
+        let (found, warnings) = match self.in_time(self.ask_readiness(&uri, source_type, credential)).await {
             Err(problem) => (Found::NotReady(problem), Vec::new()),
             Ok(answer) => {
                 let (identity, suggested_name) = (answer.source_identity, answer.suggested_name);

@@ -116,7 +116,8 @@ impl Api {
             Ok(databases) => Scan { time: Some(vaultferry_vault::clock::now()), problem: None, databases },
             Err(problem) => {
                 // Once, and not every hour.
-                if before.problem.as_ref().map(|problem| problem.reason) != Some(problem.reason) {
+                let is_known = before.problem.as_ref().map(|problem| problem.reason) == Some(problem.reason);
+                if !is_known && !self.stopping.is_cancelled() {
                     tracing::warn!(server = server.name, "the server could not be scanned: {problem}");
                 }
                 Scan { problem: Some(problem), ..before }

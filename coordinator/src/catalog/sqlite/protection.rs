@@ -136,3 +136,44 @@ pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Fi
         newest: newest.map(time_from).transpose()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::catalog::sqlite::Sqlite;
+    use crate::catalog::{Catalog as _, Credential, Server};
+
+    fn server(name: &str) -> Server {
+        Server {
+            id: format!("id-of-{name}"),
+            name: name.to_owned(),
+            create_time: jiff::Timestamp::UNIX_EPOCH,
+            source_type: "postgres".to_owned(),
+            server_uri: format!("postgres://u@{name}/"),
+            server_identity: format!("postgres://{name}:5432/"),
+            region: String::new(),
+            policy: "nightly".to_owned(),
+            credential: Credential::PasswordEnv("PGPASS".to_owned()),
+            include: vec!["shop*".to_owned()],
+            exclude: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn servers_are_kept_replaced_and_forgotten() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("catalog.sqlite");
+        let catalog = Sqlite::open(&path).expect("opens");
+        for name in ["b", "a"] {
+            catalog.save_server(server(name)).await.expect("saved");
+        }
+        let changed = Server { policy: "weekly".to_owned(), ..server("b") };
+        catalog.save_server(changed.clone()).await.expect("saved");
+        drop(catalog);
+        let catalog = Sqlite::open(&path).expect("opens again");
+        assert_eq!(catalog.servers().await.expect("servers"), [server("a"), changed]);
+        for _ in 0..2 {
+            catalog.remove_server("id-of-b").await.expect("removed");
+            assert_eq!(catalog.servers().await.expect("servers"), [server("a")]);
+        }
+    }
+}

@@ -60,7 +60,7 @@ impl Api {
         let api = self.clone();
         let keep = async move {
             let policy_created = api.make_missing(&followed).await?;
-            Ok((api.keep_server(server).await?, policy_created))
+            Ok::<_, Problem>((api.keep_server(server).await?, policy_created))
         };
         self.jobs.detached(keep).await
     }

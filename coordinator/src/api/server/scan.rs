@@ -228,7 +228,7 @@ fn decoded(text: &str) -> String {
     while let [first, tail @ ..] = rest {
         let byte = match (first, tail) {
             (b'%', [high, low, ..]) => [*high, *low].iter().try_fold(0_u8, |byte, digit| {
-                Some(byte << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?)
+                Some((byte << 4) | u8::try_from(char::from(*digit).to_digit(16)?).ok()?)
             }),
             _ => None,
         };

@@ -94,7 +94,7 @@ fn three_databases_are_found_mended_protected_and_looked_after() {
     refused.assert_failed("UserErrorMissingDBPermissions");
     let told = refused.json();
     assert_eq!(texts(&array(&told["results"]), "state"), ["NotReady", "Ready", "Ready"], "{told:#}");
-    let obstacle = &told["results"][0]["obstacle"];
+    let obstacle = &told["results"][0]["obstacles"][0];
     assert!(obstacle["message"].as_str().is_some_and(|message| message.contains("bulk")), "{obstacle:#}");
     assert!(array(&told["instances"]).is_empty() && instances(&agent).is_empty());
     let failed = configured(&agent, "Failed");
@@ -185,11 +185,11 @@ fn the_ready_ones_of_a_list_are_protected_and_each_other_one_is_told() {
     let results = array(&told["results"]);
     let states = ["Ready", "NotReady", "Ready", "NotReady", "NotReady", "NotReady"];
     assert_eq!(texts(&results, "state"), states, "{told:#}");
-    let reasons: Vec<Value> = results.iter().map(|result| result["obstacle"]["reason"].clone()).collect();
+    let reasons: Vec<Value> = results.iter().map(|result| result["obstacles"][0]["reason"].clone()).collect();
     let network = json!("UserErrorMissingNetworkSecurityPermissions");
     let expected = [json!("SourceAlreadyProtected"), json!("InvalidSource"), json!("UserErrorDBNotFound"), network];
     assert_eq!([&reasons[1], &reasons[3], &reasons[4], &reasons[5]], expected.each_ref(), "{told:#}");
-    assert!(results.iter().all(|result| result["obstacle"].is_null() || result["obstacle"]["fix"] != ""), "{told:#}");
+    assert!(results.iter().all(|result| array(&result["obstacles"]).iter().all(|obstacle| obstacle["fix"] != "")), "{told:#}");
     // Two databases of one name are told apart.
     assert_eq!(instances(&agent), ["shop", "shop-2"]);
     let text = agent.cli(&[&create[..], &["--only-ready"]].concat());

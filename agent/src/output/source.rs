@@ -76,8 +76,8 @@ fn held(instance: &str, text: &str) -> String {
 /// Why a source is neither protected nor ready; `None` when it is. `or_taken`: also why it cannot be protected once more.
 pub fn lacking(result: &SourceReadiness, or_taken: bool) -> Option<&source_readiness::Note> {
     match result.state() {
-        source_readiness::State::NotReady => result.obstacle.as_ref(),
-        source_readiness::State::AlreadyProtected => result.obstacle.as_ref().filter(|_| or_taken),
+        source_readiness::State::NotReady => result.obstacles.first(),
+        source_readiness::State::AlreadyProtected => result.obstacles.first().filter(|_| or_taken),
         source_readiness::State::Ready | source_readiness::State::Unspecified => None,
     }
 }
@@ -91,14 +91,15 @@ pub fn readiness(response: &CreateBackupInstancesResponse) -> String {
         State::Ready => format!("protected as {}", result.instance),
         State::AlreadyProtected => format!("already protected as {}", result.instance),
         State::NotReady => {
-            format!("not ready: {}", result.obstacle.as_ref().map(|note| note.reason.as_str()).unwrap_or_default())
+            let reasons: Vec<&str> = result.obstacles.iter().map(|note| note.reason.as_str()).collect();
+            format!("not ready: {}", reasons.join(", "))
         }
     };
     let rows: Vec<[String; 2]> =
         response.results.iter().map(|result| [named(&result.source_uri).to_owned(), state(result)]).collect();
     let mut text = table(["SOURCE", "READINESS"], &rows, "");
     for result in &response.results {
-        let kinds = result.obstacle.iter().map(|note| ("lacks", note));
+        let kinds = result.obstacles.iter().map(|note| ("lacks", note));
         let kinds = kinds.chain(result.warnings.iter().map(|note| ("warning", note)));
         for (kind, note) in kinds.filter(|_| !matches!(result.state(), State::AlreadyProtected)) {
             let head = format!("\n\n{}\n  {kind}: {}: {}", named(&result.source_uri), note.reason, note.message);
@@ -177,9 +178,9 @@ mod tests {
         };
         let results = vec![
             result("postgres://u@h/a", source_readiness::State::Ready, ""),
-            SourceReadiness { obstacle: Some(note), ..result("", source_readiness::State::NotReady, "") },
+            SourceReadiness { obstacles: vec![note], ..result("", source_readiness::State::NotReady, "") },
             SourceReadiness {
-                obstacle: Some(source_readiness::Note::default()),
+                obstacles: vec![source_readiness::Note::default()],
                 ..result("postgres://u@h/c", source_readiness::State::AlreadyProtected, "shop")
             },
         ];

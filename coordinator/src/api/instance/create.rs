@@ -128,11 +128,11 @@ impl Looked {
             Found::NotReady(_) => (State::NotReady, String::new()),
             Found::Taken(instance, _) => (State::AlreadyProtected, instance.name.clone()),
         };
-        let obstacle = self.problem().map(|problem| Note {
+        let obstacle = |problem: &Problem| Note {
             reason: problem.reason.to_string(),
             message: problem.message.clone(),
             fix: problem.fix.clone(),
-        });
+        };
         let warning = |warning: &PluginWarning| {
             let PluginWarning { reason, message, fix } = warning.clone();
             Note { reason, message, fix }
@@ -140,7 +140,7 @@ impl Looked {
         wire::SourceReadiness {
             source_uri: self.uri.clone(),
             state: state.into(),
-            obstacle,
+            obstacles: self.problem().map(obstacle).into_iter().collect(),
             warnings: self.warnings.iter().map(warning).collect(),
             instance,
         }

@@ -154,7 +154,9 @@ impl Service {
         if let Err(problem) = adopted
             && !cancel.is_cancelled()
         {
-            tracing::warn!("the vault's policies and servers are not compared with the catalog's until the next start: {problem}");
+            tracing::warn!(
+                "the vault's policies and servers are not compared with the catalog's until the next start: {problem}"
+            );
         }
     }
 }

@@ -62,7 +62,10 @@ fn three_databases_are_found_mended_protected_and_looked_after() {
     let agent = Setup::new().start();
     let databases = ["orders", "shop", "stock"];
     databases.iter().for_each(|database| sample::random(&server, database, 1));
-    server.psql("postgres", "create database closed; create database private; revoke connect on database private from public");
+    server.psql(
+        "postgres",
+        "create database closed; create database private; revoke connect on database private from public",
+    );
     server.psql("postgres", "alter database closed with allow_connections false");
     let passfile = reader(&server, &agent).display().to_string();
     ["shop", "stock"].iter().for_each(|database| grant(&server, database));
@@ -78,7 +81,9 @@ fn three_databases_are_found_mended_protected_and_looked_after() {
     assert!(number(&shop["size_bytes"]) > 1_000_000, "{shop:#}");
     assert_eq!((&shop["encoding"], &shop["state"]), (&json!("UTF8"), &json!("NotProtected")), "{shop:#}");
     assert_eq!(shop["uri"], format!("{uri}shop"));
-    for (name, statement) in [("closed", "ALTER DATABASE \"closed\""), ("private", "GRANT CONNECT ON DATABASE \"private\"")] {
+    for (name, statement) in
+        [("closed", "ALTER DATABASE \"closed\""), ("private", "GRANT CONNECT ON DATABASE \"private\"")]
+    {
         let source = database(&found["sources"], name);
         assert_eq!(source["state"], "CannotBeProtected", "{source:#}");
         assert!(source["problem"]["fix"].as_str().is_some_and(|fix| fix.contains(statement)), "{source:#}");
@@ -189,7 +194,10 @@ fn the_ready_ones_of_a_list_are_protected_and_each_other_one_is_told() {
     let network = json!("UserErrorMissingNetworkSecurityPermissions");
     let expected = [json!("SourceAlreadyProtected"), json!("InvalidSource"), json!("UserErrorDBNotFound"), network];
     assert_eq!([&reasons[1], &reasons[3], &reasons[4], &reasons[5]], expected.each_ref(), "{told:#}");
-    assert!(results.iter().all(|result| array(&result["obstacles"]).iter().all(|obstacle| obstacle["fix"] != "")), "{told:#}");
+    assert!(
+        results.iter().all(|result| array(&result["obstacles"]).iter().all(|obstacle| obstacle["fix"] != "")),
+        "{told:#}"
+    );
     // Two databases of one name are told apart.
     assert_eq!(instances(&agent), ["shop", "shop-2"]);
     let text = agent.cli(&[&create[..], &["--only-ready"]].concat());
@@ -204,7 +212,8 @@ fn the_ready_ones_of_a_list_are_protected_and_each_other_one_is_told() {
     let awkward = database(&found["servers"][0]["sources"], AWKWARD);
     let source = awkward["uri"].as_str().expect("a source").to_owned();
     assert!(source.ends_with("?sslmode=disable"), "{source}");
-    let made = agent.cli_json(&["instance", "create", "--source", &source, "--policy", "quiet", "--passfile", &passfile]);
+    let made =
+        agent.cli_json(&["instance", "create", "--source", &source, "--policy", "quiet", "--passfile", &passfile]);
     assert_eq!(made.success().json()["instances"][0]["name"], AWKWARD);
     agent.backup(AWKWARD);
     let found = agent.cli_json(&["discover", "postgres", &server_uri, "--passfile", &passfile]).success().json();

@@ -48,7 +48,11 @@ mod tests {
     fn a_list_has_a_uri_in_each_line_and_comments() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("list");
-        std::fs::write(&file, "# all of them\n\npostgres://u@h/a # the shop\r\n  postgres://u@h/b#c\n\t#x\npostgres://u@h/d").unwrap();
+        std::fs::write(
+            &file,
+            "# all of them\n\npostgres://u@h/a # the shop\r\n  postgres://u@h/b#c\n\t#x\npostgres://u@h/d",
+        )
+        .unwrap();
         let uris = with_file(vec!["postgres://u@h/first".to_owned()], Some(&file)).unwrap();
         assert_eq!(uris, ["postgres://u@h/first", "postgres://u@h/a", "postgres://u@h/b#c", "postgres://u@h/d"]);
         assert_eq!(with_file(vec!["a".to_owned()], None).unwrap(), ["a"]);

@@ -1,9 +1,9 @@
 //! `vaultferry discover` and `vaultferry server`
 
+use vaultferry_proto::Problem;
 use vaultferry_proto::control::v1::{
     self as wire, AddServerRequest, DiscoverSourcesRequest, ListServersRequest, RemoveServerRequest, ScanServersRequest,
 };
-use vaultferry_proto::Problem;
 
 use super::{Context, Outcome, list, login};
 use crate::args::{Discover, DiscoverPostgres, Server, ServerAdd};
@@ -25,12 +25,14 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
     let answer = client.sources().discover_sources(request).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
     context.output.message(&answer, |response| text::discovered(&response.servers))?;
-    let problems: Vec<_> = answer.servers.iter().filter_map(|server| Some((server, server.problem.as_ref()?))).collect();
+    let problems: Vec<_> =
+        answer.servers.iter().filter_map(|server| Some((server, server.problem.as_ref()?))).collect();
     match problems.as_slice() {
         [] => Ok(Outcome::Done),
         [(_, problem)] => Err(text::problem(problem)),
         [(_, first), ..] => {
-            let each = problems.iter().map(|(server, problem)| format!("{}: {}", text::named(&server.uri), problem.message));
+            let each =
+                problems.iter().map(|(server, problem)| format!("{}: {}", text::named(&server.uri), problem.message));
             let each: Vec<String> = each.collect();
             let message =
                 format!("{} of {} servers could not be asked: {}", each.len(), answer.servers.len(), each.join("; "));

@@ -186,7 +186,14 @@ mod tests {
         ];
         let response = CreateBackupInstancesResponse { results, ..CreateBackupInstancesResponse::default() };
         let text = readiness(&response);
-        for part in ["postgres://u@h/a  ", "  ready\n", "not ready: R", "already protected as shop", "no right", "fix: grant it"] {
+        for part in [
+            "postgres://u@h/a  ",
+            "  ready\n",
+            "not ready: R",
+            "already protected as shop",
+            "no right",
+            "fix: grant it",
+        ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         for (or_taken, count) in [(false, 1), (true, 2)] {

@@ -98,7 +98,8 @@ impl Api {
     /// The server of that name, id or URI.
     async fn find_server(&self, name: &str) -> Result<Server, Problem> {
         let servers = self.catalog.servers().await?;
-        let is_meant = |server: &Server| [&server.name, &server.id, &server.server_uri].into_iter().any(|known| known == name);
+        let is_meant =
+            |server: &Server| [&server.name, &server.id, &server.server_uri].into_iter().any(|known| known == name);
         servers.into_iter().find(is_meant).ok_or_else(|| {
             // A URI may have a password in it.
             let named = if name.contains("://") { "that URI".to_owned() } else { format!("the name {name:?}") };
@@ -133,7 +134,8 @@ fn check_patterns(which: &str, patterns: &[String]) -> Result<(), Problem> {
     if patterns.len() > MAX_PATTERNS {
         return invalid(format!("at most {MAX_PATTERNS} patterns to {which} are possible, not {}", patterns.len()));
     }
-    let bad = |pattern: &String| pattern.is_empty() || pattern.len() > MAX_PATTERN || pattern.chars().any(char::is_control);
+    let bad =
+        |pattern: &String| pattern.is_empty() || pattern.len() > MAX_PATTERN || pattern.chars().any(char::is_control);
     match patterns.iter().any(bad) {
         true => invalid(format!("a pattern to {which} has 1 to {MAX_PATTERN} bytes, and no control characters")),
         false => Ok(()),
@@ -194,7 +196,9 @@ mod tests {
     fn patterns_have_limits() {
         let many = |count: usize| vec!["a*".to_owned(); count];
         assert_eq!(check_patterns("include", &many(MAX_PATTERNS)), Ok(()));
-        for bad in [many(MAX_PATTERNS + 1), vec![String::new()], vec!["a".repeat(MAX_PATTERN + 1)], vec!["a\nb".to_owned()]] {
+        for bad in
+            [many(MAX_PATTERNS + 1), vec![String::new()], vec!["a".repeat(MAX_PATTERN + 1)], vec!["a\nb".to_owned()]]
+        {
             assert_eq!(check_patterns("include", &bad).map_err(|problem| problem.reason), Err(Reason::InvalidRequest));
         }
     }

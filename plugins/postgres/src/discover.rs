@@ -43,8 +43,7 @@ pub(crate) async fn discover(
         let rows = session.client().query(DATABASES, &[]).await?;
         Ok::<_, Error>((about.try_get::<_, String>(0)?, about.try_get::<_, bool>(1)?, rows))
     };
-    let (server_version, replica, rows) =
-        session.run(queries, Reason::UserErrorServerConnectionClosed, cancel).await?;
+    let (server_version, replica, rows) = session.run(queries, Reason::UserErrorServerConnectionClosed, cancel).await?;
     if rows.len() > DATABASES_MAX {
         let message = format!("{} has more than {DATABASES_MAX} databases", server.uri().server());
         return Err(Problem::new(Reason::InvalidSource, message).with_fix("Name the databases one by one."));

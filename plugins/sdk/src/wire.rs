@@ -14,8 +14,8 @@ use vaultferry_vault::writer::{Compression, Staged};
 
 use crate::report::{Progress, Warning};
 use crate::workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, RestoreJob, RestoreTarget,
-    Source, Validated, VaultAccess,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, RestoreJob,
+    RestoreTarget, Source, Validated, VaultAccess,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.

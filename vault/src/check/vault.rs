@@ -81,7 +81,9 @@ fn parse(prefix: &str, key: &Key, bytes: &[u8]) -> Result<(), Error> {
         }
         records::SERVERS => {
             let record: ServerRecord = records::from_bytes(name, bytes)?;
-            if !name.starts_with(&records::server(&record.id)) || record.id != records::server_id(&record.server_identity) {
+            if !name.starts_with(&records::server(&record.id))
+                || record.id != records::server_id(&record.server_identity)
+            {
                 return Err(Error::damaged(name, "it is another server than its name says"));
             }
             Ok(())

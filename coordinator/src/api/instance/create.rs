@@ -227,7 +227,8 @@ impl Api {
                 }
             }
         });
-        looks.buffered(AT_ONCE).collect().await
+        // Boxed, because the compiler does not see through the closure's `'static` in a future that moves between threads.
+        looks.buffered(AT_ONCE).boxed().collect().await
     }
 
     async fn look_at(&self, uri: String, source_type: &'static str, credential: &Credential) -> Looked {
@@ -396,7 +397,8 @@ fn of_several(first: &Problem, unready: usize, all: usize) -> Problem {
     if all == 1 {
         return first.clone();
     }
-    let message = format!("{unready} of {all} sources are not ready, and nothing is protected; the first: {}", first.message);
+    let message =
+        format!("{unready} of {all} sources are not ready, and nothing is protected; the first: {}", first.message);
     Problem { message, ..first.clone() }
 }
 
@@ -456,10 +458,12 @@ mod tests {
     #[test]
     fn a_request_names_some_sources_and_a_name_is_for_one() {
         let uris = |count: usize| vec!["postgres://u@h/a".to_owned(); count];
-        for (count, name, good) in [(1, "", true), (MAX_SOURCES, "", true), (1, "shop", true)]
-            .into_iter()
-            .chain([(0, "", false), (MAX_SOURCES + 1, "", false), (2, "shop", false), (1, "a\nb", false)])
-        {
+        for (count, name, good) in [(1, "", true), (MAX_SOURCES, "", true), (1, "shop", true)].into_iter().chain([
+            (0, "", false),
+            (MAX_SOURCES + 1, "", false),
+            (2, "shop", false),
+            (1, "a\nb", false),
+        ]) {
             assert_eq!(check_request(&uris(count), name).is_ok(), good, "{count} {name:?}");
         }
     }

@@ -210,7 +210,8 @@ impl Api {
             return Ok(wire::ServerDatabase { state: State::LeftOut.into(), ..database });
         }
         // Its instance went away after the scan.
-        let new = || Problem::new(Reason::InstanceNotFound, "it is not protected yet").with_fix("The next scan does it.");
+        let new =
+            || Problem::new(Reason::InstanceNotFound, "it is not protected yet").with_fix("The next scan does it.");
         let problem = Some(seen.problem.clone().unwrap_or_else(|| new().into()));
         Ok(wire::ServerDatabase { state: State::NotReady.into(), problem, ..database })
     }
@@ -227,9 +228,9 @@ fn decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         let byte = match (first, tail) {
-            (b'%', [high, low, ..]) => [*high, *low].iter().try_fold(0_u8, |byte, digit| {
-                Some((byte << 4) | u8::try_from(char::from(*digit).to_digit(16)?).ok()?)
-            }),
+            (b'%', [high, low, ..]) => [*high, *low]
+                .iter()
+                .try_fold(0_u8, |byte, digit| Some((byte << 4) | u8::try_from(char::from(*digit).to_digit(16)?).ok()?)),
             _ => None,
         };
         bytes.push(byte.unwrap_or(*first));
@@ -276,7 +277,9 @@ mod tests {
 
     #[test]
     fn a_missing_database_has_the_name_that_it_had() {
-        for (text, name) in [("shop", "shop"), ("%EB%B0%B1%EC%97%85%20%22a%2Fb", "백업 \"a/b"), ("100%", "100%"), ("%zz", "%zz")] {
+        for (text, name) in
+            [("shop", "shop"), ("%EB%B0%B1%EC%97%85%20%22a%2Fb", "백업 \"a/b"), ("100%", "100%"), ("%zz", "%zz")]
+        {
             assert_eq!(decoded(text), name);
         }
     }

@@ -63,6 +63,8 @@ reasons! {
     PolicyNotFound => NotFound, "vaultferry policy list shows the policies.";
     /// No backup instance has that name or id.
     InstanceNotFound => NotFound, "vaultferry instance list shows the instances.";
+    /// No server of that name, id or URI is a source of this vault.
+    ServerNotFound => NotFound, "vaultferry server list shows the servers.";
     /// The instance has no such recovery point.
     PointNotFound => NotFound, "vaultferry point list INSTANCE shows the points.";
     /// No job has that id.

@@ -13,6 +13,7 @@ mod grants;
 mod instance;
 mod maintenance;
 mod policy;
+mod source;
 mod values;
 
 pub use grants::Grants;
@@ -24,6 +25,7 @@ pub use maintenance::{
     VaultSettings,
 };
 pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
+pub use source::{Discover, DiscoverPostgres, Server, ServerAdd};
 
 #[cfg(test)]
 mod tests;
@@ -92,9 +94,15 @@ pub enum Command {
     /// When backups run, and how long they are kept
     #[command(subcommand)]
     Policy(Policy),
+    /// What there is to protect
+    #[command(subcommand)]
+    Discover(Discover),
     /// What is protected
     #[command(subcommand)]
     Instance(Instance),
+    /// Servers whose databases are protected by themselves
+    #[command(subcommand)]
+    Server(Server),
     /// Back up an instance now
     Backup(Backup),
     /// Recovery points: complete backups

@@ -15,6 +15,7 @@ use vaultferry_proto::control::v1::maintenance_service_client::MaintenanceServic
 use vaultferry_proto::control::v1::policy_service_client::PolicyServiceClient;
 use vaultferry_proto::control::v1::recovery_point_service_client::RecoveryPointServiceClient;
 use vaultferry_proto::control::v1::restore_service_client::RestoreServiceClient;
+use vaultferry_proto::control::v1::source_service_client::SourceServiceClient;
 use vaultferry_proto::control::v1::summary_service_client::SummaryServiceClient;
 use vaultferry_proto::control::v1::vault_service_client::VaultServiceClient;
 use vaultferry_proto::status::DOMAIN;
@@ -54,6 +55,7 @@ impl Client {
         policies: PolicyServiceClient,
         points: RecoveryPointServiceClient,
         restores: RestoreServiceClient,
+        sources: SourceServiceClient,
         summaries: SummaryServiceClient,
         vaults: VaultServiceClient,
     }

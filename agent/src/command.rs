@@ -16,11 +16,13 @@ mod confirm;
 mod grants;
 mod instance;
 mod job;
+mod list;
 mod login;
 mod maintenance;
 mod point;
 mod policy;
 mod restore;
+mod source;
 mod vault;
 
 /// How a command ended, when it did not fail.
@@ -67,7 +69,9 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
         Command::Agent(command) => agent::run(&context, command).await,
         Command::Vault(command) => vault::run(&context, command).await,
         Command::Policy(command) => policy::run(&context, command).await,
+        Command::Discover(command) => source::discover(&context, command).await,
         Command::Instance(command) => instance::run(&context, command).await,
+        Command::Server(command) => source::server(&context, command).await,
         Command::Backup(command) => backup::run(&context, command).await,
         Command::Point(command) => point::run(&context, command).await,
         Command::Restore(command) => restore::run(&context, command).await,

@@ -15,6 +15,7 @@ pub mod job;
 pub mod policy;
 pub mod summary;
 pub mod readiness;
+pub mod source;
 pub mod table;
 pub mod text;
 pub mod units;

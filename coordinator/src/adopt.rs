@@ -1,11 +1,11 @@
-//! Brings into the catalog what the vault has of policies and the catalog has not: a version is written into the vault first, and a kill, or
-//! an answer that was lost, can come between that and the catalog.
+//! Brings into the catalog what the vault has of policies and servers and the catalog has not: a version is written into the vault first, and
+//! a kill, or an answer that was lost, can come between that and the catalog.
 //!
 //! Invariants:
 //! - A version that is in the vault happened. It counts from the next start of the agent on, or from the next change of that policy.
 //! - Only versions that the catalog lacks are read, so an ordinary start costs one listing.
-//! - At a start only policies are looked after that the catalog knows: a catalog is made again from a vault as a whole, or not at all
-//!   (`vault rebuild-catalog`).
+//! - At a start only policies and servers are looked after that the catalog knows: a catalog is made again from a vault as a whole, or not at
+//!   all (`vault rebuild-catalog`). A server in a catalog without its instances would protect everything a second time.
 
 use std::collections::BTreeSet;
 
@@ -61,6 +61,32 @@ pub(crate) async fn policies(
             false => continue,
         }
         versions.push(version);
+    }
+    Ok(())
+}
+
+/// Takes over what was done last with the servers that the catalog knows. What cannot be read is told in the log and left as it is.
+pub(crate) async fn servers(
+    catalog: &dyn Catalog,
+    root: &store::Shared,
+    cancel: &CancellationToken,
+) -> Result<(), Problem> {
+    let known = catalog.servers().await?;
+    if known.is_empty() {
+        return Ok(());
+    }
+    let (records, unreadable) = admin::servers(root, cancel).await?;
+    for error in unreadable {
+        tracing::warn!("what the vault says of a server is not taken into the catalog: {error}");
+    }
+    for record in records {
+        let Some(before) = known.iter().find(|server| server.id == record.id) else { continue };
+        match recorded::server_of(record) {
+            Some(server) if server == *before => continue,
+            Some(server) => catalog.save_server(server).await?,
+            None => catalog.remove_server(&before.id).await?,
+        }
+        tracing::info!(server = before.name, "a change of a server was in the vault only, and counts from now on");
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::catalog::{Catalog, Instance, Point};
 use crate::job::{Jobs, Shared};
 
 mod convert;
+mod discover;
 mod instance;
 mod job;
 mod lifecycle;
@@ -26,6 +27,7 @@ mod point;
 mod policy;
 mod readiness;
 mod restore;
+mod server;
 mod settings;
 mod summary;
 mod vault;
@@ -44,6 +46,8 @@ pub(crate) struct Api {
     /// One change of a policy, of which instances are linked to it, or of an instance's name or source, at a time: what is linked is not
     /// deleted, and what was found free stays free.
     policies: Arc<tokio::sync::Mutex<()>>,
+    /// What the scans of servers have found in this life.
+    scans: Arc<server::Scans>,
 }
 
 impl Api {
@@ -54,8 +58,9 @@ impl Api {
         vault: VaultRecord,
         changed: Arc<Notify>,
     ) -> Self {
-        let (stopping, holding, policies) = (CancellationToken::new(), Arc::default(), Arc::default());
-        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies }
+        let (stopping, holding, policies, scans) =
+            (CancellationToken::new(), Arc::default(), Arc::default(), Arc::default());
+        Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies, scans }
     }
 
     /// Serves on every socket until `shutdown`; calls that run may end.
@@ -69,6 +74,7 @@ impl Api {
             "vaultferry.control.v1.PolicyService",
             "vaultferry.control.v1.BackupInstanceService",
             "vaultferry.control.v1.InstanceLifecycleService",
+            "vaultferry.control.v1.SourceService",
             "vaultferry.control.v1.BackupService",
             "vaultferry.control.v1.RecoveryPointService",
             "vaultferry.control.v1.RestoreService",
@@ -91,6 +97,7 @@ impl Api {
             .add_service(wire::policy_service_server::PolicyServiceServer::new(self.clone()))
             .add_service(wire::backup_instance_service_server::BackupInstanceServiceServer::new(self.clone()))
             .add_service(wire::instance_lifecycle_service_server::InstanceLifecycleServiceServer::new(self.clone()))
+            .add_service(wire::source_service_server::SourceServiceServer::new(self.clone()))
             .add_service(wire::backup_service_server::BackupServiceServer::new(self.clone()))
             .add_service(wire::recovery_point_service_server::RecoveryPointServiceServer::new(self.clone()))
             .add_service(wire::restore_service_server::RestoreServiceServer::new(self.clone()))

@@ -86,6 +86,33 @@ pub struct Instance {
     pub unsettled: bool,
 }
 
+/// A server whose databases are protected by themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// 32 hexadecimal digits, made of the identity.
+    pub id: String,
+    /// Unique, as it is made of the identity too.
+    pub name: String,
+    /// When it was added.
+    pub create_time: jiff::Timestamp,
+    /// `postgres`, …
+    pub source_type: String,
+    /// Without credentials.
+    pub server_uri: String,
+    /// Two spellings of one server have one identity, with which those of its sources begin.
+    pub server_identity: String,
+    /// Empty: not told.
+    pub region: String,
+    /// The name of the policy that new instances follow.
+    pub policy: String,
+    /// How to log in.
+    pub credential: Credential,
+    /// Patterns of names; empty: all.
+    pub include: Vec<String>,
+    /// What matches one of these is left out.
+    pub exclude: Vec<String>,
+}
+
 /// A committed backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
@@ -287,6 +314,13 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     async fn save_instance(&self, instance: Instance) -> Result<(), Error>;
     /// Forgets an instance, its slots and its clock; its points must be gone. Its jobs stay. One that is not there is no error.
     async fn remove_instance(&self, instance_id: &str) -> Result<(), Error>;
+
+    /// The servers that are sources, by name.
+    async fn servers(&self) -> Result<Vec<Server>, Error>;
+    /// Adds a server, or puts it in the place of the one with its id.
+    async fn save_server(&self, server: Server) -> Result<(), Error>;
+    /// Forgets a server. One that is not there is no error.
+    async fn remove_server(&self, server_id: &str) -> Result<(), Error>;
 
     /// Adds a job, unless its request is known, or a job of the instance is running that it may not run beside.
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error>;

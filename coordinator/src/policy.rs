@@ -37,7 +37,7 @@ mod start;
 
 pub use calendar::Slots;
 pub use change::{Figures, check_confirmed, slots_settled};
-pub use document::{default_document, parse};
+pub use document::{default_document, default_policy, parse};
 pub use keep_until::keep_until;
 pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};
 pub use retention::{ArchiveLife, Life, PointFacts, Stores, Tagger, life, rule_for};

@@ -1,4 +1,5 @@
-//! The catalog, made anew from the vault alone: policies with all versions, instances with their logins, points with rules and dates.
+//! The catalog, made anew from the vault alone: policies with all versions, instances and servers with their logins, points with rules and
+//! dates.
 //!
 //! ```text
 //! catalog.sqlite.rebuilding    made whole, in one file
@@ -74,6 +75,11 @@ async fn fill(catalog: &Sqlite, config: &Config, cancel: &CancellationToken) -> 
         policy.id = ids.entry(policy.name.clone()).or_insert(policy.id).clone();
         catalog.insert_policy(policy).await?;
         rebuilt.policies += 1;
+    }
+    let (servers, unreadable) = admin::servers(&root, cancel).await?;
+    rebuilt.problems.extend(unreadable.iter().map(ToString::to_string));
+    for server in servers.into_iter().filter_map(recorded::server_of) {
+        catalog.save_server(server).await?;
     }
     let (instances, unreadable) = admin::instances(&config.vault, cancel).await?;
     rebuilt.problems.extend(unreadable.iter().map(ToString::to_string));

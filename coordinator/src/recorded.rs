@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use vaultferry_vault::Id;
-use vaultferry_vault::records::{self, InstanceRecord, PointCreated, PolicyRecord, SourceLogin};
+use vaultferry_vault::records::{self, InstanceRecord, PointCreated, PolicyRecord, ServerRecord, SourceLogin};
 
-use crate::catalog::{Credential, Instance, Point, Policy, Standing};
+use crate::catalog::{Credential, Instance, Point, Policy, Server, Standing};
 
 /// A policy's version, as the vault keeps it.
 pub(crate) fn policy_record(policy: &Policy) -> PolicyRecord {
@@ -41,11 +41,7 @@ pub(crate) fn instance_record(instance: &Instance) -> InstanceRecord {
         source_uri: instance.source_uri.clone(),
         region: instance.region.clone(),
         policy: instance.policy.clone(),
-        login: match &instance.credential {
-            Credential::None => SourceLogin::Default,
-            Credential::Passfile(path) => SourceLogin::Passfile(path.display().to_string()),
-            Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
-        },
+        login: login(&instance.credential),
         source_identity: instance.source_identity.clone(),
         protection: instance.protection.clone(),
     }
@@ -67,13 +63,61 @@ pub(crate) fn instance_of(record: InstanceRecord) -> Instance {
         source_identity,
         region: record.region,
         policy: record.policy,
-        credential: match record.login {
-            SourceLogin::Default => Credential::None,
-            SourceLogin::Passfile(path) => Credential::Passfile(PathBuf::from(path)),
-            SourceLogin::PasswordEnv(name) => Credential::PasswordEnv(name),
-        },
+        credential: credential(record.login),
         protection: record.protection,
         unsettled: false,
+    }
+}
+
+/// A server, as the vault keeps it. `removed`: it is no source any more.
+pub(crate) fn server_record(server: &Server, removed: bool) -> ServerRecord {
+    ServerRecord {
+        version: records::VERSION,
+        id: server.id.clone(),
+        name: server.name.clone(),
+        create_time: server.create_time,
+        source_type: server.source_type.clone(),
+        server_uri: server.server_uri.clone(),
+        server_identity: server.server_identity.clone(),
+        region: server.region.clone(),
+        policy: server.policy.clone(),
+        login: login(&server.credential),
+        include: server.include.clone(),
+        exclude: server.exclude.clone(),
+        removed,
+    }
+}
+
+/// The server that a record is of; `None`: it was removed.
+pub(crate) fn server_of(record: ServerRecord) -> Option<Server> {
+    (!record.removed).then(|| Server {
+        id: record.id,
+        name: record.name,
+        create_time: record.create_time,
+        source_type: record.source_type,
+        server_uri: record.server_uri,
+        server_identity: record.server_identity,
+        region: record.region,
+        policy: record.policy,
+        credential: credential(record.login),
+        include: record.include,
+        exclude: record.exclude,
+    })
+}
+
+fn login(credential: &Credential) -> SourceLogin {
+    match credential {
+        Credential::None => SourceLogin::Default,
+        Credential::Passfile(path) => SourceLogin::Passfile(path.display().to_string()),
+        Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
+    }
+}
+
+fn credential(login: SourceLogin) -> Credential {
+    match login {
+        SourceLogin::Default => Credential::None,
+        SourceLogin::Passfile(path) => Credential::Passfile(PathBuf::from(path)),
+        SourceLogin::PasswordEnv(name) => Credential::PasswordEnv(name),
     }
 }
 

@@ -122,7 +122,7 @@ impl Service {
     /// Recovers the jobs of an earlier life, serves until `shutdown`, then drains: no new calls, running jobs may finish for 30 s, the
     /// rest is interrupted.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Problem> {
-        self.adopt_policies(&shutdown).await;
+        self.adopt_records(&shutdown).await;
         lifecycle::settle_all(&self.jobs, &shutdown).await;
         self.jobs.recover().await?;
         let changed = Arc::new(Notify::new());
@@ -133,6 +133,7 @@ impl Service {
         tasks.spawn(self.jobs.clone().run_retries(shutdown.clone()));
         tasks.spawn(space::watch(self.shared.clone(), shutdown.clone()));
         let api = api::Api::new(self.catalog, self.shared, self.jobs.clone(), self.vault, changed);
+        tasks.spawn(api.clone().scan_servers(shutdown.clone()));
         let served = api.serve(&self.listen, shutdown.clone()).await;
         shutdown.cancel();
         tasks.close();
@@ -144,15 +145,20 @@ impl Service {
 
 impl Service {
     /// What a kill left between the vault and the catalog. A store that does not answer is no reason not to serve.
-    async fn adopt_policies(&self, cancel: &CancellationToken) {
+    async fn adopt_records(&self, cancel: &CancellationToken) {
         let adopted = match self.shared.vault.open_root() {
-            Ok(root) => adopt::policies(&*self.catalog, &root, None, cancel).await,
+            Ok(root) => match adopt::policies(&*self.catalog, &root, None, cancel).await {
+                Ok(()) => adopt::servers(&*self.catalog, &root, cancel).await,
+                failed => failed,
+            },
             Err(error) => Err(error.into()),
         };
         if let Err(problem) = adopted
             && !cancel.is_cancelled()
         {
-            tracing::warn!("the vault's policies are not compared with the catalog's until the next start: {problem}");
+            tracing::warn!(
+                "the vault's policies and servers are not compared with the catalog's until the next start: {problem}"
+            );
         }
     }
 }

@@ -29,7 +29,9 @@ pub use key_place::KeyPlace;
 pub use keys::{Cleaned, InstanceKey, KeyList, RecoveryKey, Rotated, add_recovery_key, clean_up_rotation, list_keys};
 pub use keys::{recovery_keys, remove_recovery_key, rotate};
 pub use passwords::password_of;
-pub use recorded::{instances, newest_instance, policies, policies_beside, put_instance, put_policy};
+pub use recorded::{
+    instances, newest_instance, policies, policies_beside, put_instance, put_policy, put_server, servers,
+};
 
 /// Where the stores of a vault come from: [`Access`], or what a test puts in its place.
 #[async_trait]

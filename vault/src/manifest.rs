@@ -33,7 +33,7 @@ const COMPLETE_EVERY: u64 = 64;
 /// Files that are read at once: hides the store's latency; a record is some KiB.
 const READS: usize = 16;
 /// Records in the vault's own store.
-const VAULT: [&str; 5] = ["vault.json", "keys/", "policies/", "owner/", "settings/"];
+const VAULT: [&str; 6] = ["vault.json", "keys/", "policies/", "owner/", "settings/", "servers/"];
 /// Records, and the files of a repository that never change, in an instance's store.
 const INSTANCE: [&str; 14] = [
     "instance/",

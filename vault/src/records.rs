@@ -6,6 +6,7 @@
 //!   keys/recovery-<id>.json  RecoveryKeyRecord      keys/<n>.json                  PasswordRecord
 //!   policies/<name>/<version>.json  PolicyRecord   points/<snapshot>/<n>.json     PointEvent
 //!   keys/vault/<n>.json   VaultKeyRecord
+//!   servers/<id>/<n>.json  ServerRecord
 //!   owner/<n>.json        OwnerRecord              packs/<n>.json                 PackList
 //!                                                  prune/<n>.json                 PruneMark
 //!                                                  damaged/<n>.json               DamageRecord
@@ -27,8 +28,10 @@ use crate::keys::Wrapped;
 use crate::store::{self, Key, Put, Store};
 
 mod protection;
+mod server;
 
 pub use protection::Protection;
+pub use server::{SERVERS, ServerRecord, server, server_id};
 
 /// The version of every record of this program.
 pub const VERSION: u32 = 1;

@@ -17,7 +17,7 @@ use vaultferry_vault::meter::Meter;
 use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::records::{
     self, InstanceRecord, ListedPack, PackList, PasswordRecord, PointCreated, PointEvent, PointEventKind, PointStream,
-    PolicyRecord, Protection, PruneMark, RecoveryKeyRecord, VaultRecord,
+    PolicyRecord, Protection, PruneMark, RecoveryKeyRecord, ServerRecord, SourceLogin, VaultRecord,
 };
 use vaultferry_vault::repository::{FileKind, Repository};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta};
@@ -105,6 +105,22 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
     let prune =
         PruneMark { version: 1, epoch: 1, create_time: time(), marked: vec![Id::of(b"pack")], candidates: Vec::new() };
     let recovery = RecoveryKeyRecord { version: 1, create_time: time(), vault_key: wrapped(), vault_key_id: None };
+    let identity = "postgres://db:5432/";
+    let server = ServerRecord {
+        version: 1,
+        id: records::server_id(identity),
+        name: "db:5432".to_owned(),
+        create_time: time(),
+        source_type: "postgres".to_owned(),
+        server_uri: "postgres://backup@db/".to_owned(),
+        server_identity: identity.to_owned(),
+        region: String::new(),
+        policy: "nightly".to_owned(),
+        login: SourceLogin::Passfile("/etc/vaultferry/pgpass".to_owned()),
+        include: Vec::new(),
+        exclude: vec!["*_test".to_owned()],
+        removed: false,
+    };
     let password = PasswordRecord { version: 1, create_time: time(), password: wrapped() };
     vec![
         ("vault.json", bytes(records::to_bytes(&vault))),
@@ -116,6 +132,7 @@ fn every_record() -> Vec<(&'static str, Vec<u8>)> {
         ("packs-first.json", bytes(records::to_bytes(&packs(None)))),
         ("packs-next.json", bytes(records::to_bytes(&packs(Some(Id::of(b"first")))))),
         ("prune.json", bytes(records::to_bytes(&prune))),
+        ("server.json", bytes(records::to_bytes(&server))),
     ]
 }
 

@@ -12,7 +12,7 @@ use vaultferry_vault::manifest::{self, MANIFESTS, Scope};
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::records::{
     self, DamageRecord, InstanceRecord, OwnerRecord, PasswordRecord, PointEvent, PointEventKind, PolicyRecord,
-    PruneMark, RecoveryKeyRecord, SourceLogin, VaultRecord,
+    PruneMark, RecoveryKeyRecord, ServerRecord, SourceLogin, VaultRecord,
 };
 use vaultferry_vault::store::{Key, Store as _, memory::Memory};
 use vaultferry_vault::{Error, Id};
@@ -95,6 +95,25 @@ async fn instance() -> (Arc<Memory>, BTreeSet<Key>) {
     (store, leftovers)
 }
 
+fn server_record() -> ServerRecord {
+    let server_identity = "postgres://db:5432/".to_owned();
+    ServerRecord {
+        version: 1,
+        id: records::server_id(&server_identity),
+        name: "db:5432".to_owned(),
+        create_time: time(),
+        source_type: "postgres".to_owned(),
+        server_uri: "postgres://backup@db/".to_owned(),
+        server_identity,
+        region: String::new(),
+        policy: "nightly".to_owned(),
+        login: SourceLogin::Default,
+        include: Vec::new(),
+        exclude: Vec::new(),
+        removed: false,
+    }
+}
+
 /// The vault's own records, two of each kind that is numbered.
 async fn vault() -> Arc<Memory> {
     let store = Arc::new(Memory::new("vault"));
@@ -124,6 +143,8 @@ async fn vault() -> Arc<Memory> {
             deleted: false,
         };
         put(&store, &format!("policies/nightly/{n:010}.json"), &policy).await;
+        let server = server_record();
+        put(&store, records::numbered(&records::server(&server.id), n.into()).as_str(), &server).await;
         let owner = OwnerRecord { version: 1, create_time: time(), agent_id: "a".repeat(32), hostname: "h".to_owned() };
         put(&store, records::numbered(records::OWNERS, n.into()).as_str(), &owner).await;
     }

@@ -1,5 +1,7 @@
 //! Commands about instances: what is protected, and how it goes on with it.
 
+use std::path::PathBuf;
+
 use clap::{ArgGroup, Subcommand};
 
 use super::{Login, Wait};
@@ -10,8 +12,12 @@ pub enum Instance {
     #[command(after_help = "Examples:
   vaultferry instance create --source postgres://backup@db.example/shop --policy nightly --passfile /etc/vaultferry/pgpass
   vaultferry instance create --source 'postgres://postgres@/shop?host=/run/postgresql' --policy nightly --name shop
+  vaultferry instance create --file databases.txt --check
+  vaultferry instance create --file databases.txt --only-ready
 
-A password inside a URI is refused.")]
+vaultferry discover shows what there is. Of several sources each is told with what it lacks and how to mend it; mend it
+and repeat the command, or leave those out with --only-ready. The exit code is 1 as long as one of them is neither ready
+nor protected. A password inside a URI is refused.")]
     Create(InstanceCreate),
     /// All instances
     List {
@@ -57,17 +63,26 @@ A password inside a URI is refused.")]
 #[derive(Debug, clap::Args)]
 pub struct InstanceCreate {
     /// What to protect: postgres://user@host:port/database; may be given several times
-    #[arg(long = "source", required = true, num_args = 1.., value_name = "URI")]
+    #[arg(long = "source", required_unless_present = "file", num_args = 1.., value_name = "URI")]
     pub sources: Vec<String>,
-    /// The policy that it follows
+    /// A list of sources, a URI in each line; # begins a comment, - reads standard input
+    #[arg(long, value_name = "LIST")]
+    pub file: Option<PathBuf>,
+    /// The policy that it follows [default: Default, daily and 30 days, made when it is not there]
     #[arg(long, value_name = "NAME")]
-    pub policy: String,
+    pub policy: Option<String>,
     /// The instance's name, only with one source [default: the source's last part]
     #[arg(long)]
     pub name: Option<String>,
     /// The source's region; another region than the vault's is refused
     #[arg(long)]
     pub region: Option<String>,
+    /// Only tell which sources are ready, and what the others lack; nothing is protected
+    #[arg(long, conflicts_with = "only_ready")]
+    pub check: bool,
+    /// Protect the sources that are ready, and leave the others out
+    #[arg(long)]
+    pub only_ready: bool,
     #[command(flatten)]
     pub login: Login,
 }

@@ -1,5 +1,6 @@
 //! `vaultferry instance`
 
+use vaultferry_proto::control::v1::create_backup_instances_request::Unready;
 use vaultferry_proto::control::v1::{
     ChangePolicyRequest, ChangePolicyResponse, CreateBackupInstancesRequest, GetBackupInstanceRequest,
     ListBackupInstancesRequest, MoveBackupInstanceRequest, PauseProtectionRequest, RenameBackupInstanceRequest,
@@ -8,17 +9,17 @@ use vaultferry_proto::control::v1::{
 };
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Context, Outcome, confirm, job, login};
+use super::{Context, Outcome, confirm, job, list, login, source};
 use crate::args::{
     Instance, InstanceChangePolicy, InstanceCreate, InstanceMove, InstanceResume, InstanceStop, InstanceUndelete,
 };
 use crate::client::Client;
-use crate::output::{policy as policy_text, readiness, text};
+use crate::output::{policy as policy_text, readiness, source as source_text, text};
 
 pub(super) async fn run(context: &Context, command: Instance) -> Result<Outcome, Problem> {
     match command {
         Instance::Create(command) => self::create(context, command).await,
-        Instance::List { deleted } => list(context, deleted).await,
+        Instance::List { deleted } => list_all(context, deleted).await,
         Instance::Show { instance } => show(context, instance).await,
         Instance::Validate { instance } => validate(context, instance).await,
         Instance::Pause { instance } => pause(context, instance).await,
@@ -31,22 +32,43 @@ pub(super) async fn run(context: &Context, command: Instance) -> Result<Outcome,
     }
 }
 
+/// One source that is not ready is the call's own failure; of several each is told.
 async fn create(context: &Context, create: InstanceCreate) -> Result<Outcome, Problem> {
+    let source_uris = list::with_file(create.sources, create.file.as_deref())?;
+    let unready = match (create.only_ready, source_uris.len()) {
+        (true, _) => Unready::LeaveOut,
+        (false, 1) => Unready::Unspecified,
+        (false, _) => Unready::Report,
+    };
     let request = CreateBackupInstancesRequest {
         credential: login::reference(&create.login)?,
-        source_uris: create.sources,
-        policy: create.policy,
+        source_uris,
+        policy: create.policy.unwrap_or_default(),
         name: create.name.unwrap_or_default(),
         region: create.region.unwrap_or_default(),
+        unready: unready.into(),
+        check_only: create.check,
     };
     let client = context.client().await?;
     let answer = client.instances().create_backup_instances(request).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
-    context.output.message(&answer, |response| text::instances(&response.instances))?;
-    Ok(Outcome::Done)
+    context.output.message(&answer, |response| {
+        let all_made = response.instances.len() == response.results.len() && !response.results.is_empty();
+        match response.instances.as_slice() {
+            // An early agent tells no results.
+            made if all_made || response.results.is_empty() => text::instances(made),
+            [] => source_text::readiness(response),
+            made => format!("{}\n\n{}", text::instances(made), source_text::readiness(response)),
+        }
+    })?;
+    if answer.policy_created {
+        context.output.hint(&source_text::policy_created(&answer.policy));
+    }
+    let all_or_none = !create.check && !create.only_ready;
+    source::unready(&answer, all_or_none).map_or(Ok(Outcome::Done), Err)
 }
 
-async fn list(context: &Context, deleted: bool) -> Result<Outcome, Problem> {
+async fn list_all(context: &Context, deleted: bool) -> Result<Outcome, Problem> {
     let client = context.client().await?;
     let answer = client.instances().list_backup_instances(ListBackupInstancesRequest { deleted }).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();

@@ -1,77 +1,29 @@
-//! `BackupInstanceService`: discover-less configuration of protection: check, name, make, list.
+//! `BackupInstanceService`: instances are made (`create.rs`), shown and listed; what holds for every URI and credential from outside.
 
 use std::path::PathBuf;
 
 use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1 as wire;
+use vaultferry_proto::control::v1::backup_instance::ProtectionState;
 use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanceService;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::admin;
 use vaultferry_vault::records::Protection;
 
 use super::{Api, convert};
-use crate::catalog::{Credential, Error, Instance, Job, Policy, Status as JobStatus, Work};
-use crate::{job, policy, recorded};
+use crate::catalog::{Credential, Instance, Job, Status as JobStatus, Work};
+use crate::job;
+use crate::policy;
 
-/// Sources in one request.
-const MAX_SOURCES: usize = 1000;
+mod create;
+
+pub(super) use create::{Found, Order, Unready};
+
 /// Longest URI of a source or server.
 const MAX_URI: usize = 4096;
 
-/// A source that passed its readiness check.
-struct Ready {
-    uri: String,
-    source_type: &'static str,
-    identity: String,
-    suggested_name: String,
-}
-
 impl Api {
-    async fn create_instances(&self, request: wire::CreateBackupInstancesRequest) -> Result<Vec<Instance>, Problem> {
-        let policy = self.find_policy(&request.policy).await?;
-        let credential = credential(request.credential)?;
-        check_request(&request.source_uris, &request.name)?;
-        self.check_region(&request.region, "source")?;
-        self.check_owner().await?;
-        let mut ready = Vec::new();
-        for uri in request.source_uris {
-            ready.push(self.check_source(uri, &policy, &credential).await?);
-        }
-        // From here until it is linked, the policy is neither deleted nor changed, and names stay free.
-        let _one_at_a_time = self.policies.lock().await;
-        let instances = self.name_instances(ready, &request.name, &request.region, &policy, &credential).await?;
-        self.keep_policy(&self.find_policy(&policy.name).await?).await?;
-        for instance in &instances {
-            admin::create_instance(
-                &self.shared.vault,
-                &self.shared.vault_key,
-                &recorded::instance_record(instance),
-                &self.stopping,
-            )
-            .await?;
-        }
-        self.catalog.insert_instances(instances.clone()).await.map_err(|error| match error {
-            Error::Taken(what) => Problem::new(Reason::NameTaken, format!("{what} was taken at this very moment")),
-            other => other.into(),
-        })?;
-        for instance in &instances {
-            // P40: configuring protection is an operation whose record can be found among the jobs.
-            self.catalog.insert_job(done(instance, Work::ConfigureProtection)).await?;
-        }
-        self.changed.notify_one();
-        Ok(instances)
-    }
-
-    /// P36: is everything there that a backup of this source needs? Asked of the plugin; nothing is changed at the source.
-    async fn check_source(&self, uri: String, policy: &Policy, credential: &Credential) -> Result<Ready, Problem> {
-        let source_type = source_type(&uri)?;
-        check_type(&policy::parse(&policy.document)?, source_type)?;
-        let answer = self.ask_readiness(&uri, source_type, credential).await?;
-        self.check_unprotected(&answer.source_identity, None).await?;
-        Ok(Ready { uri, source_type, identity: answer.source_identity, suggested_name: answer.suggested_name })
-    }
-
     /// Refuses a source that an instance protects, other than the one with that id.
     pub(super) async fn check_unprotected(&self, identity: &str, but: Option<&str>) -> Result<(), Problem> {
         let Some(other) = self.catalog.instance_of_source(identity).await? else { return Ok(()) };
@@ -86,51 +38,6 @@ impl Api {
         })
     }
 
-    /// A name that was asked for must be free; one that is made from the source is made unique.
-    async fn name_instances(
-        &self,
-        ready: Vec<Ready>,
-        name: &str,
-        region: &str,
-        policy: &Policy,
-        credential: &Credential,
-    ) -> Result<Vec<Instance>, Problem> {
-        let mut instances: Vec<Instance> = Vec::new();
-        for source in ready {
-            if instances.iter().any(|other| other.source_identity == source.identity) {
-                return Err(Problem::new(
-                    Reason::SourceAlreadyProtected,
-                    format!("{} is given twice", source.identity),
-                ));
-            }
-            self.check_unprotected(&source.identity, None).await?;
-            let wanted = if name.is_empty() { &source.suggested_name } else { name };
-            let mut free = wanted.to_owned();
-            let mut number = 1;
-            while instances.iter().any(|other| other.name == free) || self.catalog.instance(&free).await?.is_some() {
-                if !name.is_empty() {
-                    return Err(Problem::new(Reason::NameTaken, format!("an instance is called {name:?} already")));
-                }
-                number += 1;
-                free = format!("{wanted}-{number}");
-            }
-            instances.push(Instance {
-                id: admin::new_id()?,
-                name: free,
-                create_time: vaultferry_vault::clock::now(),
-                source_type: source.source_type.to_owned(),
-                source_uri: source.uri,
-                source_identity: source.identity,
-                region: region.to_owned(),
-                policy: policy.name.clone(),
-                credential: credential.clone(),
-                protection: Protection::Active,
-                unsettled: false,
-            });
-        }
-        Ok(instances)
-    }
-
     /// P17, P18: vault and source (or target) are in one region, as far as both are told.
     pub(super) fn check_region(&self, region: &str, what: &str) -> Result<(), Problem> {
         if region.is_empty() || self.vault.region.is_empty() || region.eq_ignore_ascii_case(&self.vault.region) {
@@ -142,23 +49,13 @@ impl Api {
 
     /// With its two states as D17 names them.
     pub(super) async fn to_wire_instance(&self, instance: Instance) -> Result<wire::BackupInstance, Problem> {
-        use wire::backup_instance::{LastBackupStatus, ProtectionState};
+        use wire::backup_instance::LastBackupStatus;
         let point_count = self.catalog.point_count(&instance.id).await?;
         let last = self.catalog.last_backup(&instance.id).await?;
         let policy = self.catalog.policy(&instance.policy).await?.filter(|_| instance.protection.is_active());
         let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
         let next = document.as_ref().and_then(|document| crate::scheduler::next_backup(document, &instance.id));
-        let (protection_state, protection_state_text, since) = match &instance.protection {
-            Protection::Active if point_count == 0 => {
-                (ProtectionState::ProtectionPending, "Protected - (pending initial backup)", None)
-            }
-            Protection::Active => (ProtectionState::Protected, "Protected", None),
-            Protection::Paused { since } => (ProtectionState::Paused, "Paused", Some(*since)),
-            Protection::Stopped { since } => (ProtectionState::Stopped, "Stopped - (data retained)", Some(*since)),
-            Protection::Deleted { since, .. } | Protection::Purged { since } => {
-                (ProtectionState::Stopped, "Stopped - (data deleted)", Some(*since))
-            }
-        };
+        let (protection_state, protection_state_text, since) = shown(&instance.protection, point_count);
         let purge_time = match &instance.protection {
             Protection::Deleted { purge_time, .. } => Some(*purge_time),
             _ => None,
@@ -194,6 +91,12 @@ impl Api {
         })
     }
 
+    /// The instance's state in words.
+    pub(super) async fn protection_text(&self, instance: &Instance) -> Result<&'static str, Problem> {
+        let point_count = self.catalog.point_count(&instance.id).await?;
+        Ok(shown(&instance.protection, point_count).1)
+    }
+
     async fn export(&self, name: &str) -> Result<wire::ExportRepositoryKeyResponse, Problem> {
         let instance = self.find_instance(name).await?;
         let store = self.shared.vault.open_instance(&instance.id)?;
@@ -206,18 +109,19 @@ impl Api {
     }
 }
 
-fn check_request(uris: &[String], name: &str) -> Result<(), Problem> {
-    let invalid = |message: String| Err(Problem::new(Reason::InvalidRequest, message));
-    if uris.is_empty() || uris.len() > MAX_SOURCES {
-        return invalid(format!("name 1 to {MAX_SOURCES} sources, not {}", uris.len()));
+/// How protection is told (D17), and since when it is so.
+fn shown(protection: &Protection, point_count: u64) -> (ProtectionState, &'static str, Option<jiff::Timestamp>) {
+    match protection {
+        Protection::Active if point_count == 0 => {
+            (ProtectionState::ProtectionPending, "Protected - (pending initial backup)", None)
+        }
+        Protection::Active => (ProtectionState::Protected, "Protected", None),
+        Protection::Paused { since } => (ProtectionState::Paused, "Paused", Some(*since)),
+        Protection::Stopped { since } => (ProtectionState::Stopped, "Stopped - (data retained)", Some(*since)),
+        Protection::Deleted { since, .. } | Protection::Purged { since } => {
+            (ProtectionState::Stopped, "Stopped - (data deleted)", Some(*since))
+        }
     }
-    if !name.is_empty() && uris.len() > 1 {
-        return invalid("a name goes with one source only; several get names of their own".to_owned());
-    }
-    if !is_name(name) && !name.is_empty() {
-        return invalid("an instance's name has at most 128 bytes, and no control characters".to_owned());
-    }
-    uris.iter().try_for_each(|uri| check_uri(uri))
 }
 
 /// True for what an instance may be called.
@@ -307,11 +211,15 @@ impl BackupInstanceService for Api {
         &self,
         request: Request<wire::CreateBackupInstancesRequest>,
     ) -> Result<Response<wire::CreateBackupInstancesResponse>, Status> {
-        let mut instances = Vec::new();
-        for instance in self.create_instances(request.into_inner()).await? {
+        let protected = self.create_instances(request.into_inner()).await?;
+        let results = protected.results.iter().map(|looked| looked.to_wire(&protected.instances)).collect();
+        let (policy, policy_created) = (protected.policy, protected.policy_created);
+        let mut instances = Vec::with_capacity(protected.instances.len());
+        for instance in protected.instances {
             instances.push(self.to_wire_instance(instance).await?);
         }
-        Ok(Response::new(wire::CreateBackupInstancesResponse { instances }))
+        let answer = wire::CreateBackupInstancesResponse { instances, results, policy, policy_created };
+        Ok(Response::new(answer))
     }
 
     async fn get_backup_instance(

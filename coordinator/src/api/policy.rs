@@ -22,7 +22,7 @@ mod simulate;
 
 impl Api {
     /// The policy, and what its translation from Azure could not express.
-    async fn create(&self, request: wire::CreatePolicyRequest) -> Result<(Policy, Vec<String>), Problem> {
+    pub(super) async fn create(&self, request: wire::CreatePolicyRequest) -> Result<(Policy, Vec<String>), Problem> {
         let (text, notes) = document(request)?;
         let document = policy::parse(&text)?;
         let taken = || {

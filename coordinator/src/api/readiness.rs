@@ -7,9 +7,9 @@ use vaultferry_proto::plugin::v1 as plugin_wire;
 use vaultferry_proto::{Problem, Reason};
 
 use super::Api;
+use super::discover::PluginClient;
 use crate::catalog::Credential;
-use crate::job::{self, env_of, source};
-use crate::plugin::{Plugin, Start};
+use crate::job::source;
 
 impl Api {
     /// The plugin's word on a source that must be ready: its identity and a name for it. Its first blocking finding is the problem.
@@ -31,25 +31,11 @@ impl Api {
         source_type: &str,
         credential: &Credential,
     ) -> Result<plugin_wire::ValidateResponse, Problem> {
-        let command = job::command(&self.shared, source_type)?;
-        let start = Start {
-            command,
-            source_type,
-            purpose: "validate",
-            runtime_dir: &self.shared.runtime_dir,
-            pass_env: env_of(credential),
+        let source = source(uri, credential);
+        let call = |mut plugin: PluginClient, settings_json| async move {
+            plugin.validate(plugin_wire::ValidateRequest { source: Some(source), settings_json }).await
         };
-        let mut plugin = Plugin::start(start).await?;
-        let request = plugin_wire::ValidateRequest {
-            source: Some(source(uri, credential)),
-            settings_json: command.settings_json.clone(),
-        };
-        let answer = match plugin.client().validate(request).await {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(plugin.problem(&status).await),
-        };
-        plugin.stop().await;
-        let answer = answer?;
+        let answer = self.ask_plugin(source_type, credential, "validate", call).await?;
         for finding in &answer.findings {
             let (reason, blocking) = (&finding.reason, finding.blocking);
             tracing::info!(source = answer.source_identity, reason, blocking, "{}", finding.message);

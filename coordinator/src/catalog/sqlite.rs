@@ -14,7 +14,7 @@ use vaultferry_vault::{Id, commit};
 
 use super::{
     Catalog, Error, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep, OutboxEntry,
-    PluginProcess, Point, Policy, Report, Retry, Standing, Status, StoredProblem,
+    PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
 };
 
 mod jobs;
@@ -223,6 +223,23 @@ impl Catalog for Sqlite {
     async fn remove_instance(&self, instance_id: &str) -> Result<(), Error> {
         let instance_id = instance_id.to_owned();
         self.change(move |tx| protection::remove_instance(tx, &instance_id)).await
+    }
+
+    async fn servers(&self) -> Result<Vec<Server>, Error> {
+        self.run(|tx| bodies(tx, "select body from servers order by name, id", [])).await
+    }
+
+    async fn save_server(&self, server: Server) -> Result<(), Error> {
+        self.run(move |tx| protection::save_server(tx, &server)).await
+    }
+
+    async fn remove_server(&self, server_id: &str) -> Result<(), Error> {
+        let server_id = server_id.to_owned();
+        self.run(move |tx| {
+            tx.execute("delete from servers where id = ?1", [server_id])?;
+            Ok(())
+        })
+        .await
     }
 
     async fn insert_job(&self, job: Job) -> Result<Inserted, Error> {

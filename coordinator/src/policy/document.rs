@@ -95,10 +95,19 @@ pub(super) struct FileRule {
     pub(super) tiering: Option<String>,
 }
 
-/// The document of the policy that every new vault has: daily, 30 days (V16), at 02:00.
+/// The name of the policy that instances of a type follow when nobody has said another one.
+pub fn default_policy(source_type: &str) -> String {
+    match source_type {
+        "postgres" => "Default".to_owned(),
+        other => format!("Default-{other}"),
+    }
+}
+
+/// The document of that policy: daily, 30 days (V16), at 02:00.
 pub fn default_document(source_type: &str, time_zone: &str) -> String {
+    let name = default_policy(source_type);
     format!(
-        "name = \"default-{source_type}\"\nsource_type = \"{source_type}\"\ntime_zone = \"{time_zone}\"\n\n[schedule]\nevery = \"day\"\nat = [\"02:00\"]\n\n[[rule]]\nname = \"{DEFAULT_RULE}\"\nvault = \"P30D\"\n"
+        "name = \"{name}\"\nsource_type = \"{source_type}\"\ntime_zone = \"{time_zone}\"\n\n[schedule]\nevery = \"day\"\nat = [\"02:00\"]\n\n[[rule]]\nname = \"{DEFAULT_RULE}\"\nvault = \"P30D\"\n"
     )
 }
 

@@ -7,7 +7,7 @@ use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::records::{PointCreated, PointStream, Protection};
 
 use super::*;
-use crate::catalog::{Credential, Instance, Policy};
+use crate::catalog::{Credential, Instance, Policy, Server};
 
 fn config(dir: &Path) -> Config {
     let location = Location::Folder(dir.join("vault"));
@@ -65,6 +65,9 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
             catalog.insert_policy(policy).await.expect("inserted");
         }
     }
+    for number in 0..dice.below(3) {
+        server(&catalog, &root, &mut dice, number).await;
+    }
     for number in 0..dice.below(4) {
         let mut instance = instance(&mut dice, number);
         let record = recorded::instance_record(&instance);
@@ -116,6 +119,35 @@ fn instance(dice: &mut Dice, number: u64) -> Instance {
     }
 }
 
+/// A server that was added, may have been changed, and may have been removed.
+async fn server(catalog: &Sqlite, root: &store::Shared, dice: &mut Dice, number: u64) {
+    let cancel = CancellationToken::new();
+    let server_identity = format!("postgres://h-{number}:5432/");
+    let mut server = Server {
+        id: records::server_id(&server_identity),
+        name: format!("h-{number}:5432"),
+        create_time: dice.time(),
+        source_type: "postgres".to_owned(),
+        server_uri: format!("postgres://u@h-{number}/"),
+        server_identity,
+        region: String::new(),
+        policy: "policy-0".to_owned(),
+        credential: Credential::Passfile(PathBuf::from("/etc/pgpass")),
+        include: Vec::new(),
+        exclude: vec!["*_test".to_owned()],
+    };
+    for _ in 0..=dice.below(2) {
+        server.policy = format!("policy-{}", dice.below(9));
+        admin::put_server(root, &recorded::server_record(&server, false), &cancel).await.expect("put");
+    }
+    if dice.below(3) == 0 {
+        assert!(admin::put_server(root, &recorded::server_record(&server, true), &cancel).await.expect("put"));
+    } else {
+        assert!(!admin::put_server(root, &recorded::server_record(&server, false), &cancel).await.expect("the same"));
+        catalog.save_server(server).await.expect("saved");
+    }
+}
+
 /// What may have become of an instance.
 fn protection(dice: &mut Dice) -> Protection {
     let (since, purge_time) = (dice.time(), dice.time());
@@ -152,13 +184,14 @@ async fn point(store: &store::Shared, dice: &mut Dice, instance_id: &str, listed
 }
 
 /// Everything that a rebuild must give back.
-async fn all(catalog: &Sqlite) -> (Vec<Policy>, Vec<Instance>, Vec<Vec<Point>>) {
+async fn all(catalog: &Sqlite) -> (Vec<Policy>, Vec<Instance>, Vec<Vec<Point>>, Vec<Server>) {
     let instances = catalog.instances().await.expect("instances");
     let mut points = Vec::new();
     for instance in &instances {
         points.push(catalog.points(&instance.id, None, 1000).await.expect("points"));
     }
-    (catalog.all_policies().await.expect("policies"), instances, points)
+    let servers = catalog.servers().await.expect("servers");
+    (catalog.all_policies().await.expect("policies"), instances, points, servers)
 }
 
 async fn made(seed: u64) -> (tempfile::TempDir, Config, Sqlite) {
@@ -175,7 +208,7 @@ fn opened(config: &Config) -> Sqlite {
 
 #[tokio::test]
 async fn a_rebuilt_catalog_is_the_catalog() {
-    let (mut points, mut instances) = (0, 0);
+    let (mut points, mut instances, mut servers) = (0, 0, 0);
     for seed in 0..24 {
         let (_dir, config, catalog) = made(seed).await;
         let before = all(&catalog).await;
@@ -185,6 +218,7 @@ async fn a_rebuilt_catalog_is_the_catalog() {
         let catalog = opened(&config);
         let after = all(&catalog).await;
         assert_eq!(after, before, "seed {seed}");
+        servers += after.3.len();
         for (instance, points) in after.1.iter().zip(&after.2) {
             let slot = catalog.last_slot(&instance.id).await.expect("slot");
             assert_eq!(slot, points.iter().map(|point| point.time).max(), "seed {seed}");
@@ -194,7 +228,8 @@ async fn a_rebuilt_catalog_is_the_catalog() {
         instances += after.1.len();
         points += after.2.iter().map(Vec::len).sum::<usize>();
     }
-    assert!(instances > 10 && points > 20, "{instances} instances, {points} points: the worlds are too small");
+    let enough = instances > 10 && points > 20 && servers > 5;
+    assert!(enough, "{instances} instances, {points} points, {servers} servers: the worlds are too small");
 }
 
 /// As a kill leaves it: with what was written last only in its journal.
@@ -225,7 +260,7 @@ async fn what_cannot_be_read_is_told_and_the_rest_is_there() {
     let mut seed = 0;
     let (dir, config, catalog, instances, points) = loop {
         let (dir, config, catalog) = made(seed).await;
-        let (_, instances, points) = all(&catalog).await;
+        let (_, instances, points, _) = all(&catalog).await;
         if points.iter().any(|points| !points.is_empty()) {
             break (dir, config, catalog, instances, points);
         }

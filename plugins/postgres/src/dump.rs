@@ -133,8 +133,8 @@ impl Dump<'_> {
         let since = Instant::now();
         let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;
         let stdout = child.take_stdout();
-        stdout.follow(self.reporter.meter());
         let mut stdout = stdout.ok_or_else(|| Problem::new(Reason::Internal, "pg_dump has no output"))?;
+        stdout.follow(self.reporter.meter());
         let (mut first, mut seen) = (vec![0; FIRST_PIECE], Vec::new());
         let read = tokio::select! {
             biased;

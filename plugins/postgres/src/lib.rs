@@ -15,6 +15,7 @@ mod backup;
 pub mod client;
 pub mod connection;
 mod dump;
+mod discover;
 pub mod facts;
 pub mod grants;
 pub mod passfile;
@@ -29,7 +30,7 @@ mod validate;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Reporter, RestoreJob, RestoreTarget, Source, Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, Reporter, RestoreJob, RestoreTarget, Source, Validated, Workload, files,
 };
 use vaultferry_proto::Problem;
 use vaultferry_vault::writer::Staged;
@@ -57,6 +58,15 @@ impl Workload for Postgres {
         cancel: &CancellationToken,
     ) -> Result<Validated, Problem> {
         validate::validate(&source, settings_json, cancel).await
+    }
+
+    async fn discover(
+        &self,
+        server: Source,
+        settings_json: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Discovered, Problem> {
+        discover::discover(&server, settings_json, cancel).await
     }
 
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {

@@ -272,7 +272,7 @@ fn decode(text: &str, what: &str) -> Result<String, Problem> {
 }
 
 /// Percent-encodes everything but what RFC 3986 calls unreserved.
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {

@@ -29,6 +29,6 @@ pub use report::{Progress, Reporter, Warning};
 pub use runner::{Event, Runner};
 pub use serve::{serve, serve_router};
 pub use workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
-    Validated, VaultAccess, Workload,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
+    RestoreJob, RestoreTarget, Source, Validated, VaultAccess, Workload,
 };

@@ -43,6 +43,16 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         Ok(Response::new(wire::validated_to(validated)))
     }
 
+    async fn discover(
+        &self,
+        request: Request<proto::DiscoverRequest>,
+    ) -> Result<Response<proto::DiscoverResponse>, Status> {
+        let (server, settings_json) = wire::discover_from(request.into_inner())?;
+        let cancel = self.runner.cancellation();
+        let discovered = self.workload.discover(server, &settings_json, &cancel).await?;
+        Ok(Response::new(wire::discovered_to(discovered)))
+    }
+
     type BackupStream = Events<proto::BackupEvent>;
 
     async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {

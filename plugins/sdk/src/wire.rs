@@ -15,8 +15,8 @@ use vaultferry_vault::writer::{Compression, Staged};
 use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, Warning};
 use crate::workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
-    Validated, VaultAccess,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, RestoreJob,
+    RestoreTarget, Source, Validated, VaultAccess,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
@@ -43,6 +43,11 @@ fn non_empty(text: String, name: &str) -> Result<String, Problem> {
 /// The parts of a validate request: the source and the settings.
 pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String), Problem> {
     Ok((source_from(required(request.source, "source")?)?, request.settings_json))
+}
+
+/// The parts of a discover request: the server and the settings.
+pub fn discover_from(request: proto::DiscoverRequest) -> Result<(Source, String), Problem> {
+    Ok((source_from(required(request.server, "server")?)?, request.settings_json))
 }
 
 /// A backup request.
@@ -181,6 +186,23 @@ fn finding_to(finding: Finding) -> proto::ReadinessFinding {
         object_count: finding.object_count,
         blocking: finding.blocking,
     }
+}
+
+/// The answer to a discover request.
+pub fn discovered_to(discovered: Discovered) -> proto::DiscoverResponse {
+    let Discovered { server_identity, server_name, server_version, replica, sources } = discovered;
+    let sources = sources.into_iter().map(|source| proto::DiscoveredSource {
+        uri: source.uri,
+        source_identity: source.source_identity,
+        name: source.name,
+        size_bytes: source.size.unwrap_or_default(),
+        server_version: server_version.clone(),
+        encoding: source.encoding,
+        replica,
+        allows_connections: source.allows_connections,
+        obstacle: source.obstacle.map(warning_to),
+    });
+    proto::DiscoverResponse { sources: sources.collect(), server_identity, server_name, server_version, replica }
 }
 
 /// A warning of any job.

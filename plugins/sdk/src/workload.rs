@@ -35,6 +35,17 @@ pub trait Workload: Send + Sync + 'static {
         cancel: &CancellationToken,
     ) -> Result<Validated, Problem>;
 
+    /// Lists the sources of a server. Changes nothing there. A workload whose sources do not lie on servers refuses.
+    async fn discover(
+        &self,
+        _server: Source,
+        _settings_json: &str,
+        _cancel: &CancellationToken,
+    ) -> Result<Discovered, Problem> {
+        let message = format!("sources of the type {} cannot be listed", self.source_type());
+        Err(Problem::new(Reason::InvalidSource, message).with_fix("Name each source by itself."))
+    }
+
     /// Reads the source into the vault. Nothing is visible afterwards; what a failure leaves behind are chunks that the next backup
     /// reuses.
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem>;
@@ -74,6 +85,40 @@ pub struct Validated {
     pub suggested_name: String,
     /// All that was found.
     pub findings: Vec<Finding>,
+}
+
+/// What a server has.
+#[derive(Debug, Clone)]
+pub struct Discovered {
+    /// Two spellings of one server have one identity; those of its sources begin with it. Holds no user and no secret.
+    pub server_identity: String,
+    /// For people.
+    pub server_name: String,
+    /// As the server writes it.
+    pub server_version: String,
+    /// It repeats another server.
+    pub replica: bool,
+    /// By name.
+    pub sources: Vec<DiscoveredSource>,
+}
+
+/// One source of a server.
+#[derive(Debug, Clone)]
+pub struct DiscoveredSource {
+    /// The server's URI with this source in it; what [`Workload::validate`] takes.
+    pub uri: String,
+    /// As in [`Validated`].
+    pub source_identity: String,
+    /// What names are made of.
+    pub name: String,
+    /// In bytes, as the server tells it; `None` when it does not.
+    pub size: Option<u64>,
+    /// The character set's name.
+    pub encoding: String,
+    /// Somebody may log in to it.
+    pub allows_connections: bool,
+    /// What is known to stand in the way of a backup already.
+    pub obstacle: Option<Warning>,
 }
 
 /// How the instance's repository is reached.

@@ -1,11 +1,11 @@
-//! Policies and instances as the vault records them.
+//! Policies, instances and servers as the vault records them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt as _;
 
 use super::*;
-use crate::records::PolicyRecord;
+use crate::records::{PolicyRecord, ServerRecord};
 
 /// Keeps a version of a policy in the vault. False when the vault holds another document (or a deletion, or no deletion) under that name and
 /// version, which another catalog wrote; nothing is changed then. After an error it is not known whether the record was written.
@@ -121,4 +121,65 @@ pub async fn put_instance(
             return Ok(true);
         }
     }
+}
+
+/// The newest record of a server, and its number. `None`: there never was one.
+async fn newest_server(root: &store::Shared, id: &str) -> Result<Option<(u64, ServerRecord)>, Error> {
+    let prefix = records::server(id);
+    let Some(n) = records::numbers(&**root, &prefix).await?.last().copied() else { return Ok(None) };
+    Ok(Some((n, records::get(&**root, &records::numbered(&prefix, n)).await?)))
+}
+
+/// Records what a server is from now on, unless the newest record says so already. True when a record was written. After an error it is
+/// not known whether it was; the same call again makes sure.
+pub async fn put_server(
+    root: &store::Shared,
+    record: &ServerRecord,
+    cancel: &CancellationToken,
+) -> Result<bool, Error> {
+    let put = async {
+        loop {
+            let n = match newest_server(root, &record.id).await? {
+                Some((_, newest)) if newest == *record => return Ok(false),
+                newest => newest.map_or(0, |(n, _)| n),
+            };
+            let place = records::numbered(&records::server(&record.id), n + 1);
+            if records::put(&**root, &place, record).await? == Put::Created {
+                return Ok(true);
+            }
+        }
+    };
+    with_cancel::<_, Error>(cancel, put).await
+}
+
+/// The newest record of every server, by id, those of removed ones too. What cannot be read is told in the second list.
+pub async fn servers(
+    root: &store::Shared,
+    cancel: &CancellationToken,
+) -> Result<(Vec<ServerRecord>, Vec<Error>), Error> {
+    let read = async {
+        let mut newest = BTreeMap::new();
+        let mut entries = store::list(&**root, records::SERVERS);
+        while let Some(entry) = entries.next().await {
+            let key = entry?.key;
+            // Listings are in order, so the last of a server stays.
+            if let Some((id, _)) = key.as_str().strip_prefix(records::SERVERS).and_then(|rest| rest.split_once('/')) {
+                newest.insert(id.to_owned(), key);
+            }
+        }
+        let (mut servers, mut unreadable) = (Vec::new(), Vec::new());
+        for (id, key) in newest {
+            match records::get::<ServerRecord>(&**root, &key).await {
+                Ok(record) if record.id == id => servers.push(record),
+                Ok(_) => {
+                    let (what, detail) = (key.to_string(), "it is of another server".to_owned());
+                    unreadable.push(Error::Unreadable { what, detail });
+                }
+                Err(error @ Error::Unreadable { .. }) => unreadable.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((servers, unreadable))
+    };
+    with_cancel::<_, Error>(cancel, read).await
 }

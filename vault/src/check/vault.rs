@@ -8,7 +8,7 @@ use super::{Finding, FindingKind as Kind, Report, rules};
 use crate::error::Error;
 use crate::id::Id;
 use crate::manifest;
-use crate::records::{self, OwnerRecord, PolicyRecord, RecoveryKeyRecord, VaultRecord};
+use crate::records::{self, OwnerRecord, PolicyRecord, RecoveryKeyRecord, ServerRecord, VaultRecord};
 use crate::store::{self, Key, Store};
 
 pub(super) async fn check(root: &dyn Store) -> Result<Report, Error> {
@@ -16,7 +16,7 @@ pub(super) async fn check(root: &dyn Store) -> Result<Report, Error> {
     let mut read = BTreeMap::new();
     let (mut vault, mut recovery) = (false, false);
     // Not one listing of everything: in a folder the instances lie below.
-    for prefix in ["vault.json", "keys/", "policies/", records::OWNERS, "settings/"] {
+    for prefix in ["vault.json", "keys/", "policies/", records::OWNERS, "settings/", records::SERVERS] {
         for key in keys(root, prefix).await? {
             let bytes = match root.get(&key, None).await {
                 // Deleted since the listing; a manifest misses it if that was not meant.
@@ -76,6 +76,15 @@ fn parse(prefix: &str, key: &Key, bytes: &[u8]) -> Result<(), Error> {
             let record: PolicyRecord = records::from_bytes(name, bytes)?;
             if name != format!("policies/{}/{:010}.json", record.name, record.policy_version) {
                 return Err(Error::damaged(name, "it is another policy, or another version, than its name says"));
+            }
+            Ok(())
+        }
+        records::SERVERS => {
+            let record: ServerRecord = records::from_bytes(name, bytes)?;
+            if !name.starts_with(&records::server(&record.id))
+                || record.id != records::server_id(&record.server_identity)
+            {
+                return Err(Error::damaged(name, "it is another server than its name says"));
             }
             Ok(())
         }

@@ -81,9 +81,12 @@ impl Api {
         self.check_owner().await?;
         self.adopt_policy(&name).await?;
         let policy = self.find_policy(&name).await?;
-        let linked = self.linked_to(&policy.name).await?;
+        let mut linked: Vec<String> =
+            self.linked_to(&policy.name).await?.into_iter().map(|instance| instance.name).collect();
+        let servers = self.catalog.servers().await?.into_iter().filter(|server| server.policy == policy.name);
+        linked.extend(servers.map(|server| format!("the server {}", server.name)));
         if !linked.is_empty() {
-            let names: Vec<&str> = linked.iter().take(NAMED).map(|instance| instance.name.as_str()).collect();
+            let names: Vec<&str> = linked.iter().take(NAMED).map(String::as_str).collect();
             let more = match linked.len() - names.len() {
                 0 => String::new(),
                 more => format!(" and {more} more"),

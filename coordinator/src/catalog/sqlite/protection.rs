@@ -1,10 +1,10 @@
-//! Policies, instances, and the dashboard's figures.
+//! Policies, instances, servers, and the dashboard's figures.
 
 use rusqlite::{Row, Transaction, params};
 
 use super::jobs::UNFINISHED;
 use super::values::{Failure, encode, time_from};
-use crate::catalog::{Figures, Instance, Policy};
+use crate::catalog::{Figures, Instance, Policy, Server};
 
 /// What every query of policies reads, in this order.
 const COLUMNS: &str = "id, name, version, create_time, document, deleted";
@@ -103,6 +103,12 @@ pub(super) fn remove_instance(tx: &Transaction<'_>, instance_id: &str) -> Result
     Ok(())
 }
 
+pub(super) fn save_server(tx: &Transaction<'_>, server: &Server) -> Result<(), Failure> {
+    let sql = "insert or replace into servers(id, name, body) values (?1, ?2, ?3)";
+    tx.execute(sql, params![server.id, server.name, encode(server)?])?;
+    Ok(())
+}
+
 pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Figures, Failure> {
     let count = |sql: &str| tx.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
     let since = since.as_microsecond();
@@ -130,4 +136,45 @@ pub(super) fn figures(tx: &Transaction<'_>, since: jiff::Timestamp) -> Result<Fi
         oldest: oldest.map(time_from).transpose()?,
         newest: newest.map(time_from).transpose()?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::catalog::sqlite::Sqlite;
+    use crate::catalog::{Catalog as _, Credential, Server};
+
+    fn server(name: &str) -> Server {
+        Server {
+            id: format!("id-of-{name}"),
+            name: name.to_owned(),
+            create_time: jiff::Timestamp::UNIX_EPOCH,
+            source_type: "postgres".to_owned(),
+            server_uri: format!("postgres://u@{name}/"),
+            server_identity: format!("postgres://{name}:5432/"),
+            region: String::new(),
+            policy: "nightly".to_owned(),
+            credential: Credential::PasswordEnv("PGPASS".to_owned()),
+            include: vec!["shop*".to_owned()],
+            exclude: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn servers_are_kept_replaced_and_forgotten() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("catalog.sqlite");
+        let catalog = Sqlite::open(&path).expect("opens");
+        for name in ["b", "a"] {
+            catalog.save_server(server(name)).await.expect("saved");
+        }
+        let changed = Server { policy: "weekly".to_owned(), ..server("b") };
+        catalog.save_server(changed.clone()).await.expect("saved");
+        drop(catalog);
+        let catalog = Sqlite::open(&path).expect("opens again");
+        assert_eq!(catalog.servers().await.expect("servers"), [server("a"), changed]);
+        for _ in 0..2 {
+            catalog.remove_server("id-of-b").await.expect("removed");
+            assert_eq!(catalog.servers().await.expect("servers"), [server("a")]);
+        }
+    }
 }

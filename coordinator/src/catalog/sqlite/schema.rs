@@ -6,8 +6,8 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
-/// deletions of policies; version 5 the index that the summary counts in; version 8 planned attempts, and the indexes in which the summary
-/// counts for each instance.
+/// deletions of policies; version 5 the index that the summary counts in; version 6 servers that are sources; version 8 planned attempts, and
+/// the indexes in which the summary counts for each instance.
 pub(super) const VERSION: i64 = 8;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
@@ -46,8 +46,10 @@ alter table policies add column deleted integer not null default 0;
     "
 create index points_figures on points(deleted, time, stored_bytes);
 ",
-    // Versions 6 and 7 change nothing here.
-    "",
+    "
+create table servers(id text primary key, name text not null, body text not null) strict;
+",
+    // Version 7 changes nothing here.
     "",
     "
 create table retries(instance_id text primary key, due integer not null, body text not null) strict;

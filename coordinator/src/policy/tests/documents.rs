@@ -2,7 +2,7 @@
 
 use vaultferry_proto::Reason;
 
-use super::super::{CatchUp, Class, Period, Qualifier, Tiering, default_document, parse};
+use super::super::{CatchUp, Class, Period, Qualifier, Tiering, default_document, default_policy, parse};
 use super::policy_of;
 
 fn faults(text: &str) -> String {
@@ -176,6 +176,7 @@ fn the_default_policy_is_daily_for_30_days() {
         let policy = parse(&default_document(source_type, "Asia/Seoul")).expect("valid");
         assert_eq!(policy.schedule.every_text(), "day");
         assert_eq!(policy.rules[0].vault_text, "P30D");
+        assert_eq!(policy.name, default_policy(source_type));
     }
 }
 

@@ -1,0 +1,78 @@
+//! Commands about what there is to protect: what servers have, and servers that are sources themselves.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::Login;
+
+#[derive(Debug, Subcommand)]
+pub enum Discover {
+    /// The databases of PostgreSQL servers, and which of them are protected
+    Postgres(DiscoverPostgres),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vaultferry discover postgres postgres://backup@db.example/ --passfile /etc/vaultferry/pgpass
+  vaultferry discover postgres 'postgres://postgres@/?host=/run/postgresql'
+  vaultferry discover postgres --file servers.txt --password-env BACKUP_PASSWORD --output json
+
+Nothing is changed. Template databases are left out. The column SOURCE is what instance create takes.")]
+pub struct DiscoverPostgres {
+    /// The servers: postgres://user@host:port/, or with the database to log in to [default: postgres]
+    #[arg(value_name = "URI", required_unless_present = "file")]
+    pub servers: Vec<String>,
+    /// A list of servers, a URI in each line; # begins a comment, - reads standard input
+    #[arg(long, value_name = "LIST")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub login: Login,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Server {
+    /// Protect the databases of a server by themselves, those of today and those that are made later
+    Add(ServerAdd),
+    /// The servers, and how each of their databases stands
+    List,
+    /// Look for new databases now; it is done at the agent's start and every hour, too
+    Scan {
+        /// Name, id or URI [default: all servers]
+        #[arg(value_name = "SERVER")]
+        server: Option<String>,
+    },
+    /// Leave new databases alone from now on; those that are protected stay so
+    Remove {
+        /// Name, id or URI
+        #[arg(value_name = "SERVER")]
+        server: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vaultferry server add postgres://backup@db.example/ --policy nightly --exclude postgres --passfile /etc/vaultferry/pgpass
+  vaultferry server add postgres://backup@db.example/ --include 'shop_*' --exclude '*_test' --exclude 'tmp?'
+
+In a pattern * stands for any letters and ? for one. What is not ready is shown by server list, and tried again by each
+scan. Adding a server again changes its policy, patterns and login to what is said now.")]
+pub struct ServerAdd {
+    /// postgres://user@host:port/, or with the database to log in to [default: postgres]
+    #[arg(value_name = "URI")]
+    pub server: String,
+    /// The policy that its databases follow [default: the default policy, daily and 30 days]
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<String>,
+    /// Only databases whose name matches; may be given several times [default: all]
+    #[arg(long, value_name = "PATTERN")]
+    pub include: Vec<String>,
+    /// Not the databases whose name matches; may be given several times
+    #[arg(long, value_name = "PATTERN")]
+    pub exclude: Vec<String>,
+    /// The server's region; another region than the vault's is refused
+    #[arg(long)]
+    pub region: Option<String>,
+    #[command(flatten)]
+    pub login: Login,
+}

@@ -1,0 +1,122 @@
+//! `vaultferry discover` and `vaultferry server`
+
+use vaultferry_proto::Problem;
+use vaultferry_proto::control::v1::{
+    self as wire, AddServerRequest, DiscoverSourcesRequest, ListServersRequest, RemoveServerRequest, ScanServersRequest,
+};
+
+use super::{Context, Outcome, list, login};
+use crate::args::{Discover, DiscoverPostgres, Server, ServerAdd};
+use crate::client::Client;
+use crate::output::source as text;
+
+pub(super) async fn discover(context: &Context, command: Discover) -> Result<Outcome, Problem> {
+    match command {
+        Discover::Postgres(command) => discover_postgres(context, command).await,
+    }
+}
+
+async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Result<Outcome, Problem> {
+    let request = DiscoverSourcesRequest {
+        server_uris: list::with_file(command.servers, command.file.as_deref())?,
+        credential: login::reference(&command.login)?,
+    };
+    let client = context.client().await?;
+    let answer = client.sources().discover_sources(request).await;
+    let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
+    context.output.message(&answer, |response| text::discovered(&response.servers))?;
+    let problems: Vec<_> =
+        answer.servers.iter().filter_map(|server| Some((server, server.problem.as_ref()?))).collect();
+    match problems.as_slice() {
+        [] => Ok(Outcome::Done),
+        [(_, problem)] => Err(text::problem(problem)),
+        [(_, first), ..] => {
+            let each =
+                problems.iter().map(|(server, problem)| format!("{}: {}", text::named(&server.uri), problem.message));
+            let each: Vec<String> = each.collect();
+            let message =
+                format!("{} of {} servers could not be asked: {}", each.len(), answer.servers.len(), each.join("; "));
+            Err(Problem { message, ..text::problem(first) })
+        }
+    }
+}
+
+pub(super) async fn server(context: &Context, command: Server) -> Result<Outcome, Problem> {
+    match command {
+        Server::Add(command) => add(context, command).await,
+        Server::List => {
+            let client = context.client().await?;
+            let answer = client.sources().list_servers(ListServersRequest {}).await;
+            let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
+            context.output.message(&answer, |response| text::servers(&response.servers))?;
+            Ok(Outcome::Done)
+        }
+        Server::Scan { server } => scan(context, server.unwrap_or_default()).await,
+        Server::Remove { server } => remove(context, server).await,
+    }
+}
+
+/// The same again is no error, so a broken connection is no reason to doubt.
+async fn add(context: &Context, command: ServerAdd) -> Result<Outcome, Problem> {
+    let request = AddServerRequest {
+        server_uri: command.server,
+        policy: command.policy.unwrap_or_default(),
+        include: command.include,
+        exclude: command.exclude,
+        credential: login::reference(&command.login)?,
+        region: command.region.unwrap_or_default(),
+    };
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.sources().add_server(request).await }
+    };
+    let answer = context.client().await?.idempotent(call).await?;
+    context.output.message(&answer, |response| text::servers(response.server.as_slice()))?;
+    if answer.policy_created {
+        let policy = answer.server.as_ref().map(|server| server.policy.as_str()).unwrap_or_default();
+        context.output.hint(&text::policy_created(policy));
+    }
+    Ok(Outcome::Done)
+}
+
+async fn scan(context: &Context, server: String) -> Result<Outcome, Problem> {
+    let request = ScanServersRequest { server };
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.sources().scan_servers(request).await }
+    };
+    let answer = context.client().await?.idempotent(call).await?;
+    context.output.message(&answer, |response| text::servers(&response.servers))?;
+    match answer.servers.iter().find_map(|server: &wire::Server| server.problem.as_ref()) {
+        Some(problem) => Err(text::problem(problem)),
+        None => Ok(Outcome::Done),
+    }
+}
+
+/// Asked once: after an answer that was lost, there is no such server any more.
+async fn remove(context: &Context, server: String) -> Result<Outcome, Problem> {
+    let client = context.client().await?;
+    let answer = client.sources().remove_server(RemoveServerRequest { server }).await;
+    let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
+    context.output.message(&answer, |response| {
+        let name = response.server.as_ref().map(|server| server.name.as_str()).unwrap_or_default();
+        format!("The server {name} is no source any more. Its databases stay protected as they are.")
+    })?;
+    Ok(Outcome::Done)
+}
+
+/// What stands for all sources that are not protected and were to be; `None` when there is none. The answer itself tells each.
+/// `all_or_none`: one that is protected already is in the way, too.
+pub(super) fn unready(response: &wire::CreateBackupInstancesResponse, all_or_none: bool) -> Option<Problem> {
+    let results = &response.results;
+    let unready: Vec<_> = results.iter().filter_map(|result| text::lacking(result, all_or_none)).collect();
+    let first = text::problem_of(unready.first()?);
+    let message = match (unready.len(), response.instances.len()) {
+        (count, 0) => format!("{count} of {} sources are not ready; nothing was protected", results.len()),
+        (count, made) => {
+            format!("{count} of {} sources are not ready and were left out; {made} were protected", results.len())
+        }
+    };
+    let fix = "Mend what each of them lacks, then run the command again; or leave them out with --only-ready.";
+    Some(Problem { reason: first.reason, message, fix: fix.to_owned() })
+}

@@ -1,0 +1,171 @@
+//! What servers have (V4-V7, P35), and how plugins are asked without a job.
+//!
+//! Invariants:
+//! - Nothing is changed, at the server or here.
+//! - A server that cannot be asked is told with its reason; the others are asked all the same.
+//! - A plugin that is asked ends with its answer, with [`ANSWER_TIMEOUT`], or with its caller.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, stream};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+use vaultferry_proto::control::v1 as wire;
+use vaultferry_proto::control::v1::discovered_source::State;
+use vaultferry_proto::plugin::v1 as plugin_wire;
+use vaultferry_proto::plugin::v1::workload_plugin_client::WorkloadPluginClient;
+use vaultferry_proto::{Problem, Reason};
+
+use super::Api;
+use super::instance::{check_uri, credential, source_type};
+use crate::catalog::Credential;
+use crate::job::{self, env_of, source};
+use crate::plugin::{Plugin, Start};
+
+/// Sources or servers that are asked at once: each is a process of some MB, and a login.
+pub(super) const AT_ONCE: usize = 4;
+/// A catalog of a hundred thousand tables is read in seconds; what takes longer than this hangs.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Servers in one request.
+const MAX_SERVERS: usize = 100;
+
+/// A workload plugin's interface.
+pub(super) type PluginClient = WorkloadPluginClient<Channel>;
+
+impl Api {
+    /// Waits for a plugin's answer, but not for ever, and no longer than the agent runs. What is not waited for is dropped, which ends
+    /// its plugin.
+    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => {
+                Err(Problem::new(Reason::Interrupted, "the agent stops").with_fix("Try again when it runs."))
+            }
+            answer = tokio::time::timeout(ANSWER_TIMEOUT, answer) => answer.unwrap_or_else(|_| {
+                let message = format!("there was no answer in {} s", ANSWER_TIMEOUT.as_secs());
+                let fix = "Look at the server: what keeps it from answering a login or a query of its catalog? Then try again.";
+                Err(Problem::new(Reason::PluginTimeout, message).with_fix(fix))
+            }),
+        }
+    }
+
+    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it.
+    pub(super) async fn ask_plugin<T, F, Answer>(
+        &self,
+        source_type: &str,
+        credential: &Credential,
+        purpose: &str,
+        call: F,
+    ) -> Result<T, Problem>
+    where
+        F: FnOnce(PluginClient, String) -> Answer,
+        Answer: Future<Output = Result<Response<T>, Status>>,
+    {
+        let command = job::command(&self.shared, source_type)?;
+        let start = Start {
+            command,
+            source_type,
+            purpose,
+            runtime_dir: &self.shared.runtime_dir,
+            pass_env: env_of(credential),
+        };
+        let mut plugin = Plugin::start(start).await?;
+        let answer = match call(plugin.client(), command.settings_json.clone()).await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(plugin.problem(&status).await),
+        };
+        plugin.stop().await;
+        answer
+    }
+
+    /// What a server has, in its plugin's words. The URI's type is told beside it.
+    pub(super) async fn ask_server(
+        &self,
+        uri: &str,
+        credential: &Credential,
+    ) -> Result<(&'static str, plugin_wire::DiscoverResponse), Problem> {
+        check_uri(uri)?;
+        let source_type = source_type(uri)?;
+        let server = source(uri, credential);
+        let call = |mut plugin: PluginClient, settings_json| async move {
+            plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json }).await
+        };
+        let answer = self.in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
+        Ok((source_type, answer))
+    }
+
+    /// See `DiscoverSources` in source.proto.
+    pub(super) async fn discover(
+        &self,
+        request: wire::DiscoverSourcesRequest,
+    ) -> Result<Vec<wire::DiscoveredServer>, Problem> {
+        let credential = credential(request.credential)?;
+        if request.server_uris.is_empty() || request.server_uris.len() > MAX_SERVERS {
+            let message = format!("name 1 to {MAX_SERVERS} servers, not {}", request.server_uris.len());
+            return Err(Problem::new(Reason::InvalidRequest, message));
+        }
+        let api = self.clone();
+        let asked = stream::iter(request.server_uris).map(move |uri| {
+            let (api, credential) = (api.clone(), credential.clone());
+            async move { api.discover_one(uri, &credential).await }
+        });
+        let servers: Vec<Result<_, Problem>> = asked.buffered(AT_ONCE).collect().await;
+        servers.into_iter().collect()
+    }
+
+    async fn discover_one(&self, uri: String, credential: &Credential) -> Result<wire::DiscoveredServer, Problem> {
+        match self.ask_server(&uri, credential).await {
+            Err(problem) => {
+                let uri = if check_uri(&uri).is_ok() { uri } else { String::new() };
+                let problem = Some(problem.into());
+                Ok(wire::DiscoveredServer { uri, problem, ..wire::DiscoveredServer::default() })
+            }
+            Ok((_, answer)) => {
+                let mut sources = Vec::with_capacity(answer.sources.len());
+                for source in answer.sources {
+                    sources.push(self.discovered(source).await?);
+                }
+                Ok(wire::DiscoveredServer {
+                    uri,
+                    problem: None,
+                    name: answer.server_name,
+                    version: answer.server_version,
+                    replica: answer.replica,
+                    sources,
+                })
+            }
+        }
+    }
+
+    /// With what the vault knows of it.
+    async fn discovered(&self, source: plugin_wire::DiscoveredSource) -> Result<wire::DiscoveredSource, Problem> {
+        let instance = self.catalog.instance_of_source(&source.source_identity).await?;
+        let (state, problem) = match (&instance, source.obstacle) {
+            (Some(_), _) => (State::Protected, None),
+            (None, Some(obstacle)) => (State::CannotBeProtected, Some(problem(obstacle))),
+            (None, None) => (State::NotProtected, None),
+        };
+        let protection_state_text = match &instance {
+            Some(instance) => self.protection_text(instance).await?.to_owned(),
+            None => String::new(),
+        };
+        Ok(wire::DiscoveredSource {
+            uri: source.uri,
+            name: source.name,
+            size_bytes: source.size_bytes,
+            version: source.server_version,
+            encoding: source.encoding,
+            replica: source.replica,
+            allows_connections: source.allows_connections,
+            state: state.into(),
+            problem,
+            instance: instance.map(|instance| instance.name).unwrap_or_default(),
+            protection_state_text,
+        })
+    }
+}
+
+/// A plugin's warning as a problem of the contract.
+pub(super) fn problem(warning: plugin_wire::PluginWarning) -> wire::Problem {
+    wire::Problem { reason: warning.reason, message: warning.message, fix: warning.fix }
+}

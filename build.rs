@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "vaultferry/control/v1/instance.proto",
     "vaultferry/control/v1/job.proto",
     "vaultferry/control/v1/lifecycle.proto",
@@ -15,6 +15,7 @@ const FILES: [&str; 10] = [
     "vaultferry/control/v1/vault.proto",
     "vaultferry/plugin/v1/maintenance.proto",
     "vaultferry/plugin/v1/plugin.proto",
+    "vaultferry/service/v1/service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -199,6 +199,7 @@ impl Jobs {
         let cancel = self.inner.stop.child_token();
         let running = Running { cancel: cancel.clone(), progress };
         self.lock().insert(job.id.clone(), running);
+        self.shared.link.wake();
         let jobs = self.clone();
         self.inner.tasks.spawn(async move {
             tracing::info!(job = job.id, instance = job.instance_name, operation = job.work.name(), "job begins");
@@ -293,6 +294,7 @@ impl Jobs {
                 }
             }
         }
+        self.shared.link.wake();
         // Watchers see their channel close, and ask the catalog.
         self.lock().remove(&job.id);
         self.inner.ended.notify_waiters();

@@ -101,6 +101,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
     let endpoint = azure.and_then(|azure| azure.endpoint.as_ref()).map(ToString::to_string);
     let key = settings.to_coordinator()?.vault_key.to_string();
     let deadline_s = settings.limits.store_deadline.as_secs();
+    let service = settings.service.as_ref();
     let as_json = json!({ "config": {
         "file": settings.file,
         "state_dir": settings.state_dir,
@@ -122,6 +123,12 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             "jobs": settings.limits.jobs,
             "store_deadline_s": deadline_s,
         },
+        "service": service.map(|service| json!({
+            "endpoint": service.endpoint,
+            "ca": service.ca,
+            "cert": service.identity.as_ref().map(|(cert, _)| cert),
+            "token_env": service.token_env,
+        })),
     }});
     context.output.value(&as_json, || {
         let file = settings.file.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
@@ -140,6 +147,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("limits.upload", settings.limits.upload.map_or("no limit".to_owned(), |rate| format!("{}/s", size(rate)))),
             ("limits.jobs", settings.limits.jobs.to_string()),
             ("limits.store_deadline", format!("{deadline_s}s")),
+            ("service.endpoint", service.map_or("none".to_owned(), |service| service.endpoint.clone())),
         ]);
         format!("The configuration is right.\n\n{text}")
     })?;

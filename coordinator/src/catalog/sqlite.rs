@@ -12,12 +12,14 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 use tokio::sync::oneshot;
 use vaultferry_vault::{Id, commit};
 
+use super::link::OUTBOX_PAGE;
 use super::{
     Catalog, Error, Figures, Finding, Inserted, Instance, Job, JobFilter, OutboxEntry, PluginProcess, Point, Policy,
     Report, Standing, Status, StoredProblem,
 };
 
 mod jobs;
+mod link;
 mod points;
 mod protection;
 mod schema;
@@ -369,8 +371,8 @@ impl Catalog for Sqlite {
 
     async fn outbox(&self) -> Result<Vec<OutboxEntry>, Error> {
         self.run(|tx| {
-            let mut statement = tx.prepare_cached("select job_id, body from outbox order by create_time")?;
-            let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            let mut statement = tx.prepare_cached("select job_id, body from outbox order by create_time limit ?1")?;
+            let rows = statement.query_map([OUTBOX_PAGE], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
             rows.map(|row| {
                 let (job_id, text) = row?;
                 Ok(OutboxEntry { job_id, point: decode(&text)? })
@@ -380,11 +382,10 @@ impl Catalog for Sqlite {
         .await
     }
 
-    async fn acknowledge(&self, job_id: &str) -> Result<(), Error> {
-        let job_id = job_id.to_owned();
+    async fn acknowledge(&self, job_ids: Vec<String>) -> Result<(), Error> {
         self.run(move |tx| {
-            tx.execute("delete from outbox where job_id = ?1", [job_id])?;
-            Ok(())
+            let mut delete = tx.prepare_cached("delete from outbox where job_id = ?1")?;
+            job_ids.iter().try_for_each(|job_id| Ok(delete.execute([job_id]).map(|_| ())?))
         })
         .await
     }

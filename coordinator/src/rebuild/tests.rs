@@ -24,6 +24,7 @@ fn config(dir: &Path) -> Config {
         upload_bytes_per_s: None,
         jobs: 1,
         create_default_vault: false,
+        service: None,
     }
 }
 

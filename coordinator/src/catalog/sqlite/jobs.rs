@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
+use super::link::note_change;
 use super::values::{Failure, bodies, body, encode, signed, status_name};
 use crate::catalog::{Finding, Inserted, Job, JobFilter, PluginProcess, Report, Status, StoredProblem};
 
@@ -26,6 +27,7 @@ pub(super) fn save_status(
     if job.status.has_ended() {
         tx.execute("delete from staged where job_id = ?1", [job_id])?;
     }
+    note_change(tx, job_id)?;
     Ok(true)
 }
 
@@ -53,6 +55,7 @@ pub(super) fn insert(tx: &Transaction<'_>, job: &Job) -> Result<Inserted, Failur
     let sql = "insert into jobs(id, create_time, instance_id, operation, status, request_id, body)
                values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     tx.execute(sql, values)?;
+    note_change(tx, &job.id)?;
     Ok(Inserted::New)
 }
 

@@ -6,8 +6,9 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
-/// deletions of policies; version 5 the index that the summary counts in.
-pub(super) const VERSION: i64 = 5;
+/// deletions of policies; version 5 the index that the summary counts in; version 7 what the link to the backup service must not
+/// forget.
+pub(super) const VERSION: i64 = 7;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -29,7 +30,7 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 6] = [
     "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
@@ -44,6 +45,15 @@ alter table policies add column deleted integer not null default 0;
 ",
     "
 create index points_figures on points(deleted, time, stored_bytes);
+",
+    "",
+    "
+create table link(one integer primary key check (one = 1), reporting integer not null, sequence integer not null,
+    service_id text not null, applied_version integer not null, outcome_sequence integer, outcome text) strict;
+insert into link(one, reporting, sequence, service_id, applied_version) values (1, 0, 0, '', 0);
+create table job_reports(job_id text primary key, sequence integer not null) strict;
+create index job_reports_by_sequence on job_reports(sequence);
+create index outbox_by_time on outbox(create_time);
 ",
 ];
 

@@ -116,7 +116,7 @@ async fn a_job_that_has_ended_never_changes_and_forgets_its_staged_record() {
     assert!(matches!(stored.status, Status::Completed { point_id: Some(_), .. }));
     let outbox = catalog.outbox().await.expect("outbox");
     assert_eq!(outbox, [OutboxEntry { job_id: job.id.clone(), point: point(1, 100) }]);
-    catalog.acknowledge(&job.id).await.expect("acknowledge");
+    catalog.acknowledge(vec![job.id.clone()]).await.expect("acknowledge");
     assert!(catalog.outbox().await.expect("outbox").is_empty());
 }
 

@@ -81,6 +81,7 @@ fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mut Job)) -> 
     }
     change(&mut job);
     tx.execute("update jobs set body = ?2 where id = ?1", params![job_id, encode(&job)?])?;
+    note_change(tx, job_id)?;
     Ok(true)
 }
 

@@ -19,7 +19,7 @@ fn instance(name: &str) -> Instance {
     }
 }
 
-fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
+pub(super) fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
     Job {
         id: format!("{id:032x}"),
         create_time: jiff::Timestamp::from_second(i64::from(id)).expect("a time"),
@@ -58,7 +58,7 @@ fn record() -> commit::Record {
     }
 }
 
-fn point(n: u8, time_s: i64) -> Point {
+pub(super) fn point(n: u8, time_s: i64) -> Point {
     Point {
         id: Id::of(&[n]),
         instance_id: "i".to_owned(),
@@ -76,7 +76,7 @@ fn point(n: u8, time_s: i64) -> Point {
     }
 }
 
-fn open() -> (tempfile::TempDir, Sqlite) {
+pub(super) fn open() -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("folder");
     let catalog = Sqlite::open(&dir.path().join("catalog.sqlite")).expect("opens");
     (dir, catalog)

@@ -73,9 +73,11 @@ async fn a_commit_is_told_before_its_job_and_both_in_pages() {
     }
     assert_eq!(told.len(), 121);
     let mut reported = Vec::new();
-    while let page = waiting(&catalog).await
-        && !page.is_empty()
-    {
+    loop {
+        let page = waiting(&catalog).await;
+        if page.is_empty() {
+            break;
+        }
         assert!(page.len() <= 100 && page.is_sorted_by_key(|(_, sequence)| *sequence));
         catalog.acknowledge_reports(page.clone()).await.expect("acknowledged");
         reported.extend(page.into_iter().map(|(id, _)| id));

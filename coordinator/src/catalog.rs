@@ -18,6 +18,7 @@ use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::records::{PointStream, Protection};
 use vaultferry_vault::{Id, commit};
 
+pub(crate) mod copy;
 mod job;
 pub mod link;
 pub mod sqlite;

@@ -17,6 +17,7 @@ use vaultferry_vault::store::azure::{Credential, sas::Role};
 
 use crate::api;
 use crate::catalog::Catalog;
+use crate::catalog::copy::Copies;
 use crate::catalog::sqlite::Sqlite;
 use crate::expiry::Expiry;
 use crate::job::{Jobs, Shared};
@@ -134,6 +135,8 @@ impl Service {
         let scheduler = Scheduler::new(self.catalog.clone(), self.jobs.clone(), changed.clone());
         tasks.spawn(scheduler.run(shutdown.clone()));
         tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(shutdown.clone()));
+        let copies = Copies::new(self.shared.clone());
+        tasks.spawn(copies.clone().run(shutdown.clone()));
         let vault_id = self.vault.id.clone();
         let api = api::Api::new(self.catalog, self.shared.clone(), self.jobs.clone(), self.vault, changed);
         let own_calls = api.clone().until(shutdown.clone());
@@ -146,6 +149,7 @@ impl Service {
         tasks.close();
         tasks.wait().await;
         self.jobs.drain(DRAIN).await;
+        copies.at_stop().await;
         served
     }
 }

@@ -56,7 +56,7 @@ pub struct Link {
 
 impl Link {
     /// To a service, which a [`Task`] speaks to.
-    pub fn to_service() -> Self {
+    pub fn of_service() -> Self {
         Self { news: Some(Arc::default()) }
     }
 

@@ -118,7 +118,7 @@ impl Service {
             bytes_in_flight: config.bytes_in_flight,
             upload_bytes_per_s: config.upload_bytes_per_s,
             rehydration_poll: config.rehydration_poll,
-            link: config.service.as_ref().map_or_else(Link::default, |_| Link::to_service()),
+            link: config.service.as_ref().map_or_else(Link::default, |_| Link::of_service()),
         });
         let jobs = Jobs::new(shared.clone(), config.jobs);
         Ok(Self { listen: config.listen, catalog, shared, jobs, vault, service: config.service, _lock: lock })

@@ -4,7 +4,7 @@
 //! `VAULTFERRY_LINK_SEEDS=n` runs more seeds of the faults, `VAULTFERRY_LINK_SEED=s` one of them again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vaultferry_proto::control::v1 as control;
@@ -110,22 +110,18 @@ fn of_service(view: &View) -> (BTreeMap<String, String>, BTreeMap<String, String
 
 /// Waits until the service knows what the agent knows, and nothing else.
 fn wait_until_equal(agent: &Agent, service: &FakeService) -> View {
-    let mut last = None;
-    let equal = || {
+    let started = Instant::now();
+    loop {
         let (mine, view) = (of_agent(agent), service.view());
         let theirs = of_service(&view);
         let has_ended = mine.1.values().all(|status| !matches!(status.as_str(), "InProgress" | "Cancelling"));
         if has_ended && mine == theirs {
-            return Some(view);
+            assert!(view.violations.is_empty(), "{:#?}", view.violations);
+            return view;
         }
-        last = Some((mine, theirs));
-        std::thread::sleep(Duration::from_millis(500));
-        None
-    };
-    let view = wait_for("the service to know what the agent knows", PATIENCE, equal);
-    assert!(view.violations.is_empty(), "{:#?}", view.violations);
-    drop(last);
-    view
+        assert!(started.elapsed() < PATIENCE, "the agent knows {mine:#?}, the service {theirs:#?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]
@@ -263,7 +259,7 @@ fn whoever_is_not_believed_tells_nothing_and_goes_on() {
     let complete = format!("{trusting}cert = \"{cert}\"\nkey = \"{key}\"\n");
     // The system's authorities do not know this one; the service wants a certificate; and the token.
     for (config, token, refused) in
-        [(service.config(), TOKEN, false), (trusting, TOKEN, false), (complete.clone(), "another", true)]
+        [(service.config(), TOKEN, false), (trusting, TOKEN, false), (complete.clone(), "not-the-token-51c9", true)]
     {
         let agent = Setup::new().config(&config).env("SERVICE_TOKEN", token).start();
         expect_faults(&agent);
@@ -362,7 +358,7 @@ fn after_all_faults_the_service_knows_what_the_agent_knows() {
         Some(seed) => seed..seed + 1,
         None => {
             let first = rand::random::<u64>() >> 32;
-            first..first + number("VAULTFERRY_LINK_SEEDS").unwrap_or(2)
+            first..first + number("VAULTFERRY_LINK_SEEDS").unwrap_or(1)
         }
     };
     for seed in seeds {

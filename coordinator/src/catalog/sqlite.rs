@@ -385,7 +385,10 @@ impl Catalog for Sqlite {
     async fn acknowledge(&self, job_ids: Vec<String>) -> Result<(), Error> {
         self.run(move |tx| {
             let mut delete = tx.prepare_cached("delete from outbox where job_id = ?1")?;
-            job_ids.iter().try_for_each(|job_id| Ok(delete.execute([job_id]).map(|_| ())?))
+            for job_id in job_ids {
+                delete.execute([job_id])?;
+            }
+            Ok(())
         })
         .await
     }

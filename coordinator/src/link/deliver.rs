@@ -4,6 +4,7 @@
 //! - Commits come before jobs: whoever hears that a backup has completed has heard of its point.
 //! - A page is in memory at a time, and is forgotten by the catalog only after the service has taken it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub(super) struct Deliver {
 
 impl Deliver {
     /// Delivers over this connection until it breaks. `delivered` is called whenever the service has taken something.
-    pub(super) async fn run(&self, mut client: Client, mut delivered: impl FnMut()) -> Result<(), Error> {
+    pub(super) async fn run(&self, mut client: Client, delivered: impl Fn()) -> Result<Infallible, Error> {
         loop {
             while self.commits(&mut client).await? || self.jobs(&mut client).await? || self.outcome(&mut client).await? {
                 delivered();

@@ -7,7 +7,7 @@
 //! - A copy is the catalog at one instant, whole, and is created in the vault by one put. What a kill leaves is the file in `state_dir`,
 //!   which the next copy replaces.
 //! - Nobody waits for a copy: the catalog is read by a connection of its own, which in WAL mode stops no writer.
-//! - A vault is rebuilt without copies (`vault rebuild-catalog`); they are for people.
+//! - A vault is rebuilt without copies (`vault rebuild-catalog`); they are for people, and for the history of jobs (`--with-history`).
 //!
 //! Limits: the compressed copy is in memory while it is sent; a catalog of a million points has some 60 MiB then.
 
@@ -120,7 +120,7 @@ async fn make_if_due(
 }
 
 /// The copies that are there, the oldest first. What has another name is none.
-async fn list(root: &store::Shared) -> Result<Vec<Key>, Problem> {
+pub(crate) async fn list(root: &store::Shared) -> Result<Vec<Key>, Problem> {
     let mut copies = Vec::new();
     let mut entries = store::list(&**root, CATALOGS);
     while let Some(entry) = entries.next().await {
@@ -154,8 +154,21 @@ async fn delete_old(shared: &Shared, before: Vec<Key>) {
     }
 }
 
+/// Unpacks a copy into a file, which must not be there. After an error a part of it may be.
+pub(crate) async fn unpack(body: Bytes, to: &Path) -> Result<(), Problem> {
+    let to = to.to_owned();
+    let unpack = move || -> std::io::Result<()> {
+        let mut file = std::fs::File::create_new(&to)?;
+        zstd::stream::copy_decode(&body[..], &mut file)?;
+        file.sync_all()
+    };
+    let failed = |detail: String| Problem::new(Reason::Internal, format!("the copy cannot be unpacked: {detail}"));
+    let unpacked = tokio::task::spawn_blocking(unpack).await.map_err(|error| failed(error.to_string()))?;
+    unpacked.map_err(|error| failed(error.to_string()))
+}
+
 /// The catalog as it is now, compressed. Dropping the future lets it be read to its end, for nobody.
-async fn read(state_dir: &Path) -> Result<Bytes, Problem> {
+pub(crate) async fn read(state_dir: &Path) -> Result<Bytes, Problem> {
     let (from, to) = (offline::catalog_path(state_dir), state_dir.join(UNFINISHED));
     let read = move || {
         let result = copy(&from, &to).and_then(|()| {

@@ -8,7 +8,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Job, StoredProblem};
+use super::{Error, Job, Point, StoredProblem};
 
 /// Messages in one page: a few KiB each.
 pub const OUTBOX_PAGE: u32 = 100;
@@ -87,6 +87,8 @@ pub trait LinkRecords: Send + Sync {
     async fn acknowledge_outcome(&self, sequence: u64) -> Result<(), Error>;
     /// The job that a request has started; the request's id as the job has it.
     async fn job_of_request(&self, request_id: &str) -> Result<Option<Job>, Error>;
+    /// Puts commits into the outbox that an earlier catalog may have told of, or not: telling them again changes nothing.
+    async fn queue_commits(&self, points: Vec<Point>) -> Result<(), Error>;
     /// Reports that wait, the oldest first; a page of them ([`OUTBOX_PAGE`]). Those of jobs whose commit waits too come after it.
     async fn job_reports(&self) -> Result<Vec<JobReport>, Error>;
     /// The service has these: ids of jobs with the numbers of their reports. What changed since stays.

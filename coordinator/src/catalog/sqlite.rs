@@ -25,7 +25,7 @@ mod protection;
 mod schema;
 mod values;
 
-use values::{Failure, bodies, body, decode, encode, time_from};
+use values::{Failure, bodies, body, decode, time_from};
 
 type Task = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -68,6 +68,11 @@ impl Sqlite {
         self.tasks.send(task).map_err(|_| failed("its thread is gone".to_owned()))?;
         let folded = answered.await.map_err(|_| failed("its thread is gone".to_owned()))?;
         folded.map_err(|error| failed(error.to_string()))
+    }
+
+    /// Takes over jobs that have ended, with what they found, from another catalog; those that are there are left as they are.
+    pub(crate) async fn insert_history(&self, jobs: Vec<(Job, Vec<Finding>)>) -> Result<(), Error> {
+        self.run(move |tx| jobs.iter().try_for_each(|(job, findings)| jobs::insert_ended(tx, job, findings))).await
     }
 
     async fn instance_time(&self, sql: &'static str, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
@@ -308,8 +313,7 @@ impl Catalog for Sqlite {
         self.run(move |tx| {
             points::insert(tx, &point, false)?;
             let now = vaultferry_vault::clock::now();
-            let sql = "insert or ignore into outbox(job_id, create_time, body) values (?1, ?2, ?3)";
-            tx.execute(sql, params![job_id, now.as_microsecond(), encode(&point)?])?;
+            link::queue_commit(tx, &job_id, &point, now)?;
             let status = Status::Completed {
                 end_time: now,
                 point_id: Some(point.id),

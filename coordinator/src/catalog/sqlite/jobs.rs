@@ -59,6 +59,23 @@ pub(super) fn insert(tx: &Transaction<'_>, job: &Job) -> Result<Inserted, Failur
     Ok(Inserted::New)
 }
 
+/// See [`super::Sqlite::insert_history`].
+pub(super) fn insert_ended(tx: &Transaction<'_>, job: &Job, found: &[Finding]) -> Result<(), Failure> {
+    if !job.status.has_ended() || body::<Job>(tx, "select body from jobs where id = ?1", [&job.id])?.is_some() {
+        return Ok(());
+    }
+    insert(tx, job)?;
+    insert_findings(tx, &job.id, found)
+}
+
+fn insert_findings(tx: &Transaction<'_>, job_id: &str, found: &[Finding]) -> Result<(), Failure> {
+    let mut insert = tx.prepare_cached("insert into findings(job_id, number, body) values (?1, ?2, ?3)")?;
+    for (number, finding) in (0_i64..).zip(found) {
+        insert.execute(params![job_id, number, encode(finding)?])?;
+    }
+    Ok(())
+}
+
 /// The job with that id, or the only one whose id begins so.
 pub(super) fn find(tx: &Transaction<'_>, from: &str) -> Result<Option<Job>, Failure> {
     let sql = "select body from jobs where id >= ?1 and id < ?1 || 'g' order by id limit 2";
@@ -99,11 +116,7 @@ pub(super) fn set_report(
         return Ok(());
     }
     tx.execute("delete from findings where job_id = ?1", [job_id])?;
-    let mut insert = tx.prepare_cached("insert into findings(job_id, number, body) values (?1, ?2, ?3)")?;
-    for (number, finding) in (0_i64..).zip(findings) {
-        insert.execute(params![job_id, number, encode(finding)?])?;
-    }
-    Ok(())
+    insert_findings(tx, job_id, findings)
 }
 
 pub(super) fn findings(tx: &Transaction<'_>, job_id: &str) -> Result<Vec<Finding>, Failure> {

@@ -6,7 +6,7 @@ use rusqlite::{Transaction, params};
 use super::Sqlite;
 use super::values::{Failure, body, decode, encode, signed};
 use crate::catalog::link::{JobReport, LinkRecords, LinkState, OUTBOX_PAGE, Outcome};
-use crate::catalog::{Error, Job};
+use crate::catalog::{Error, Job, Point};
 
 /// Notes that a job was changed, in the transaction that changes it. While nothing is reported, it does nothing.
 pub(super) fn note_change(tx: &Transaction<'_>, job_id: &str) -> Result<(), Failure> {
@@ -14,6 +14,18 @@ pub(super) fn note_change(tx: &Transaction<'_>, job_id: &str) -> Result<(), Fail
         let sql = "insert or replace into job_reports(job_id, sequence) select ?1, sequence from link";
         tx.execute(sql, [job_id])?;
     }
+    Ok(())
+}
+
+/// Puts a commit into the outbox, unless it is there.
+pub(super) fn queue_commit(
+    tx: &Transaction<'_>,
+    job_id: &str,
+    point: &Point,
+    time: jiff::Timestamp,
+) -> Result<(), Failure> {
+    let sql = "insert or ignore into outbox(job_id, create_time, body) values (?1, ?2, ?3)";
+    tx.execute(sql, params![job_id, time.as_microsecond(), encode(point)?])?;
     Ok(())
 }
 
@@ -104,6 +116,10 @@ impl LinkRecords for Sqlite {
     async fn job_of_request(&self, request_id: &str) -> Result<Option<Job>, Error> {
         let request_id = request_id.to_owned();
         self.run(move |tx| body(tx, "select body from jobs where request_id = ?1", [request_id])).await
+    }
+
+    async fn queue_commits(&self, points: Vec<Point>) -> Result<(), Error> {
+        self.run(move |tx| points.iter().try_for_each(|point| queue_commit(tx, &point.job_id, point, point.time))).await
     }
 
     async fn job_reports(&self) -> Result<Vec<JobReport>, Error> {

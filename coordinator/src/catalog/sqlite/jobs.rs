@@ -64,8 +64,11 @@ pub(super) fn insert_ended(tx: &Transaction<'_>, job: &Job, found: &[Finding]) -
     if !job.status.has_ended() || body::<Job>(tx, "select body from jobs where id = ?1", [&job.id])?.is_some() {
         return Ok(());
     }
-    insert(tx, job)?;
-    insert_findings(tx, &job.id, found)
+    match insert(tx, job)? {
+        Inserted::New => insert_findings(tx, &job.id, found),
+        // Its request has another job here.
+        Inserted::Known(_) | Inserted::Busy(_) => Ok(()),
+    }
 }
 
 fn insert_findings(tx: &Transaction<'_>, job_id: &str, found: &[Finding]) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ const FILES: [&str; 11] = [
     "vaultferry/control/v1/vault.proto",
     "vaultferry/plugin/v1/maintenance.proto",
     "vaultferry/plugin/v1/plugin.proto",
+    "vaultferry/service/v1/service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,5 +1,5 @@
-//! The contract of Vaultferry: the gRPC interfaces of the agent (`control`) and of its plugins (`plugin`), and the stable reasons
-//! that every failure carries.
+//! The contract of Vaultferry: the gRPC interfaces of the agent (`control`), of its plugins (`plugin`) and of the backup service that
+//! agents report to (`service`), and the stable reasons that every failure carries.
 //!
 //! Invariants:
 //! - Packages are folders; v1 never changes incompatibly (`tests/golden/descriptors.txt` shows every change as a diff).
@@ -26,6 +26,15 @@ pub mod plugin {
     #[allow(clippy::all)]
     pub mod v1 {
         tonic::include_proto!("vaultferry.plugin.v1");
+    }
+}
+
+/// The interface of a backup service, which agents call.
+pub mod service {
+    /// Version 1; never changes incompatibly.
+    #[allow(clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("vaultferry.service.v1");
     }
 }
 

@@ -164,8 +164,15 @@ The recovery key is the one that vault init printed. It is not needed where the 
         take_over: bool,
     },
     /// Make the agent's catalog anew from the vault alone; no agent may run here
-    #[command(after_help = "The catalog that is there is kept beside the new one. The history of jobs begins anew.")]
-    RebuildCatalog,
+    #[command(
+        after_help = "The catalog that is there is kept beside the new one. The history of jobs begins anew, or with --with-history goes on \
+from the vault's newest copy of a catalog."
+    )]
+    RebuildCatalog {
+        /// Take the history of jobs from the copies of the catalog that agents put into the vault once a day
+        #[arg(long)]
+        with_history: bool,
+    },
     /// Bring the vault's records up to this version; no agent may run here, and nothing is changed that is there
     Upgrade,
     /// The keys that open the vault

@@ -15,6 +15,7 @@ use vaultferry_proto::{Problem, Reason};
 mod coordinator;
 mod endpoint;
 mod reader;
+mod service;
 mod surroundings;
 mod values;
 
@@ -22,6 +23,7 @@ mod values;
 mod tests;
 
 pub use endpoint::Endpoint;
+pub use service::Service;
 pub use surroundings::Surroundings;
 pub use values::is_variable_name;
 
@@ -63,6 +65,8 @@ pub struct Settings {
     pub postgres: Postgres,
     /// Bounds of memory, processes and patience.
     pub limits: Limits,
+    /// The backup service; none: the agent works for itself.
+    pub service: Option<Service>,
 }
 
 /// `[vault]`
@@ -220,10 +224,11 @@ fn parse(
     let vault = vault(root.section("vault", faults), surroundings, purpose, faults);
     let postgres = postgres(root.section("postgres", faults), faults);
     let limits = limits(root.section("limits", faults), faults);
+    let service = service::read(&mut root, surroundings, purpose, faults);
     root.refuse("tls", "this version listens on unix sockets only; leave [tls] out", faults);
     root.refuse("http", "this version serves no HTTP; leave [http] out", faults);
     root.finish(faults);
-    Some(Settings { file, state_dir, listen, vault, postgres, limits })
+    Some(Settings { file, state_dir, listen, vault, postgres, limits, service })
 }
 
 fn listen(root: &mut Section, surroundings: &Surroundings, state_dir: &Path, faults: &mut Faults) -> Vec<Endpoint> {

@@ -14,7 +14,7 @@ use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::{DESCRIPTORS, Problem, Reason};
 use vaultferry_vault::records::VaultRecord;
 
-use crate::catalog::{Catalog, Instance, Point};
+use crate::catalog::{Catalog, Instance, Job, Point};
 use crate::job::{Jobs, Shared};
 
 mod convert;
@@ -61,6 +61,11 @@ impl Api {
         let (stopping, holding, policies, scans) =
             (CancellationToken::new(), Arc::default(), Arc::default(), Arc::default());
         Self { catalog, shared, jobs, vault: Arc::new(vault), changed, stopping, holding, policies, scans }
+    }
+
+    /// The same for calls that this process makes itself: they end when the agent stops.
+    pub(crate) fn until(self, stopping: CancellationToken) -> Self {
+        Self { stopping, ..self }
     }
 
     /// Serves on every socket until `shutdown`; calls that run may end.
@@ -150,6 +155,21 @@ impl Api {
             (None, _) => Err(not_found("no")),
         }
     }
+}
+
+/// A job as the API shows it in lists, without the progress of one that runs.
+pub(crate) fn job_message(job: Job) -> wire::Job {
+    convert::job(job, None)
+}
+
+/// What a point was when it was committed. It has no name and no end: these change with its instance and its policy.
+pub(crate) fn point_message(point: Point) -> wire::RecoveryPoint {
+    wire::RecoveryPoint { name: String::new(), ..convert::point(point, "", None) }
+}
+
+/// The id under which the catalog knows a caller's request; `None` for an empty one, which is known to nobody.
+pub(crate) fn request_key(request_id: &str) -> Result<Option<String>, Problem> {
+    restore::request_id_of(request_id)
 }
 
 #[cfg(unix)]

@@ -18,7 +18,9 @@ use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::records::{PointStream, Protection};
 use vaultferry_vault::{Id, commit};
 
+pub(crate) mod copy;
 mod job;
+pub mod link;
 pub mod sqlite;
 
 pub use job::{
@@ -285,7 +287,7 @@ impl From<Error> for Problem {
 
 /// See the module. Every future may be dropped; the transaction then happens, or not.
 #[async_trait]
-pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
+pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// Another number after every change of an instance or of a policy, for who keeps a copy of them. Slots are not counted.
     async fn generation(&self) -> Result<u64, Error>;
 
@@ -390,10 +392,10 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// How many listed points an instance has.
     async fn point_count(&self, instance_id: &str) -> Result<u64, Error>;
 
-    /// Messages that were not acknowledged, oldest first.
+    /// Commits that were not acknowledged, oldest first; a page of them ([`link::OUTBOX_PAGE`]).
     async fn outbox(&self) -> Result<Vec<OutboxEntry>, Error>;
-    /// The service has it.
-    async fn acknowledge(&self, job_id: &str) -> Result<(), Error>;
+    /// The service has the commits of these jobs.
+    async fn acknowledge(&self, job_ids: Vec<String>) -> Result<(), Error>;
 
     /// The last slot of the schedule that was dealt with.
     async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;

@@ -228,6 +228,7 @@ impl Jobs {
         // in nobody's way meanwhile.
         let enters_later = resume || restore::leaves_something(&job.work);
         let ticket = need.clone().filter(|_| !enters_later).map(|need| self.inner.queue.enter(need));
+        self.shared.link.wake();
         let jobs = self.clone();
         self.inner.tasks.spawn(async move {
             tracing::info!(job = job.id, instance = job.instance_name, operation = job.work.name(), "job begins");

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - No payload byte passes here: names, states, counts, digests and sealed snapshots only.
 //! - No plugin is linked: each runs as a process of its own and is spoken to over gRPC.
-//! - Wire types stop in `api/` and at `job/session.rs`; everything else uses the catalog's words.
+//! - Wire types stop in `api/`, in `link/` and at `job/session.rs`; everything else uses the catalog's words.
 
 mod adopt;
 mod api;
@@ -23,6 +23,7 @@ mod service;
 mod space;
 
 pub use job::Limits;
+pub use link::Config as LinkConfig;
 pub use offline::{
     Attached, InitOutcome, Rotation, add_recovery_key, attach, default_key_path, init_vault, list_keys,
     rebuild_catalog, remove_recovery_key, rotate_key, upgrade,

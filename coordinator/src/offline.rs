@@ -200,7 +200,7 @@ pub async fn attach(config: &Config, recovery_key: Option<SecretString>, take_ov
     }
     config.vault_key.keep(&root, &key, &cancel).await?;
     admin::owner::claim(&root, &agent_id, &owner::hostname(), take_over, &cancel).await?;
-    let rebuilt = rebuild::rebuild(config, &cancel).await?;
+    let rebuilt = rebuild::rebuild(config, false, &cancel).await?;
     let (location, key) = (config.vault.location.to_string(), config.vault_key.to_string());
     Ok(Attached { vault_id: vault.id, location, key, agent_id, rebuilt })
 }
@@ -226,13 +226,14 @@ async fn check_opens_every_instance(config: &Config, key: &WrapKey, cancel: &Can
     Ok(())
 }
 
-/// Makes the catalog anew from the vault alone. The one that was there is kept beside it. Refused while an agent runs.
-pub async fn rebuild_catalog(config: &Config) -> Result<Rebuilt, Problem> {
+/// Makes the catalog anew from the vault alone, with the history of jobs that the newest copy of a catalog in the vault has, if that is
+/// asked for. The one that was there is kept beside it. Refused while an agent runs.
+pub async fn rebuild_catalog(config: &Config, with_history: bool) -> Result<Rebuilt, Problem> {
     create_private_dir(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let cancel = CancellationToken::new();
     open_existing(&config.vault.open_root()?, &cancel).await?;
-    rebuild::rebuild(config, &cancel).await
+    rebuild::rebuild(config, with_history, &cancel).await
 }
 
 /// Brings the vault's records up to this version, with what the catalog knows. Refused while an agent runs, and by agents that do not own

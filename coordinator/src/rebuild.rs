@@ -9,7 +9,8 @@
 //! Invariants:
 //! - Killed anywhere, `catalog.sqlite` is the old catalog or the new one, whole.
 //! - What cannot be read is told and passed over; a store that does not answer ends the rebuild, and nothing is changed.
-//! - Jobs are not in the vault: their history begins anew. A backup that was staged and not committed is not committed any more.
+//! - Jobs are not in the vault: their history begins anew, or goes on from a copy of a catalog ([`history`]). A backup that was staged and
+//!   not committed is not committed any more.
 //! - The schedule goes on after each instance's newest point: one run makes up for the slots since.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,10 +26,13 @@ use vaultferry_vault::store::{self, Key};
 use vaultferry_vault::{Error, Id, admin};
 
 use crate::Config;
+use crate::catalog::link::LinkRecords as _;
 use crate::catalog::sqlite::{Sqlite, single_file};
-use crate::catalog::{Catalog as _, Point};
+use crate::catalog::{Catalog as _, Point, Standing};
 use crate::job::standing;
 use crate::{offline, recorded};
+
+mod history;
 
 /// Events that are read at once: hides the store's latency; an event is some KiB.
 const READS_AT_ONCE: usize = 16;
@@ -42,6 +46,8 @@ pub struct Rebuilt {
     pub instances: u64,
     /// Listed points.
     pub points: u64,
+    /// Jobs that have ended, from a copy of a catalog.
+    pub jobs: u64,
     /// What could not be read and is not in the catalog, for people.
     pub problems: Vec<String>,
     /// Where the catalog that was there is kept.
@@ -49,12 +55,19 @@ pub struct Rebuilt {
 }
 
 /// Makes the catalog anew and puts it in place. The caller holds the lock of the state folder.
-pub(crate) async fn rebuild(config: &Config, cancel: &CancellationToken) -> Result<Rebuilt, Problem> {
+pub(crate) async fn rebuild(
+    config: &Config,
+    with_history: bool,
+    cancel: &CancellationToken,
+) -> Result<Rebuilt, Problem> {
     let path = offline::catalog_path(&config.state_dir);
     let unfinished = with_ending(&path, ".rebuilding");
     remove_all(&unfinished)?;
     let catalog = Sqlite::open(&unfinished)?;
     let mut rebuilt = fill(&catalog, config, cancel).await?;
+    if with_history {
+        rebuilt.jobs = history::take(&catalog, config, &mut rebuilt.problems, cancel).await?;
+    }
     catalog.into_single_file().await?;
     sync(&unfinished)?;
     rebuilt.kept = keep_aside(&path)?;
@@ -102,6 +115,11 @@ async fn fill(catalog: &Sqlite, config: &Config, cancel: &CancellationToken) -> 
         let points = points(&store, &instance.id, &mut rebuilt.problems, cancel).await?;
         rebuilt.points += points.len() as u64;
         let newest = points.iter().map(|point| point.time).max();
+        if config.service.is_some() {
+            // Which of them the service has heard of was in the old catalog only.
+            let commits = points.iter().map(|point| Point { standing: Standing::default(), ..point.clone() });
+            catalog.queue_commits(commits.collect()).await?;
+        }
         catalog.insert_points(points).await?;
         if let Some(newest) = newest {
             catalog.set_last_slot(&instance.id, newest).await?;

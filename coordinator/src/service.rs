@@ -17,10 +17,11 @@ use vaultferry_vault::store::azure::{Credential, sas::Role};
 
 use crate::api;
 use crate::catalog::Catalog;
+use crate::catalog::copy::Copies;
 use crate::catalog::sqlite::Sqlite;
 use crate::expiry::Expiry;
 use crate::job::{Jobs, Limits, Shared};
-use crate::link::Link;
+use crate::link::{self, Link};
 use crate::offline::{create_private_dir, lock};
 use crate::scheduler::Scheduler;
 use crate::{adopt, lifecycle, offline, owner, plugin, space};
@@ -55,6 +56,8 @@ pub struct Config {
     pub rehydration_poll: Duration,
     /// The vault is this program's default, and is made when it is not there.
     pub create_default_vault: bool,
+    /// The backup service; none: the agent's own catalog plays its part.
+    pub service: Option<link::Config>,
 }
 
 /// Geo-redundant storage is the field's default (V49).
@@ -68,6 +71,7 @@ pub struct Service {
     shared: Arc<Shared>,
     jobs: Jobs,
     vault: VaultRecord,
+    service: Option<link::Config>,
     /// Held as long as the service lives: one agent for one state folder.
     _lock: File,
 }
@@ -98,6 +102,7 @@ impl Service {
         let agent_id = owner::agent_id(&config.state_dir)?;
         owner::claim_at_start(&root, &agent_id, &cancel).await?;
         let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&offline::catalog_path(&config.state_dir))?);
+        catalog.set_reporting(config.service.is_some()).await?;
         let runtime_dir = config.state_dir.join("run");
         fresh_dir(&runtime_dir)?;
         let shared = Arc::new(Shared {
@@ -113,10 +118,10 @@ impl Service {
             bytes_in_flight: config.bytes_in_flight,
             upload_bytes_per_s: config.upload_bytes_per_s,
             rehydration_poll: config.rehydration_poll,
-            link: Link,
+            link: config.service.as_ref().map_or_else(Link::default, |_| Link::of_service()),
         });
         let jobs = Jobs::new(shared.clone(), config.limits);
-        Ok(Self { listen: config.listen, catalog, shared, jobs, vault, _lock: lock })
+        Ok(Self { listen: config.listen, catalog, shared, jobs, vault, service: config.service, _lock: lock })
     }
 
     /// Recovers the jobs of an earlier life, serves until `shutdown`, then drains: no new calls, running jobs may finish for 30 s, the
@@ -132,13 +137,22 @@ impl Service {
         tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(shutdown.clone()));
         tasks.spawn(self.jobs.clone().run_retries(shutdown.clone()));
         tasks.spawn(space::watch(self.shared.clone(), shutdown.clone()));
-        let api = api::Api::new(self.catalog, self.shared, self.jobs.clone(), self.vault, changed);
+        let copies = Copies::new(self.shared.clone());
+        tasks.spawn(copies.clone().run(shutdown.clone()));
+        let vault_id = self.vault.id.clone();
+        let api = api::Api::new(self.catalog, self.shared.clone(), self.jobs.clone(), self.vault, changed);
+        let own_calls = api.clone().until(shutdown.clone());
+        let link = self.service.and_then(|service| link::Task::new(service, own_calls, &self.shared, vault_id));
+        if let Some(link) = link {
+            tasks.spawn(link.run(shutdown.clone()));
+        }
         tasks.spawn(api.clone().scan_servers(shutdown.clone()));
         let served = api.serve(&self.listen, shutdown.clone()).await;
         shutdown.cancel();
         tasks.close();
         tasks.wait().await;
         self.jobs.drain(DRAIN).await;
+        copies.at_stop().await;
         served
     }
 }

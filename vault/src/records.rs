@@ -438,6 +438,8 @@ pub const KEYS: &str = "keys/";
 pub const RECOVERY_KEYS: &str = "keys/recovery-";
 /// Where policies lie, in the vault's own store.
 pub const POLICIES: &str = "policies/";
+/// Copies of the agent's catalog in the vault's own store; no records.
+pub const CATALOGS: &str = "catalog/";
 /// Where wrapped passwords lie, in an instance's store.
 pub const PASSWORDS: &str = "keys/";
 /// Where the records of an instance itself lie, in its store.

@@ -101,6 +101,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
     let endpoint = azure.and_then(|azure| azure.endpoint.as_ref()).map(ToString::to_string);
     let key = settings.to_coordinator()?.vault_key.to_string();
     let deadline_s = settings.limits.store_deadline.as_secs();
+    let service = settings.service.as_ref();
     let as_json = json!({ "config": {
         "file": settings.file,
         "state_dir": settings.state_dir,
@@ -124,6 +125,12 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             "maintenance_jobs": settings.limits.jobs.maintenance_jobs,
             "store_deadline_s": deadline_s,
         },
+        "service": service.map(|service| json!({
+            "endpoint": service.endpoint,
+            "ca": service.ca,
+            "cert": service.identity.as_ref().map(|(cert, _)| cert),
+            "token_env": service.token_env,
+        })),
     }});
     context.output.value(&as_json, || {
         let file = settings.file.as_ref().map_or("none".to_owned(), |path| path.display().to_string());
@@ -144,6 +151,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("limits.jobs_per_server", settings.limits.jobs.jobs_per_server.to_string()),
             ("limits.maintenance_jobs", settings.limits.jobs.maintenance_jobs.to_string()),
             ("limits.store_deadline", format!("{deadline_s}s")),
+            ("service.endpoint", service.map_or("none".to_owned(), |service| service.endpoint.clone())),
         ]);
         format!("The configuration is right.\n\n{text}")
     })?;

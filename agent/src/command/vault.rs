@@ -29,7 +29,7 @@ pub(super) async fn run(context: &Context, command: Vault) -> Result<Outcome, Pr
             let recovery_key = recovery_key_file.as_deref().map(read_recovery_key).transpose()?;
             attach(context, recovery_key, take_over).await
         }
-        Vault::RebuildCatalog => rebuild_catalog(context).await,
+        Vault::RebuildCatalog { with_history } => rebuild_catalog(context, with_history).await,
         Vault::Upgrade => upgrade(context).await,
         Vault::Check(command) => maintenance::check(context, command).await,
         Vault::Prune(command) => maintenance::prune(context, command).await,
@@ -143,8 +143,8 @@ async fn attach(context: &Context, recovery_key: Option<SecretString>, take_over
     Ok(Outcome::Done)
 }
 
-async fn rebuild_catalog(context: &Context) -> Result<Outcome, Problem> {
-    let rebuilt = vaultferry_coordinator::rebuild_catalog(&coordinator(context)?).await?;
+async fn rebuild_catalog(context: &Context, with_history: bool) -> Result<Outcome, Problem> {
+    let rebuilt = vaultferry_coordinator::rebuild_catalog(&coordinator(context)?, with_history).await?;
     context.output.value(&json!({ "catalog": rebuilt_json(&rebuilt) }), || rebuilt_text(&rebuilt))?;
     Ok(Outcome::Done)
 }
@@ -154,6 +154,7 @@ fn rebuilt_json(rebuilt: &Rebuilt) -> serde_json::Value {
         "policies": rebuilt.policies,
         "instances": rebuilt.instances,
         "points": rebuilt.points,
+        "jobs": rebuilt.jobs,
         "problems": rebuilt.problems,
         "kept": rebuilt.kept,
     })
@@ -166,6 +167,7 @@ fn rebuilt_text(rebuilt: &Rebuilt) -> String {
             ("policy versions", rebuilt.policies.to_string()),
             ("instances", rebuilt.instances.to_string()),
             ("points", rebuilt.points.to_string()),
+            ("jobs of the past", rebuilt.jobs.to_string()),
             ("catalog before", rebuilt.kept.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
         ])
     );

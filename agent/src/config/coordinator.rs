@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use vaultferry_coordinator::LinkConfig;
 use vaultferry_coordinator::plugin::{Command, MAINTENANCE};
 use vaultferry_coordinator::vault::{
     Access, AzureKeyVault, Credential, FixedToken, KeyPlace, Location, TokenFile, TokenSource,
@@ -52,6 +53,17 @@ impl Settings {
             limits: self.limits.jobs,
             rehydration_poll: self.limits.rehydration_poll,
             create_default_vault: self.vault.location.is_none(),
+            service: self.link(),
+        })
+    }
+
+    /// The backup service. Holds the token.
+    fn link(&self) -> Option<LinkConfig> {
+        self.service.as_ref().map(|service| LinkConfig {
+            endpoint: service.endpoint.clone(),
+            ca: service.ca.clone(),
+            identity: service.identity.clone(),
+            token: service.token.clone(),
         })
     }
 

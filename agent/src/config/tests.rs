@@ -253,3 +253,38 @@ fn the_vault_key_is_in_a_file_or_in_key_vault() {
         assert!(all.len() == 1 && all[0].starts_with(found), "{text}: {all:?}");
     }
 }
+
+#[test]
+fn the_backup_service_is_plain_on_this_machine_only() {
+    let surroundings = Surroundings::new(&[("SERVICE_TOKEN", "s3cret")], true);
+    assert!(read("", &surroundings, Purpose::Agent).unwrap().service.is_none());
+    for endpoint in ["http://127.0.0.1:7500", "http://localhost:7500", "http://[::1]:7500", "https://backup.example"] {
+        let text = format!("[service]\nendpoint = \"{endpoint}\"\ntoken_env = \"SERVICE_TOKEN\"");
+        let settings = read(&text, &surroundings, Purpose::Agent).expect(endpoint);
+        assert!(!format!("{settings:?}").contains("s3cret"), "secrets redact themselves");
+        let link = settings.to_coordinator().unwrap().service.expect("a link");
+        assert_eq!((link.endpoint.as_str(), link.token.unwrap().expose_secret()), (endpoint, "s3cret"));
+    }
+    let here = std::env::current_exe().unwrap().display().to_string();
+    let files = format!("[service]\nendpoint = \"https://h:1\"\nca = \"{here}\"\ncert = \"{here}\"\nkey = \"{here}\"");
+    let link = read(&files, &surroundings, Purpose::Agent).unwrap().to_coordinator().unwrap().service.unwrap();
+    assert_eq!((link.ca.as_deref(), link.identity.is_some()), (Some(Path::new(&here)), true));
+    for (text, found) in [
+        ("[service]".to_owned(), "service.endpoint: is missing"),
+        ("[service]\nendpoint = \"http://10.0.0.1:1\"".to_owned(), "service.endpoint: must be https://…"),
+        ("[service]\nendpoint = \"https://u:p@h\"".to_owned(), "service.endpoint: must be https://host"),
+        ("[service]\nendpoint = \"https://h/path\"".to_owned(), "service.endpoint: must be https://host"),
+        ("[service]\nendpoint = \"unix:///x\"".to_owned(), "service.endpoint: must be https://host"),
+        (format!("[service]\nendpoint = \"http://127.0.0.1:1\"\nca = \"{here}\""), "service.ca: is for"),
+        (format!("[service]\nendpoint = \"https://h\"\ncert = \"{here}\""), "service: cert and key go together"),
+        ("[service]\nendpoint = \"https://h\"\nca = \"/nonexistent\"".to_owned(), "service.ca: cannot be read"),
+        ("[service]\nendpoint = \"https://h\"\ntoken_env = \"NONE\"".to_owned(), "service.token_env: the environment"),
+        ("[service]\nendpoint = \"https://h\"\ncolour = \"blue\"".to_owned(), "service.colour: unknown key"),
+    ] {
+        let all = faults(&text, &[]);
+        assert!(all.len() == 1 && all[0].starts_with(found), "{text}: {all:?}");
+    }
+    // A client of the agent needs none of it.
+    let text = "[service]\nendpoint = \"https://h\"\nca = \"/nonexistent\"\ntoken_env = \"NONE\"";
+    assert!(read(text, &Surroundings::new(&[], true), Purpose::Client).is_ok());
+}

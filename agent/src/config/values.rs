@@ -70,6 +70,26 @@ pub(super) fn http_url(text: &str) -> Result<url::Url, String> {
     }
 }
 
+/// Where the backup service listens. Plain only where nobody else can listen: on this machine.
+pub(super) fn service_endpoint(text: &str) -> Result<String, String> {
+    let wrong = || "must be https://host:port, without a path, a user or a password".to_owned();
+    let url = url::Url::parse(text).map_err(|_| wrong())?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+    let is_this_machine = match url.host() {
+        Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => return Err(wrong()),
+    };
+    match url.scheme() {
+        _ if !is_bare || url.password().is_some() => Err(wrong()),
+        "https" => Ok(text.to_owned()),
+        "http" if is_this_machine => Ok(text.to_owned()),
+        "http" => Err("must be https://…: http:// is for a service on this machine only".to_owned()),
+        _ => Err(wrong()),
+    }
+}
+
 /// The text is not repeated: somebody may have pasted a token.
 pub(super) fn key_url(text: &str) -> Result<KeyUrl, String> {
     text.parse().map_err(|_: InvalidKeyUrl| {

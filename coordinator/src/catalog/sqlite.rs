@@ -12,12 +12,14 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 use tokio::sync::oneshot;
 use vaultferry_vault::{Id, commit};
 
+use super::link::OUTBOX_PAGE;
 use super::{
     Catalog, Error, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep, OutboxEntry,
     PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
 };
 
 mod jobs;
+mod link;
 mod points;
 mod protection;
 mod retries;
@@ -25,7 +27,7 @@ mod schema;
 mod summary;
 mod values;
 
-use values::{Failure, bodies, body, decode, encode, time_from};
+use values::{Failure, bodies, body, decode, time_from};
 
 type Task = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -68,6 +70,11 @@ impl Sqlite {
         self.tasks.send(task).map_err(|_| failed("its thread is gone".to_owned()))?;
         let folded = answered.await.map_err(|_| failed("its thread is gone".to_owned()))?;
         folded.map_err(|error| failed(error.to_string()))
+    }
+
+    /// Takes over jobs that have ended, with what they found, from another catalog; those that are there are left as they are.
+    pub(crate) async fn insert_history(&self, jobs: Vec<(Job, Vec<Finding>)>) -> Result<(), Error> {
+        self.run(move |tx| jobs.iter().try_for_each(|(job, findings)| jobs::insert_ended(tx, job, findings))).await
     }
 
     async fn instance_time(&self, sql: &'static str, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
@@ -348,8 +355,7 @@ impl Catalog for Sqlite {
         self.run(move |tx| {
             points::insert(tx, &point, false)?;
             let now = vaultferry_vault::clock::now();
-            let sql = "insert or ignore into outbox(job_id, create_time, body) values (?1, ?2, ?3)";
-            tx.execute(sql, params![job_id, now.as_microsecond(), encode(&point)?])?;
+            link::queue_commit(tx, &job_id, &point, now)?;
             let status = Status::Completed {
                 end_time: now,
                 point_id: Some(point.id),
@@ -411,8 +417,9 @@ impl Catalog for Sqlite {
 
     async fn outbox(&self) -> Result<Vec<OutboxEntry>, Error> {
         self.run(|tx| {
-            let mut statement = tx.prepare_cached("select job_id, body from outbox order by create_time")?;
-            let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            let mut statement = tx.prepare_cached("select job_id, body from outbox order by create_time limit ?1")?;
+            let rows =
+                statement.query_map([OUTBOX_PAGE], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
             rows.map(|row| {
                 let (job_id, text) = row?;
                 Ok(OutboxEntry { job_id, point: decode(&text)? })
@@ -422,10 +429,12 @@ impl Catalog for Sqlite {
         .await
     }
 
-    async fn acknowledge(&self, job_id: &str) -> Result<(), Error> {
-        let job_id = job_id.to_owned();
+    async fn acknowledge(&self, job_ids: Vec<String>) -> Result<(), Error> {
         self.run(move |tx| {
-            tx.execute("delete from outbox where job_id = ?1", [job_id])?;
+            let mut delete = tx.prepare_cached("delete from outbox where job_id = ?1")?;
+            for job_id in job_ids {
+                delete.execute([job_id])?;
+            }
             Ok(())
         })
         .await

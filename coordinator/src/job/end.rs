@@ -45,6 +45,7 @@ impl Jobs {
                 }
             }
         }
+        self.shared.link.wake();
         // Watchers see their channel close, and ask the catalog.
         self.lock().remove(&job.id);
         self.inner.ended.notify_waiters();

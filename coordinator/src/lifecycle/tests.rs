@@ -173,7 +173,7 @@ pub(crate) async fn world(dir: &Path) -> Jobs {
         bytes_in_flight: 0,
         upload_bytes_per_s: None,
         rehydration_poll: Duration::from_secs(600),
-        link: Link,
+        link: Link::default(),
     };
     Jobs::new(Arc::new(shared), 1)
 }

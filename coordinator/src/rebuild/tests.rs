@@ -7,7 +7,7 @@ use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::records::{PointCreated, PointStream, Protection};
 
 use super::*;
-use crate::catalog::{Credential, Instance, Policy, Server};
+use crate::catalog::{Credential, Finding, Instance, Job, JobFilter, Policy, Report, Server, Status, Work};
 
 fn config(dir: &Path) -> Config {
     let location = Location::Folder(dir.join("vault"));
@@ -24,6 +24,7 @@ fn config(dir: &Path) -> Config {
         upload_bytes_per_s: None,
         limits: crate::job::Limits::from(1),
         create_default_vault: false,
+        service: None,
     }
 }
 
@@ -213,7 +214,7 @@ async fn a_rebuilt_catalog_is_the_catalog() {
         let (_dir, config, catalog) = made(seed).await;
         let before = all(&catalog).await;
         catalog.into_single_file().await.expect("closed");
-        let rebuilt = offline::rebuild_catalog(&config).await.expect("rebuilt");
+        let rebuilt = offline::rebuild_catalog(&config, false).await.expect("rebuilt");
         assert!(rebuilt.problems.is_empty(), "seed {seed}: {:?}", rebuilt.problems);
         let catalog = opened(&config);
         let after = all(&catalog).await;
@@ -248,7 +249,7 @@ async fn the_catalog_of_a_killed_agent_is_kept_with_its_journal() {
     for ending in ["", "-wal"] {
         std::fs::copy(copy.join(format!("catalog{ending}")), with_ending(&path, ending)).expect("as it was killed");
     }
-    let rebuilt = offline::rebuild_catalog(&config).await.expect("rebuilt");
+    let rebuilt = offline::rebuild_catalog(&config, false).await.expect("rebuilt");
     let kept = Sqlite::open(&rebuilt.kept.expect("kept")).expect("opens");
     assert_eq!(all(&kept).await, before);
     assert_eq!(all(&opened(&config)).await, before);
@@ -275,7 +276,7 @@ async fn what_cannot_be_read_is_told_and_the_rest_is_there() {
     let instance_dir = dir.path().join("vault/instances").join(&instance.id);
     let event = instance_dir.join(format!("points/{}/0000000001.json", point.id));
     std::fs::write(&event, b"{").expect("damaged");
-    let rebuilt = offline::rebuild_catalog(&config).await.expect("rebuilt");
+    let rebuilt = offline::rebuild_catalog(&config, false).await.expect("rebuilt");
     assert_eq!(rebuilt.problems.len(), 1, "{:?}", rebuilt.problems);
     assert!(rebuilt.problems[0].contains(&point.id.to_string()), "{:?}", rebuilt.problems);
     let listed: usize = points.iter().map(Vec::len).sum();
@@ -284,7 +285,7 @@ async fn what_cannot_be_read_is_told_and_the_rest_is_there() {
     let newest = std::fs::read_dir(instance_dir.join("instance")).expect("records").count();
     let record = instance_dir.join(format!("instance/{newest:010}.json"));
     std::fs::write(record, b"[]").expect("damaged");
-    let rebuilt = offline::rebuild_catalog(&config).await.expect("rebuilt");
+    let rebuilt = offline::rebuild_catalog(&config, false).await.expect("rebuilt");
     assert_eq!((rebuilt.instances, rebuilt.problems.len()), (instances.len() as u64 - 1, 1), "{:?}", rebuilt.problems);
 }
 
@@ -294,7 +295,9 @@ async fn a_store_that_does_not_answer_leaves_the_catalog_as_it_is() {
     let before = all(&catalog).await;
     catalog.into_single_file().await.expect("closed");
     std::fs::rename(dir.path().join("vault"), dir.path().join("away")).expect("the disk is away");
-    for refused in [offline::rebuild_catalog(&config).await.err(), offline::attach(&config, None, true).await.err()] {
+    for refused in
+        [offline::rebuild_catalog(&config, false).await.err(), offline::attach(&config, None, true).await.err()]
+    {
         let refused = refused.expect("refused");
         assert_eq!(refused.reason, Reason::VaultNotFound);
         assert_eq!(refused.message, format!("there is no vault at {}", dir.path().join("vault").display()));
@@ -311,7 +314,7 @@ async fn nothing_is_done_beside_a_running_agent_or_with_a_strangers_key() {
     let (_dir, config, _catalog) = made(9).await;
     let lock = offline::lock(&config.state_dir).expect("an agent runs");
     for refused in [
-        offline::rebuild_catalog(&config).await.err(),
+        offline::rebuild_catalog(&config, false).await.err(),
         offline::upgrade(&config).await.err(),
         offline::rotate_key(&config).await.err(),
         offline::attach(&config, None, true).await.err(),
@@ -339,4 +342,90 @@ fn early_records_get_stable_ids() {
     let ids = [1, 2].map(|version| recorded::policy_of(early(version)).id);
     assert_eq!(ids[0], ids[1]);
     assert!(ids[0].len() == 32 && ids[0].bytes().all(|byte| byte.is_ascii_hexdigit()));
+}
+
+fn job(number: u8, status: Status) -> Job {
+    let finding_count = 1;
+    Job {
+        id: format!("{number:032x}"),
+        create_time: jiff::Timestamp::from_second(i64::from(number)).expect("a time"),
+        instance_id: format!("{number}"),
+        instance_name: "shop".to_owned(),
+        work: Work::Check { keyless: false, read_data_ppm: Work::ALL_DATA },
+        status,
+        scheduled: false,
+        request_id: Some(format!("request:{number}")),
+        warnings: Vec::new(),
+        rehydrating: false,
+        report: Some(Report { finding_count, figures: None }),
+    }
+}
+
+#[tokio::test]
+async fn the_history_of_jobs_comes_from_the_newest_copy_that_can_be_read() {
+    let (dir, config, catalog) = made(3).await;
+    let root = config.vault.open_root().expect("root");
+    let put = async |name: &str, body: bytes::Bytes| {
+        let key = Key::new(format!("catalog/{name}.sqlite.zst")).expect("a key");
+        root.put_if_absent(&key, body).await.expect("put");
+    };
+    put("20260101T000000Z", crate::catalog::copy::read(&config.state_dir).await.expect("read")).await;
+    let ended = job(1, Status::Cancelled { end_time: jiff::Timestamp::UNIX_EPOCH });
+    let finding = Finding {
+        kind: "altered".to_owned(),
+        damage: true,
+        file: "repo/data/1".to_owned(),
+        message: "m".to_owned(),
+        points: Vec::new(),
+    };
+    catalog.insert_history(vec![(ended.clone(), vec![finding.clone()])]).await.expect("inserted");
+    catalog.insert_job(job(2, Status::InProgress)).await.expect("inserted");
+    put("20260102T000000Z", crate::catalog::copy::read(&config.state_dir).await.expect("read")).await;
+    put("20260103T000000Z", bytes::Bytes::from_static(b"no copy of anything")).await;
+    put("20260104T000000Z", zstd::stream::encode_all(&b"no catalog"[..], 1).expect("zstd").into()).await;
+    let before = all(&catalog).await;
+    catalog.into_single_file().await.expect("closed");
+
+    let rebuilt = offline::rebuild_catalog(&config, true).await.expect("rebuilt");
+    assert_eq!(rebuilt.jobs, 1);
+    let told = rebuilt.problems.join("\n");
+    assert!(rebuilt.problems.len() == 2 && told.contains("20260103") && told.contains("20260104"), "{told}");
+    let catalog = opened(&config);
+    assert_eq!(all(&catalog).await, before);
+    let jobs = catalog.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.expect("jobs");
+    assert_eq!(jobs, std::slice::from_ref(&ended));
+    assert_eq!(catalog.findings(&ended.id).await.expect("findings"), [finding]);
+    // The same again, and a job that is there stays as it is.
+    catalog.insert_history(vec![(job(1, Status::InProgress), Vec::new()), (ended, Vec::new())]).await.expect("again");
+    assert_eq!(catalog.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.expect("jobs"), jobs);
+    drop(catalog);
+    let left: Vec<_> = std::fs::read_dir(dir.path().join("state"))
+        .expect("listed")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("catalog-history") || name.starts_with("catalog-copy"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    let rebuilt = offline::rebuild_catalog(&config, false).await.expect("rebuilt");
+    assert_eq!((rebuilt.jobs, rebuilt.problems.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_service_is_told_again_of_every_point() {
+    let mut told = 0;
+    for seed in 0..6 {
+        let (_dir, mut config, catalog) = made(seed).await;
+        let points: BTreeSet<Id> = all(&catalog).await.2.into_iter().flatten().map(|point| point.id).collect();
+        catalog.into_single_file().await.expect("closed");
+        offline::rebuild_catalog(&config, false).await.expect("rebuilt");
+        assert!(opened(&config).outbox().await.expect("outbox").is_empty(), "seed {seed}: nobody is to be told");
+        let (endpoint, ca, identity, token) = ("http://127.0.0.1:1".to_owned(), None, None, None);
+        config.service = Some(crate::link::Config { endpoint, ca, identity, token });
+        offline::rebuild_catalog(&config, false).await.expect("rebuilt");
+        let outbox = opened(&config).outbox().await.expect("outbox");
+        assert!(outbox.iter().all(|entry| entry.job_id == entry.point.job_id), "seed {seed}");
+        let queued: BTreeSet<Id> = outbox.into_iter().map(|entry| entry.point.id).collect();
+        assert!(points.is_subset(&queued), "seed {seed}: {points:?} {queued:?}");
+        told += queued.len();
+    }
+    assert!(told > 5, "{told} points: the worlds are too small");
 }

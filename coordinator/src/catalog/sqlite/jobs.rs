@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
+use super::link::note_change;
 use super::values::{Failure, bodies, body, encode, signed, status_name};
 use crate::catalog::{Finding, Inserted, Job, JobFilter, JobStep, PluginProcess, Report, Status, StoredProblem};
 
@@ -26,6 +27,7 @@ pub(super) fn save_status(
     if job.status.has_ended() {
         tx.execute("delete from staged where job_id = ?1", [job_id])?;
     }
+    note_change(tx, job_id)?;
     Ok(true)
 }
 
@@ -53,7 +55,28 @@ pub(super) fn insert(tx: &Transaction<'_>, job: &Job) -> Result<Inserted, Failur
     let sql = "insert into jobs(id, create_time, instance_id, operation, status, request_id, body)
                values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     tx.execute(sql, values)?;
+    note_change(tx, &job.id)?;
     Ok(Inserted::New)
+}
+
+/// See [`super::Sqlite::insert_history`].
+pub(super) fn insert_ended(tx: &Transaction<'_>, job: &Job, found: &[Finding]) -> Result<(), Failure> {
+    if !job.status.has_ended() || body::<Job>(tx, "select body from jobs where id = ?1", [&job.id])?.is_some() {
+        return Ok(());
+    }
+    match insert(tx, job)? {
+        Inserted::New => insert_findings(tx, &job.id, found),
+        // Its request has another job here.
+        Inserted::Known(_) | Inserted::Busy(_) => Ok(()),
+    }
+}
+
+fn insert_findings(tx: &Transaction<'_>, job_id: &str, found: &[Finding]) -> Result<(), Failure> {
+    let mut insert = tx.prepare_cached("insert into findings(job_id, number, body) values (?1, ?2, ?3)")?;
+    for (number, finding) in (0_i64..).zip(found) {
+        insert.execute(params![job_id, number, encode(finding)?])?;
+    }
+    Ok(())
 }
 
 /// The job with that id, or the only one whose id begins so.
@@ -78,6 +101,7 @@ pub(super) fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mu
     }
     change(&mut job);
     tx.execute("update jobs set body = ?2 where id = ?1", params![job_id, encode(&job)?])?;
+    note_change(tx, job_id)?;
     Ok(true)
 }
 
@@ -99,11 +123,7 @@ pub(super) fn set_report(
         return Ok(());
     }
     tx.execute("delete from findings where job_id = ?1", [job_id])?;
-    let mut insert = tx.prepare_cached("insert into findings(job_id, number, body) values (?1, ?2, ?3)")?;
-    for (number, finding) in (0_i64..).zip(findings) {
-        insert.execute(params![job_id, number, encode(finding)?])?;
-    }
-    Ok(())
+    insert_findings(tx, job_id, findings)
 }
 
 pub(super) fn findings(tx: &Transaction<'_>, job_id: &str) -> Result<Vec<Finding>, Failure> {

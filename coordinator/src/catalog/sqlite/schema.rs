@@ -6,8 +6,8 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
-/// deletions of policies; version 5 the index that the summary counts in; version 6 servers that are sources; version 8 planned attempts, and
-/// the indexes in which the summary counts for each instance.
+/// deletions of policies; version 5 the index that the summary counts in; version 6 servers that are sources; version 7 what the link to the
+/// backup service must not forget; version 8 planned attempts, and the indexes in which the summary counts for each instance.
 pub(super) const VERSION: i64 = 8;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
@@ -49,8 +49,14 @@ create index points_figures on points(deleted, time, stored_bytes);
     "
 create table servers(id text primary key, name text not null, body text not null) strict;
 ",
-    // Version 7 changes nothing here.
-    "",
+    "
+create table link(one integer primary key check (one = 1), reporting integer not null, sequence integer not null,
+    service_id text not null, applied_version integer not null, outcome_sequence integer, outcome text) strict;
+insert into link(one, reporting, sequence, service_id, applied_version) values (1, 0, 0, '', 0);
+create table job_reports(job_id text primary key, sequence integer not null) strict;
+create index job_reports_by_sequence on job_reports(sequence);
+create index outbox_by_time on outbox(create_time);
+",
     "
 create table retries(instance_id text primary key, due integer not null, body text not null) strict;
 create index points_stored on points(instance_id, time, stored_bytes);

@@ -22,7 +22,7 @@ fn instance(name: &str) -> Instance {
     }
 }
 
-fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
+pub(super) fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
     Job {
         id: format!("{id:032x}"),
         create_time: jiff::Timestamp::from_second(i64::from(id)).expect("a time"),
@@ -64,7 +64,7 @@ fn record() -> commit::Record {
     }
 }
 
-fn point(n: u8, time_s: i64) -> Point {
+pub(super) fn point(n: u8, time_s: i64) -> Point {
     Point {
         id: Id::of(&[n]),
         instance_id: "i".to_owned(),
@@ -82,7 +82,7 @@ fn point(n: u8, time_s: i64) -> Point {
     }
 }
 
-fn open() -> (tempfile::TempDir, Sqlite) {
+pub(super) fn open() -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("folder");
     let catalog = Sqlite::open(&dir.path().join("catalog.sqlite")).expect("opens");
     (dir, catalog)
@@ -122,7 +122,7 @@ async fn a_job_that_has_ended_never_changes_and_forgets_its_staged_record() {
     assert!(matches!(stored.status, Status::Completed { point_id: Some(_), .. }));
     let outbox = catalog.outbox().await.expect("outbox");
     assert_eq!(outbox, [OutboxEntry { job_id: job.id.clone(), point: point(1, 100) }]);
-    catalog.acknowledge(&job.id).await.expect("acknowledge");
+    catalog.acknowledge(vec![job.id.clone()]).await.expect("acknowledge");
     assert!(catalog.outbox().await.expect("outbox").is_empty());
 }
 

@@ -20,6 +20,10 @@ mod rebuild;
 mod recorded;
 mod scheduler;
 mod service;
+/// What looks into payload stays outside of `src`.
+#[cfg(test)]
+#[path = "../tests/year/year.rs"]
+mod year;
 
 pub use offline::{
     Attached, InitOutcome, Rotation, add_recovery_key, attach, default_key_path, init_vault, list_keys,

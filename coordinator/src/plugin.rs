@@ -24,6 +24,8 @@ use vaultferry_proto::{Problem, Reason};
 
 use crate::catalog::PluginProcess;
 
+#[cfg(test)]
+pub(crate) mod in_process;
 pub mod reap;
 
 /// The type of the plugin that checks, prunes and moves what lies in the vault; it has a service of its own.
@@ -50,6 +52,9 @@ pub struct Command {
     pub args: Vec<OsString>,
     /// The section of the configuration that is named like the plugin, as JSON.
     pub settings_json: String,
+    /// Served here instead of in a process.
+    #[cfg(test)]
+    pub(crate) in_process: Option<Arc<dyn in_process::Host>>,
 }
 
 /// What a plugin process needs to be started.
@@ -70,6 +75,21 @@ pub struct Start<'a> {
 /// A running plugin. Dropping it kills its process group.
 #[derive(Debug)]
 pub struct Plugin {
+    host: Host,
+    channel: Channel,
+}
+
+/// Where a plugin runs.
+#[derive(Debug)]
+enum Host {
+    Process(Box<Process>),
+    #[cfg(test)]
+    Here(Box<dyn in_process::Guest>),
+}
+
+/// A plugin's process. Dropping it kills its group.
+#[derive(Debug)]
+struct Process {
     child: Child,
     pid: u32,
     control: Option<ChildStdin>,
@@ -77,12 +97,18 @@ pub struct Plugin {
     log: AbortOnDropHandle<()>,
     /// Removed with the plugin.
     _dir: tempdir::Dir,
-    channel: Channel,
 }
 
 impl Plugin {
     /// Starts the process, reads its handshake, connects, and asks what it is.
     pub async fn start(start: Start<'_>) -> Result<Self, Problem> {
+        #[cfg(test)]
+        if let Some(host) = &start.command.in_process {
+            let (guest, channel) = in_process::start(&**host);
+            let mut plugin = Self { host: Host::Here(guest), channel };
+            plugin.check(start.source_type).await?;
+            return Ok(plugin);
+        }
         let cannot = |detail: String| {
             Problem::new(
                 Reason::PluginNotFound,
@@ -131,7 +157,8 @@ impl Plugin {
         }
         let channel = connect(path).await.map_err(|error| cannot(error.to_string()))?;
         let child = starting.child.take().expect("taken nowhere else");
-        let mut plugin = Self { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir, channel };
+        let process = Process { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir };
+        let mut plugin = Self { host: Host::Process(Box::new(process)), channel };
         plugin.check(start.source_type).await?;
         Ok(plugin)
     }
@@ -165,7 +192,12 @@ impl Plugin {
 
     /// What is to be remembered of the process for the time after a crash of this one.
     pub fn process(&self, job_id: &str) -> PluginProcess {
-        PluginProcess { job_id: job_id.to_owned(), pid: self.pid, start_time: reap::start_time(self.pid).unwrap_or(0) }
+        let pid = match &self.host {
+            Host::Process(process) => process.pid,
+            #[cfg(test)]
+            Host::Here(_) => 0,
+        };
+        PluginProcess { job_id: job_id.to_owned(), pid, start_time: reap::start_time(pid).unwrap_or(0) }
     }
 
     /// The problem behind a failed call: the plugin's own, or that its process is gone, with its last words.
@@ -174,18 +206,35 @@ impl Plugin {
         if problem.reason != Reason::PluginCrashed {
             return problem;
         }
+        let process = match &mut self.host {
+            Host::Process(process) => process,
+            #[cfg(test)]
+            Host::Here(_) => return problem,
+        };
         // The connection broke. Its process has died, or will be found alive; only a moment tells.
-        let exit = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
+        let exit = tokio::time::timeout(Duration::from_secs(5), process.child.wait()).await;
         let how = match exit {
             Ok(Ok(status)) => format!("the plugin's process ended ({status})"),
             Ok(Err(error)) => format!("the plugin's process cannot be asked: {error}"),
             Err(_) => format!("the connection to the plugin broke: {}", status.message()),
         };
-        Problem::new(Reason::PluginCrashed, format!("{how}{}", words(&self.last_lines)))
+        Problem::new(Reason::PluginCrashed, format!("{how}{}", words(&process.last_lines)))
     }
 
     /// Tells the plugin to end, waits for it, kills what is left of its group.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
+        match self.host {
+            Host::Process(process) => process.stop().await,
+            #[cfg(test)]
+            Host::Here(mut guest) => {
+                let _ = tokio::time::timeout(STOP_TIMEOUT, guest.stop()).await;
+            }
+        }
+    }
+}
+
+impl Process {
+    async fn stop(mut self) {
         drop(self.control.take());
         if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
             tracing::warn!(pid = self.pid, "a plugin did not stop within {STOP_TIMEOUT:?}; killing it");
@@ -195,7 +244,7 @@ impl Plugin {
     }
 }
 
-impl Drop for Plugin {
+impl Drop for Process {
     fn drop(&mut self) {
         reap::kill_group(self.pid);
     }

@@ -26,6 +26,7 @@ pub use host::hostname;
 pub use report::{Progress, Reporter, Warning};
 pub use runner::{Event, Runner};
 pub use serve::{serve, serve_router};
+pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, FilesDestination, RestoreJob, RestoreTarget, Source,
     Validated, VaultAccess, Workload,

@@ -64,6 +64,13 @@ impl Memory {
         self.files().get(key).map(|file| file.body.clone())
     }
 
+    /// True when a file lies below the prefix that is not this one.
+    pub fn holds_beside(&self, prefix: &str, key: &Key) -> bool {
+        let files = self.files();
+        let mut below = files.range(Key(prefix.to_owned())..).take_while(|(key, _)| key.as_str().starts_with(prefix));
+        below.any(|(other, _)| other != key)
+    }
+
     /// Ends the rehydration of every file that waits for it. Time does not do it here, so that tests decide when.
     pub fn finish_rehydration(&self) {
         for file in self.files().values_mut().filter(|file| file.rehydrating) {

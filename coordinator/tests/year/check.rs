@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
@@ -156,9 +157,13 @@ impl Year {
         let begun = tokio::time::Instant::now();
         loop {
             let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
-            let Some(job) = unfinished.first() else { return Ok(()) };
+            let instances = self.catalog.instances().await.map_err(text)?;
+            let unsettled = instances.iter().find(|instance| instance.unsettled);
+            if unfinished.is_empty() && unsettled.is_none() {
+                return Ok(());
+            }
             if begun.elapsed() > PATIENCE {
-                return Err(format!("in progress for ever: {job:?}"));
+                return Err(format!("in progress for ever: {:?}, unsettled for ever: {unsettled:?}", unfinished.first()));
             }
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
@@ -166,8 +171,8 @@ impl Year {
 
     /// Jobs that have ended since the last check, oldest first.
     async fn new_jobs(&mut self) -> Result<Vec<Job>, String> {
-        // A clock that was set back by a day may have made jobs before that.
-        let from = self.book.since.checked_sub(SignedDuration::from_hours(3 * 24)).ok();
+        // A clock that was set back by some days may have made jobs before that.
+        let from = self.book.since.checked_sub(SignedDuration::from_hours(7 * 24)).ok();
         let filter = JobFilter { from, to: None, limit: u32::MAX };
         let mut jobs = self.catalog.jobs(filter).await.map_err(text)?;
         jobs.retain(|job| self.book.seen.insert(job.id.clone()));
@@ -375,7 +380,8 @@ impl Year {
 
     /// The catalog is what a rebuild from the vault gives.
     async fn check_catalog(&self, instances: &[Instance]) -> Result<(), String> {
-        let rebuilt = Sqlite::in_memory(Arc::new(|| Box::pin(std::future::ready(())))).map_err(text)?;
+        let step = Arc::new(|| -> BoxFuture<'static, ()> { Box::pin(std::future::ready(())) });
+        let rebuilt = Sqlite::in_memory(step).map_err(text)?;
         let told = crate::rebuild::fill(&rebuilt, &self.config(), &never()).await.map_err(text)?;
         if !told.problems.is_empty() {
             return Err(format!("a rebuild tells of problems: {:?}", told.problems));

@@ -211,7 +211,7 @@ impl MadeUp {
             source.base = state.dice.next();
         }
         let length = state.dice.below(1500) as usize;
-        let streams = [("base.bin", Dice::new(source.base).bytes(3000)), ("news.bin", state.dice.bytes(length))];
+        let streams = [("base.bin", Dice::new(source.base).bytes(6000)), ("news.bin", state.dice.bytes(length))];
         Ok(streams.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect())
     }
 }

@@ -38,7 +38,8 @@ impl Weathered {
 
     fn fault(&self) -> Option<Fault> {
         let mut state = self.world.state();
-        match state.weather {
+        let weather = state.weather;
+        match weather {
             Weather::Calm => None,
             Weather::Away => Some(Fault::Unavailable),
             Weather::Storm(often) if !state.dice.chance(often) => None,

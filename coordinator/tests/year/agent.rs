@@ -155,7 +155,7 @@ impl Year {
     /// What the agent is told at its start.
     pub fn config(&self) -> Config {
         let dir = &self.world.dir;
-        let plugin = |kind: Kind| plugin::Command {
+        let served = |kind: Kind| plugin::Command {
             program: PathBuf::new(),
             args: Vec::new(),
             settings_json: String::new(),
@@ -174,8 +174,8 @@ impl Year {
             maintenance: None,
             region: None,
             plugins: BTreeMap::from([
-                ("postgres".to_owned(), plugin(Kind::Workload)),
-                (plugin::MAINTENANCE.to_owned(), plugin(Kind::Maintenance)),
+                ("postgres".to_owned(), served(Kind::Workload)),
+                (plugin::MAINTENANCE.to_owned(), served(Kind::Maintenance)),
             ]),
             bytes_in_flight: 0,
             upload_bytes_per_s: None,

@@ -149,7 +149,7 @@ impl Store for Peek {
     }
 
     async fn head(&self, key: &Key) -> Result<Option<Entry>, Error> {
-        self.0.head(key).await
+        Ok(self.0.head(key).await?.map(|entry| Entry { tier: Tier::Hot, ..entry }))
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes, Error> {

@@ -128,9 +128,12 @@ impl Year {
             all.push(Seen { instance, store, states });
         }
         for job in &jobs {
-            let seen = all.iter().find(|seen| seen.instance.id == job.instance_id);
-            let seen = seen.ok_or_else(|| format!("the instance of the job {} is gone", job.id))?;
-            self.check_job(job, seen)?;
+            match all.iter().find(|seen| seen.instance.id == job.instance_id) {
+                Some(seen) => self.check_job(job, seen)?,
+                // Purged after somebody has deleted it.
+                None if self.world.state().given_up.contains(&job.instance_id) => {}
+                None => return Err(format!("the instance of the job {} is gone", job.id)),
+            }
         }
         for seen in &all {
             self.check_points(seen).await?;
@@ -145,6 +148,8 @@ impl Year {
         if let Some(entry) = outbox.first() {
             return Err(format!("the commit of the job {} waits for its confirmation", entry.job_id));
         }
+        let is_alive = |id: &String| instances.iter().any(|one| one.id == *id && !one.protection.is_deleted());
+        self.world.state().given_up.retain(|id| !is_alive(id));
         self.book.linked.clear();
         for instance in &instances {
             self.book.may_be_linked(&instance.id, &instance.policy);
@@ -279,7 +284,7 @@ impl Year {
         }
         if !listed.is_empty() {
             self.book.had_point.insert(seen.instance.id.clone());
-        } else if self.book.had_point.contains(&seen.instance.id) {
+        } else if self.book.had_point.contains(&seen.instance.id) && !seen.instance.protection.is_deleted() {
             return Err(format!("{name} has no point any more"));
         }
         let of_instance = seen.states.iter().filter(|state| self.book.held.contains(&state.id));

@@ -192,7 +192,13 @@ impl Year {
             }
             11..14 => self.resume(api, &all).await?,
             14..17 => self.hold_or_release(api, &instance).await?,
-            17..19 => {
+            17 => {
+                let alive = all.iter().filter(|instance| !instance.protection.is_deleted()).count();
+                if alive > 2 {
+                    self.delete(api, &instance).await?;
+                }
+            }
+            18 => {
                 self.world.tell("prune everything");
                 let request = wire::StartPruneRequest::default();
                 self.answered(api.start_prune(Request::new(request)).await.map(|_| ()))?.ok();
@@ -243,9 +249,27 @@ impl Year {
         Ok(())
     }
 
-    /// Everybody is protected again.
+    /// It is deleted with all its points.
+    async fn delete(&mut self, api: &Api, instance: &Instance) -> Result<(), String> {
+        self.world.tell(format!("stop {}, its data deleted", instance.name));
+        self.world.state().given_up.push(instance.id.clone());
+        let request =
+            wire::StopProtectionRequest { instance: instance.name.clone(), delete_data: true, confirmed: true };
+        self.answered(api.stop_protection(Request::new(request)).await.map(|_| ()))?.ok();
+        Ok(())
+    }
+
+    /// Everybody is protected again, but for some who were deleted.
     async fn resume(&mut self, api: &Api, all: &[Instance]) -> Result<(), String> {
-        for instance in all.iter().filter(|instance| !instance.protection.is_active()) {
+        for instance in all.iter().filter(|instance| instance.protection.is_deleted()) {
+            if self.chance(600) {
+                self.world.tell(format!("undelete {}", instance.name));
+                let request = wire::UndeleteBackupInstanceRequest { instance: instance.name.clone() };
+                self.answered(api.undelete_backup_instance(Request::new(request)).await.map(|_| ()))?.ok();
+            }
+        }
+        let stopped = |instance: &&Instance| !instance.protection.is_active() && !instance.protection.is_deleted();
+        for instance in all.iter().filter(stopped) {
             self.world.tell(format!("resume {}", instance.name));
             let request = wire::ResumeProtectionRequest {
                 instance: instance.name.clone(),

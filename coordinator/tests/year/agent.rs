@@ -123,7 +123,7 @@ impl Year {
         Ok(runtime.block_on(async {
             self.begun = Instant::now();
             simulate::set_now(self.now);
-            let answer = work(self).await;
+            let answer = work(&mut *self).await;
             self.now = vaultferry_vault::clock::now();
             self.before += self.begun.elapsed();
             answer

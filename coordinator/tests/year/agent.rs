@@ -96,8 +96,8 @@ pub fn year(seed: u64) -> Result<Totals, String> {
         world,
     };
     let failed = |year: &Year, what: String| {
-        let mut state = year.world.state();
-        let story = state.story.split_off(state.story.len().saturating_sub(25));
+        let state = year.world.state();
+        let story = &state.story[state.story.len().saturating_sub(40)..];
         format!("seed {seed}, VAULTFERRY_YEAR_SEED={seed} repeats it: {what}\n  {}", story.join("\n  "))
     };
     year.first_day().map_err(|what| failed(&year, what))?;
@@ -134,8 +134,7 @@ impl Year {
         self.on_a_runtime(async |year| {
             year.world.new_life();
             let Config { vault, vault_key, .. } = year.config();
-            let made =
-                admin::init_with(&vault, "", "geo-redundant", &vault_key, None, &CancellationToken::new()).await;
+            let made = admin::init_with(&vault, "", "geo-redundant", &vault_key, None, &CancellationToken::new()).await;
             made.map(|_| ()).map_err(|error| error.to_string())
         })?
     }

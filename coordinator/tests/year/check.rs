@@ -43,14 +43,8 @@ use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Point, Status, Work
 /// No job takes as long when nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A failed job with one of these reasons is a fault of the program.
-const FAULTS: [&str; 6] = [
-    "Internal",
-    "RepositoryDamaged",
-    "StagedIncomplete",
-    "JobAlreadyCommitted",
-    "VaultUnreadable",
-    "PrunedMeanwhile",
-];
+const FAULTS: [&str; 6] =
+    ["Internal", "RepositoryDamaged", "StagedIncomplete", "JobAlreadyCommitted", "VaultUnreadable", "PrunedMeanwhile"];
 
 /// What the checks remember.
 #[derive(Debug)]
@@ -114,7 +108,9 @@ impl Year {
         self.world.tell("check");
         self.settle().await?;
         // It brings what bad weather kept from the catalog.
-        api.start_check(Request::new(wire::StartCheckRequest { keyless: true, ..Default::default() })).await.map_err(text)?;
+        api.start_check(Request::new(wire::StartCheckRequest { keyless: true, ..Default::default() }))
+            .await
+            .map_err(text)?;
         self.settle().await?;
         if let Some(broken) = self.world.state().broken.first() {
             return Err(broken.clone());
@@ -168,7 +164,10 @@ impl Year {
                 return Ok(());
             }
             if begun.elapsed() > PATIENCE {
-                return Err(format!("in progress for ever: {:?}, unsettled for ever: {unsettled:?}", unfinished.first()));
+                return Err(format!(
+                    "in progress for ever: {:?}, unsettled for ever: {unsettled:?}",
+                    unfinished.first()
+                ));
             }
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
@@ -265,11 +264,17 @@ impl Year {
             let made = self.world.state().made.get(&id).cloned();
             let made = made.ok_or_else(|| format!("nobody has made the listed point {id} of {name}"))?;
             if made.job_id != state.created.job_id {
-                return Err(format!("the point {id} of {name} is of another job: {} and {}", made.job_id, state.created.job_id));
+                return Err(format!(
+                    "the point {id} of {name} is of another job: {} and {}",
+                    made.job_id, state.created.job_id
+                ));
             }
             let job = self.catalog.job(&made.job_id).await.map_err(text)?;
             if !job.is_some_and(|job| matches!(job.status, Status::Completed { .. })) {
-                return Err(format!("the point {id} of {name} is listed, and its job {} is not completed", made.job_id));
+                return Err(format!(
+                    "the point {id} of {name} is listed, and its job {} is not completed",
+                    made.job_id
+                ));
             }
             if let Some(slot) = state.created.slot
                 && !slots.insert(slot)
@@ -277,7 +282,9 @@ impl Year {
                 return Err(format!("two points of {name} are of the slot {slot}"));
             }
             if !self.book.read.contains(&(id, state.in_vault)) {
-                self.compare(seen, state, &made.streams).await.map_err(|what| format!("the point {id} of {name}: {what}"))?;
+                self.compare(seen, state, &made.streams)
+                    .await
+                    .map_err(|what| format!("the point {id} of {name}: {what}"))?;
                 self.book.read.insert((id, state.in_vault));
                 self.totals.points_read += 1;
             }
@@ -295,7 +302,12 @@ impl Year {
     }
 
     /// Every byte of a listed point is what the plugin has read.
-    async fn compare(&mut self, seen: &Seen<'_>, state: &PointState, streams: &[(String, Vec<u8>)]) -> Result<(), String> {
+    async fn compare(
+        &mut self,
+        seen: &Seen<'_>,
+        state: &PointState,
+        streams: &[(String, Vec<u8>)],
+    ) -> Result<(), String> {
         let mut repository = self.repository(seen).await?;
         if !state.in_vault {
             repository = Arc::new(archive::open(&repository).map_err(text)?);

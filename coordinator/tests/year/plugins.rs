@@ -139,7 +139,11 @@ impl tonic::transport::server::Connected for Breaking {
 }
 
 impl AsyncRead for Breaking {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         if self.dead.as_mut().poll(context).is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -177,7 +181,10 @@ struct Elsewhere<S> {
 impl<S: MaintenancePlugin> MaintenancePlugin for Elsewhere<S> {
     type RunStream = S::RunStream;
 
-    async fn get_info(&self, request: Request<wire::GetInfoRequest>) -> Result<Response<wire::GetInfoResponse>, Status> {
+    async fn get_info(
+        &self,
+        request: Request<wire::GetInfoRequest>,
+    ) -> Result<Response<wire::GetInfoResponse>, Status> {
         self.inner.get_info(request).await
     }
 

@@ -123,7 +123,8 @@ impl Policy {
             self.name, self.schedule
         );
         for rule in self.rules {
-            text += &format!("[[rule]]\nname = \"{}\"\n{}\nvault = \"{}\"\n", rule.name, rule.condition, span(rule.vault));
+            text +=
+                &format!("[[rule]]\nname = \"{}\"\n{}\nvault = \"{}\"\n", rule.name, rule.condition, span(rule.vault));
             if let Some((kept, tiering)) = rule.archive {
                 text += &format!("archive = \"{}\"\ntiering = \"{tiering}\"\n", span(kept));
             }

@@ -92,7 +92,8 @@ impl Year {
 
     /// Another source is protected.
     async fn protect(&mut self, api: &Api) -> Result<Result<(), Problem>, String> {
-        let policy = *self.pick(&["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"]);
+        let policy =
+            *self.pick(&["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"]);
         let uri = {
             let mut state = self.world.state();
             let uri = format!("postgres://backup@db{}/shop", state.sources.len());
@@ -115,7 +116,9 @@ impl Year {
         let problem = Problem::from_status(&status, Reason::Internal);
         self.world.tell(format!("refused: {problem}"));
         match problem.reason {
-            Reason::Internal | Reason::RepositoryDamaged | Reason::VaultUnreadable => Err(format!("refused: {problem}")),
+            Reason::Internal | Reason::RepositoryDamaged | Reason::VaultUnreadable => {
+                Err(format!("refused: {problem}"))
+            }
             _ => Ok(Err(problem)),
         }
     }

@@ -132,7 +132,9 @@ impl World {
     pub fn memory(&self, instance_id: &str) -> Arc<Memory> {
         let mut state = self.state();
         let memory = state.stores.entry(instance_id.to_owned());
-        memory.or_insert_with(|| Arc::new(Memory::new(if instance_id.is_empty() { "root" } else { instance_id }))).clone()
+        memory
+            .or_insert_with(|| Arc::new(Memory::new(if instance_id.is_empty() { "root" } else { instance_id })))
+            .clone()
     }
 
     /// Instances that have a store.

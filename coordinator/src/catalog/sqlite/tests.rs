@@ -116,7 +116,8 @@ async fn jobs_of_an_instance_are_found_by_their_operations_without_the_others() 
     // By the index, whatever else there is.
     let plan: String = catalog
         .run(|tx| {
-            let sql = "explain query plan select body from jobs where instance_id = 'i' and operation in ('prune', 'tier')
+            let sql =
+                "explain query plan select body from jobs where instance_id = 'i' and operation in ('prune', 'tier')
                        and create_time >= 0 order by create_time desc, id desc";
             Ok(tx.query_row(sql, [], |row| row.get(3))?)
         })

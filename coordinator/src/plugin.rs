@@ -165,13 +165,10 @@ impl Plugin {
 
     async fn check(&mut self, source_type: &str) -> Result<(), Problem> {
         let request = wire::GetInfoRequest {};
+        let (mut maintenance, mut client) = (self.maintenance(), self.client());
         let info = match source_type {
-            MAINTENANCE => self.maintenance().get_info(request).await,
-            _ => self.client().get_info(request).await,
-        };
-        let info = match info {
-            Ok(info) => info.into_inner(),
-            Err(status) => return Err(self.problem(&status).await),
+            MAINTENANCE => self.begin(maintenance.get_info(request)).await?,
+            _ => self.begin(client.get_info(request)).await?,
         };
         if info.source_type != source_type {
             let message = format!("the plugin for {source_type} says that it is for {:?}", info.source_type);
@@ -188,6 +185,23 @@ impl Plugin {
     /// The maintenance plugin's interface.
     pub fn maintenance(&self) -> MaintenancePluginClient<Channel> {
         MaintenancePluginClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Begins a call whose answer comes at once, and the rest of it in events. A plugin that hangs before it answers is silent, too.
+    pub async fn begin<T>(
+        &mut self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Problem> {
+        match tokio::time::timeout(SILENCE, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.problem(&status).await),
+            Err(_) => Err(Self::silent()),
+        }
+    }
+
+    /// The problem of a plugin that has said nothing for [`SILENCE`].
+    pub fn silent() -> Problem {
+        Problem::new(Reason::PluginTimeout, format!("the plugin gave no sign of life for {SILENCE:?}"))
     }
 
     /// What is to be remembered of the process for the time after a crash of this one.

@@ -24,7 +24,7 @@ use crate::plugin;
 use crate::service::{Config, Pace, Service};
 
 /// Looking more often costs time and finds nothing: nothing is due in between but after a jump of the clock.
-const PACE: Pace = Pace { longest_sleep: Duration::from_secs(2 * 3600), expiry: Duration::from_secs(8 * 3600) };
+const PACE: Pace = Pace { longest_sleep: Duration::from_secs(2 * 3600), expiry: Duration::from_secs(12 * 3600) };
 
 /// How a life ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

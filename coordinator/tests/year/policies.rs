@@ -27,8 +27,6 @@ pub struct Policy {
     pub schedule: &'static str,
     /// Between two slots, in hours, at the most.
     pub hours: i64,
-    /// Missed slots are caught up.
-    pub catches_up: bool,
     pub rules: &'static [Rule],
 }
 
@@ -50,7 +48,6 @@ pub const ALL: &[Policy] = &[
         name: "daily",
         schedule: "every = \"day\"\nat = [\"02:00\"]\n",
         hours: 24,
-        catches_up: true,
         rules: &[
             rule("Monthly", "first_of = \"month\"", months(4)),
             rule("Default", "", days(8)),
@@ -61,14 +58,12 @@ pub const ALL: &[Policy] = &[
         name: "daily-skip",
         schedule: "every = \"day\"\nat = [\"22:00\"]\ncatch_up = \"skip\"\nstart_within = \"PT2H\"\njitter = \"PT30M\"\n",
         hours: 24,
-        catches_up: false,
         rules: &[rule("Default", "", days(14)), rule("Sundays", "on = \"Sun\"", months(2))],
     },
     Policy {
         name: "twice-a-week",
         schedule: "every = \"week\"\non = [\"Mon\", \"Thu\"]\nat = [\"01:30\"]\njitter = \"PT2H\"\n",
         hours: 4 * 24,
-        catches_up: true,
         rules: &[
             rule("Default", "", days(21)),
             Rule {
@@ -83,7 +78,6 @@ pub const ALL: &[Policy] = &[
         name: "weekly",
         schedule: "every = \"week\"\non = [\"Sun\"]\nat = [\"03:30\"]\nallowed = [\"22:00-06:00\"]\n",
         hours: 7 * 24,
-        catches_up: true,
         rules: &[
             Rule { name: "Default", condition: "", vault: days(20), archive: Some((months(6), "on-expiry")) },
             Rule {
@@ -98,14 +92,12 @@ pub const ALL: &[Policy] = &[
         name: "monthly",
         schedule: "every = \"month\"\non = [1, \"last-Fri\"]\nat = [\"12:00\", \"18:00\"]\n",
         hours: 31 * 24,
-        catches_up: true,
         rules: &[rule("Default", "", months(2))],
     },
     Policy {
         name: "hourly",
         schedule: "every = \"hour\"\nat = [\":15\"]\ncatch_up = \"skip\"\n",
         hours: 1,
-        catches_up: false,
         rules: &[rule("Default", "", days(7)), rule("Daily", "first_of = \"day\"", days(30))],
     },
 ];

@@ -46,7 +46,6 @@ pub struct Made {
 /// See the module.
 #[derive(Debug)]
 pub struct World {
-    pub seed: u64,
     /// The agent's state folder.
     pub dir: PathBuf,
     state: Mutex<State>,
@@ -88,7 +87,7 @@ impl World {
             guests: 0,
             story: Vec::new(),
         };
-        Arc::new(Self { seed, dir: dir.to_owned(), state: Mutex::new(state) })
+        Arc::new(Self { dir: dir.to_owned(), state: Mutex::new(state) })
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

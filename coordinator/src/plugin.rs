@@ -382,6 +382,47 @@ mod tempdir {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct Silent;
+
+    #[derive(Debug)]
+    struct Pipe {
+        _theirs: tokio::io::DuplexStream,
+    }
+
+    #[async_trait::async_trait]
+    impl in_process::Guest for Pipe {
+        async fn stop(&mut self) {}
+    }
+
+    impl in_process::Host for Silent {
+        fn serve(&self) -> (Box<dyn in_process::Guest>, Box<dyn in_process::Io>) {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            (Box::new(Pipe { _theirs: theirs }), Box::new(ours))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_hangs_before_it_answers_is_taken_for_dead() {
+        let in_process: Arc<dyn in_process::Host> = Arc::new(Silent);
+        let command = Command {
+            program: PathBuf::new(),
+            args: Vec::new(),
+            settings_json: String::new(),
+            in_process: Some(in_process),
+        };
+        let start = Start {
+            command: &command,
+            source_type: "postgres",
+            purpose: "test",
+            runtime_dir: Path::new("/nowhere"),
+            pass_env: Vec::new(),
+        };
+        let begun = tokio::time::Instant::now();
+        let problem = Plugin::start(start).await.expect_err("nobody answers");
+        assert_eq!((problem.reason, begun.elapsed().as_secs()), (Reason::PluginTimeout, SILENCE.as_secs()));
+    }
+
     #[test]
     fn a_plugins_log_lines_keep_their_level_and_fields() {
         let line = r#"{"timestamp":"t","level":"WARN","message":"slow","bytes":7,"target":"x"}"#;

@@ -84,7 +84,7 @@ impl Year {
             let request = wire::CreatePolicyRequest { document: policy.document(), ..Default::default() };
             api.create_policy(Request::new(request)).await.map_err(|status| format!("{}: {status}", policy.name))?;
         }
-        for _ in 0..2 + self.below(2) {
+        for _ in 0..2 {
             self.protect(api).await?.map_err(|problem| problem.to_string())?;
         }
         Ok(())
@@ -207,7 +207,7 @@ impl Year {
                 self.answered(api.start_prune(Request::new(request)).await.map(|_| ()))?.ok();
                 self.back_up(api, &instance).await?;
             }
-            _ if all.len() < 5 => {
+            _ if all.len() < 4 => {
                 self.protect(api).await?.ok();
             }
             _ => {}

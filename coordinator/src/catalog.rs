@@ -330,6 +330,14 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     async fn job(&self, id: &str) -> Result<Option<Job>, Error>;
     /// Newest first.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error>;
+    /// An instance's jobs of these operations ([`Work::name`]) that were asked for at or after `from`, newest first. It costs what it finds,
+    /// not what other jobs there are.
+    async fn jobs_of(
+        &self,
+        instance_id: &str,
+        operations: &'static [&'static str],
+        from: jiff::Timestamp,
+    ) -> Result<Vec<Job>, Error>;
     /// The newest backup job of an instance that has ended as completed or failed.
     async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error>;
     /// Jobs that have not ended.

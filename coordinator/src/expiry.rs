@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
 
-use crate::catalog::{Catalog, Exclusive, Instance, Job, JobFilter, Point, ReportFigures, Status, Work};
+use crate::catalog::{Catalog, Exclusive, Instance, Job, Point, ReportFigures, Status, Work};
 use crate::job::{Jobs, Shared};
 use crate::lifecycle;
 use crate::policy::{self, Plan, PointFacts, Run, Step, Stores, Warning};
@@ -39,7 +39,7 @@ mod tests;
 mod tier;
 
 /// Between two runs. The limits of a run are made for this.
-const EVERY: Duration = Duration::from_secs(3600);
+pub(crate) const EVERY: Duration = Duration::from_secs(3600);
 /// Instances whose points are in memory and whose points are deleted at once: as many as jobs run by default.
 const INSTANCES_AT_ONCE: usize = 4;
 /// Between two looks whether a maintenance job has ended that this process did not start.
@@ -68,8 +68,8 @@ impl Expiry {
         Self { shared, jobs, instances, copies, failed: Arc::default() }
     }
 
-    /// Runs at once and then every hour, until `stop`. A job that it has begun goes on then, or is interrupted like any other.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Runs at once and then after each `every`, until `stop`. A job that it has begun goes on then, or is interrupted like any other.
+    pub async fn run(self, every: Duration, stop: CancellationToken) {
         let mut at_work: HashMap<String, JoinHandle<()>> = HashMap::new();
         loop {
             // An instance whose last run is not over has no other one beside it.
@@ -77,11 +77,11 @@ impl Expiry {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = self.begin(&mut at_work) => {}
+                () = self.begin(every, &mut at_work) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(EVERY) => {}
+                () = tokio::time::sleep(every) => {}
             }
         }
         at_work.values().for_each(JoinHandle::abort);
@@ -91,11 +91,11 @@ impl Expiry {
         }
     }
 
-    async fn begin(&self, at_work: &mut HashMap<String, JoinHandle<()>>) {
+    async fn begin(&self, every: Duration, at_work: &mut HashMap<String, JoinHandle<()>>) {
         lifecycle::settle_all(&self.jobs, &CancellationToken::new()).await;
         let instances = match self.shared.catalog.instances().await {
             Ok(instances) => instances,
-            Err(error) => return tracing::error!("expired points are looked for again in {EVERY:?}: {error}"),
+            Err(error) => return tracing::error!("expired points are looked for again in {every:?}: {error}"),
         };
         for instance in instances {
             at_work.entry(instance.id.clone()).or_insert_with(|| tokio::spawn(self.clone().run_once(instance)));
@@ -215,9 +215,9 @@ impl Expiry {
     /// [`prune_is_due`], asked of the instance's jobs.
     async fn is_prune_due(&self, instance: &Instance) -> Result<bool, Problem> {
         let now = vaultferry_vault::clock::now();
-        let filter = JobFilter { from: now.checked_sub(PRUNES_SINCE).ok(), to: None, limit: u32::MAX };
-        let jobs = self.shared.catalog.jobs(filter).await?;
-        Ok(prune_is_due(jobs.into_iter().filter(|job| job.instance_id == instance.id), now))
+        let from = now.checked_sub(PRUNES_SINCE).unwrap_or(Timestamp::MIN);
+        let jobs = self.shared.catalog.jobs_of(&instance.id, &["prune", "tier"], from).await?;
+        Ok(prune_is_due(jobs.into_iter(), now))
     }
 }
 

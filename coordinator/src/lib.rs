@@ -21,6 +21,10 @@ mod recorded;
 mod scheduler;
 mod service;
 mod space;
+/// What looks into payload stays outside of `src`.
+#[cfg(test)]
+#[path = "../tests/year/year.rs"]
+mod year;
 
 pub use job::Limits;
 pub use link::Config as LinkConfig;

@@ -24,6 +24,8 @@ use vaultferry_proto::{Problem, Reason};
 
 use crate::catalog::PluginProcess;
 
+#[cfg(test)]
+pub(crate) mod in_process;
 pub mod reap;
 
 /// The type of the plugin that checks, prunes and moves what lies in the vault; it has a service of its own.
@@ -50,6 +52,9 @@ pub struct Command {
     pub args: Vec<OsString>,
     /// The section of the configuration that is named like the plugin, as JSON.
     pub settings_json: String,
+    /// Served here instead of in a process.
+    #[cfg(test)]
+    pub(crate) in_process: Option<Arc<dyn in_process::Host>>,
 }
 
 /// What a plugin process needs to be started.
@@ -70,6 +75,21 @@ pub struct Start<'a> {
 /// A running plugin. Dropping it kills its process group.
 #[derive(Debug)]
 pub struct Plugin {
+    host: Host,
+    channel: Channel,
+}
+
+/// Where a plugin runs.
+#[derive(Debug)]
+enum Host {
+    Process(Box<Process>),
+    #[cfg(test)]
+    Here(Box<dyn in_process::Guest>),
+}
+
+/// A plugin's process. Dropping it kills its group.
+#[derive(Debug)]
+struct Process {
     child: Child,
     pid: u32,
     control: Option<ChildStdin>,
@@ -77,12 +97,18 @@ pub struct Plugin {
     log: AbortOnDropHandle<()>,
     /// Removed with the plugin.
     _dir: tempdir::Dir,
-    channel: Channel,
 }
 
 impl Plugin {
     /// Starts the process, reads its handshake, connects, and asks what it is.
     pub async fn start(start: Start<'_>) -> Result<Self, Problem> {
+        #[cfg(test)]
+        if let Some(host) = &start.command.in_process {
+            let (guest, channel) = in_process::start(&**host);
+            let mut plugin = Self { host: Host::Here(guest), channel };
+            plugin.check(start.source_type).await?;
+            return Ok(plugin);
+        }
         let cannot = |detail: String| {
             Problem::new(
                 Reason::PluginNotFound,
@@ -131,20 +157,18 @@ impl Plugin {
         }
         let channel = connect(path).await.map_err(|error| cannot(error.to_string()))?;
         let child = starting.child.take().expect("taken nowhere else");
-        let mut plugin = Self { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir, channel };
+        let process = Process { child, pid, control, last_lines, log: AbortOnDropHandle::new(log), _dir: dir };
+        let mut plugin = Self { host: Host::Process(Box::new(process)), channel };
         plugin.check(start.source_type).await?;
         Ok(plugin)
     }
 
     async fn check(&mut self, source_type: &str) -> Result<(), Problem> {
         let request = wire::GetInfoRequest {};
+        let (mut maintenance, mut client) = (self.maintenance(), self.client());
         let info = match source_type {
-            MAINTENANCE => self.maintenance().get_info(request).await,
-            _ => self.client().get_info(request).await,
-        };
-        let info = match info {
-            Ok(info) => info.into_inner(),
-            Err(status) => return Err(self.problem(&status).await),
+            MAINTENANCE => self.begin(maintenance.get_info(request)).await?,
+            _ => self.begin(client.get_info(request)).await?,
         };
         if info.source_type != source_type {
             let message = format!("the plugin for {source_type} says that it is for {:?}", info.source_type);
@@ -163,9 +187,31 @@ impl Plugin {
         MaintenancePluginClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
+    /// Begins a call whose answer comes at once, and the rest of it in events. A plugin that hangs before it answers is silent, too.
+    pub async fn begin<T>(
+        &mut self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Problem> {
+        match tokio::time::timeout(SILENCE, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.problem(&status).await),
+            Err(_) => Err(Self::silent()),
+        }
+    }
+
+    /// The problem of a plugin that has said nothing for [`SILENCE`].
+    pub fn silent() -> Problem {
+        Problem::new(Reason::PluginTimeout, format!("the plugin gave no sign of life for {SILENCE:?}"))
+    }
+
     /// What is to be remembered of the process for the time after a crash of this one.
     pub fn process(&self, job_id: &str) -> PluginProcess {
-        PluginProcess { job_id: job_id.to_owned(), pid: self.pid, start_time: reap::start_time(self.pid).unwrap_or(0) }
+        let pid = match &self.host {
+            Host::Process(process) => process.pid,
+            #[cfg(test)]
+            Host::Here(_) => 0,
+        };
+        PluginProcess { job_id: job_id.to_owned(), pid, start_time: reap::start_time(pid).unwrap_or(0) }
     }
 
     /// The problem behind a failed call: the plugin's own, or that its process is gone, with its last words.
@@ -174,18 +220,35 @@ impl Plugin {
         if problem.reason != Reason::PluginCrashed {
             return problem;
         }
+        let process = match &mut self.host {
+            Host::Process(process) => process,
+            #[cfg(test)]
+            Host::Here(_) => return problem,
+        };
         // The connection broke. Its process has died, or will be found alive; only a moment tells.
-        let exit = tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await;
+        let exit = tokio::time::timeout(Duration::from_secs(5), process.child.wait()).await;
         let how = match exit {
             Ok(Ok(status)) => format!("the plugin's process ended ({status})"),
             Ok(Err(error)) => format!("the plugin's process cannot be asked: {error}"),
             Err(_) => format!("the connection to the plugin broke: {}", status.message()),
         };
-        Problem::new(Reason::PluginCrashed, format!("{how}{}", words(&self.last_lines)))
+        Problem::new(Reason::PluginCrashed, format!("{how}{}", words(&process.last_lines)))
     }
 
     /// Tells the plugin to end, waits for it, kills what is left of its group.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
+        match self.host {
+            Host::Process(process) => process.stop().await,
+            #[cfg(test)]
+            Host::Here(mut guest) => {
+                let _ = tokio::time::timeout(STOP_TIMEOUT, guest.stop()).await;
+            }
+        }
+    }
+}
+
+impl Process {
+    async fn stop(mut self) {
         drop(self.control.take());
         if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
             tracing::warn!(pid = self.pid, "a plugin did not stop within {STOP_TIMEOUT:?}; killing it");
@@ -195,7 +258,7 @@ impl Plugin {
     }
 }
 
-impl Drop for Plugin {
+impl Drop for Process {
     fn drop(&mut self) {
         reap::kill_group(self.pid);
     }
@@ -318,6 +381,47 @@ mod tempdir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug)]
+    struct Silent;
+
+    #[derive(Debug)]
+    struct Pipe {
+        _theirs: tokio::io::DuplexStream,
+    }
+
+    #[async_trait::async_trait]
+    impl in_process::Guest for Pipe {
+        async fn stop(&mut self) {}
+    }
+
+    impl in_process::Host for Silent {
+        fn serve(&self) -> (Box<dyn in_process::Guest>, Box<dyn in_process::Io>) {
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            (Box::new(Pipe { _theirs: theirs }), Box::new(ours))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_hangs_before_it_answers_is_taken_for_dead() {
+        let in_process: Arc<dyn in_process::Host> = Arc::new(Silent);
+        let command = Command {
+            program: PathBuf::new(),
+            args: Vec::new(),
+            settings_json: String::new(),
+            in_process: Some(in_process),
+        };
+        let start = Start {
+            command: &command,
+            source_type: "postgres",
+            purpose: "test",
+            runtime_dir: Path::new("/nowhere"),
+            pass_env: Vec::new(),
+        };
+        let begun = tokio::time::Instant::now();
+        let problem = Plugin::start(start).await.expect_err("nobody answers");
+        assert_eq!((problem.reason, begun.elapsed().as_secs()), (Reason::PluginTimeout, SILENCE.as_secs()));
+    }
 
     #[test]
     fn a_plugins_log_lines_keep_their_level_and_fields() {

@@ -76,7 +76,8 @@ pub(crate) async fn rebuild(
     Ok(rebuilt)
 }
 
-async fn fill(catalog: &Sqlite, config: &Config, cancel: &CancellationToken) -> Result<Rebuilt, Problem> {
+/// Fills an empty catalog from the vault.
+pub(crate) async fn fill(catalog: &Sqlite, config: &Config, cancel: &CancellationToken) -> Result<Rebuilt, Problem> {
     let mut rebuilt = Rebuilt::default();
     let root = config.vault.open_root()?;
     let (policies, unreadable) = admin::policies(&root, cancel).await?;

@@ -31,7 +31,7 @@ mod tests;
 use agenda::{Agenda, Scheduled};
 
 /// A jump of the clock is noticed after this at the latest.
-const LONGEST_SLEEP: Duration = Duration::from_secs(20);
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(20);
 
 /// An instance that has to wait is not due at the same moment again.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -76,16 +76,16 @@ impl Scheduler {
         }
     }
 
-    /// Runs until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Runs until `stop`, looking at the clock after `longest_sleep` at the latest.
+    pub async fn run(mut self, longest_sleep: Duration, stop: CancellationToken) {
         loop {
             let sleep = match self.start_due().await {
-                Ok(next) => next.map_or(LONGEST_SLEEP, until).min(LONGEST_SLEEP),
+                Ok(next) => next.map_or(longest_sleep, until).min(longest_sleep),
                 Err(problem) => {
                     // Where it stopped is not known: everything is looked at anew.
                     (self.seen, self.agenda) = (None, Agenda::default());
-                    tracing::error!("the scheduler tries again in {LONGEST_SLEEP:?}: {problem}");
-                    LONGEST_SLEEP
+                    tracing::error!("the scheduler tries again in {longest_sleep:?}: {problem}");
+                    longest_sleep
                 }
             };
             tokio::select! {

@@ -19,11 +19,11 @@ use crate::api;
 use crate::catalog::Catalog;
 use crate::catalog::copy::Copies;
 use crate::catalog::sqlite::Sqlite;
-use crate::expiry::Expiry;
+use crate::expiry::{self, Expiry};
 use crate::job::{Jobs, Limits, Shared};
 use crate::link::{self, Link};
 use crate::offline::{create_private_dir, lock};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{self, Scheduler};
 use crate::{adopt, lifecycle, offline, owner, plugin, space};
 
 /// Running jobs may finish for this long after the agent was told to stop; systemd's own patience is 90 s.
@@ -60,6 +60,21 @@ pub struct Config {
     pub service: Option<link::Config>,
 }
 
+/// How often the agent looks at the clock by itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// The scheduler notices a jump of the clock after this at the latest.
+    pub(crate) longest_sleep: Duration,
+    /// Between two runs of retention.
+    pub(crate) expiry: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { longest_sleep: scheduler::LONGEST_SLEEP, expiry: expiry::EVERY }
+    }
+}
+
 /// Geo-redundant storage is the field's default (V49).
 const DEFAULT_REDUNDANCY: &str = "geo-redundant";
 
@@ -79,6 +94,14 @@ pub struct Service {
 impl Service {
     /// Takes the state folder, opens vault and catalog. Nothing is served yet, and no job is touched.
     pub async fn open(config: Config) -> Result<Self, Problem> {
+        Self::open_with(config, |path| Ok(Arc::new(Sqlite::open(path)?))).await
+    }
+
+    /// The same with another catalog for that path.
+    pub(crate) async fn open_with(
+        config: Config,
+        open_catalog: impl FnOnce(&Path) -> Result<Arc<dyn Catalog>, crate::catalog::Error>,
+    ) -> Result<Self, Problem> {
         create_private_dir(&config.state_dir)?;
         let lock = lock(&config.state_dir)?;
         if config.create_default_vault {
@@ -101,7 +124,7 @@ impl Service {
         let vault_key = config.vault_key.load(&root, &cancel).await?;
         let agent_id = owner::agent_id(&config.state_dir)?;
         owner::claim_at_start(&root, &agent_id, &cancel).await?;
-        let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&offline::catalog_path(&config.state_dir))?);
+        let catalog = open_catalog(&offline::catalog_path(&config.state_dir))?;
         catalog.set_reporting(config.service.is_some()).await?;
         let runtime_dir = config.state_dir.join("run");
         fresh_dir(&runtime_dir)?;
@@ -127,14 +150,25 @@ impl Service {
     /// Recovers the jobs of an earlier life, serves until `shutdown`, then drains: no new calls, running jobs may finish for 30 s, the
     /// rest is interrupted.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Problem> {
+        let listen = self.listen.clone();
+        self.run_with(Pace::default(), shutdown, async move |api, shutdown| api.serve(&listen, shutdown).await).await
+    }
+
+    /// The same, looking at the clock as often as `pace` says, and asked through whatever `serve` makes of the API.
+    pub(crate) async fn run_with(
+        self,
+        pace: Pace,
+        shutdown: CancellationToken,
+        serve: impl AsyncFnOnce(api::Api, CancellationToken) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
         self.adopt_records(&shutdown).await;
         lifecycle::settle_all(&self.jobs, &shutdown).await;
         self.jobs.recover().await?;
         let changed = Arc::new(Notify::new());
         let tasks = TaskTracker::new();
         let scheduler = Scheduler::new(self.catalog.clone(), self.jobs.clone(), changed.clone());
-        tasks.spawn(scheduler.run(shutdown.clone()));
-        tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(shutdown.clone()));
+        tasks.spawn(scheduler.run(pace.longest_sleep, shutdown.clone()));
+        tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(pace.expiry, shutdown.clone()));
         tasks.spawn(self.jobs.clone().run_retries(shutdown.clone()));
         tasks.spawn(space::watch(self.shared.clone(), shutdown.clone()));
         let copies = Copies::new(self.shared.clone());
@@ -147,7 +181,7 @@ impl Service {
             tasks.spawn(link.run(shutdown.clone()));
         }
         tasks.spawn(api.clone().scan_servers(shutdown.clone()));
-        let served = api.serve(&self.listen, shutdown.clone()).await;
+        let served = serve(api, shutdown.clone()).await;
         shutdown.cancel();
         tasks.close();
         tasks.wait().await;

@@ -4,5 +4,9 @@ use jiff::Timestamp;
 
 /// The time of day, as this machine's clock says. It may be wrong and it may jump: nothing here makes it better.
 pub fn now() -> Timestamp {
+    #[cfg(feature = "simulate")]
+    if let Some(now) = crate::simulate::now() {
+        return now;
+    }
     Timestamp::now()
 }

@@ -28,6 +28,8 @@ pub mod reader;
 pub mod records;
 pub mod repository;
 pub mod settings;
+#[cfg(feature = "simulate")]
+pub mod simulate;
 pub mod store;
 pub mod target;
 pub mod writer;

@@ -146,6 +146,10 @@ impl Access {
     /// The store of the vault's own records. Sends nothing and makes nothing: a missing store is told by its first use
     /// ([`Error::NoStore`]).
     pub fn open_root(&self) -> Result<Shared, Error> {
+        #[cfg(feature = "simulate")]
+        if let Some(place) = self.simulated() {
+            return Ok(self.retrying(place.store(None)));
+        }
         let store: Shared = match &self.location {
             Location::Folder(path) => Arc::new(Folder::new(path.clone())),
             Location::Azure { account, name } => Arc::new(self.azure(account, name)?),
@@ -156,6 +160,10 @@ impl Access {
     /// The store of one backup instance, whose id is 32 lower-case hexadecimal digits. Otherwise as [`Access::open_root`].
     pub fn open_instance(&self, instance_id: &str) -> Result<Shared, Error> {
         self.check_instance_id(instance_id)?;
+        #[cfg(feature = "simulate")]
+        if let Some(place) = self.simulated() {
+            return Ok(self.retrying(place.store(Some(instance_id))));
+        }
         let store: Shared = match &self.location {
             Location::Folder(path) => Arc::new(Folder::new(instance_dir(path, instance_id))),
             Location::Azure { account, name } => Arc::new(self.azure(account, &instance_container(name, instance_id))?),
@@ -165,6 +173,10 @@ impl Access {
 
     /// Makes the folder or container of the vault's own records; one that exists is left as it is.
     pub async fn create_root(&self) -> Result<(), Error> {
+        #[cfg(feature = "simulate")]
+        if self.simulated().is_some() {
+            return Ok(());
+        }
         match &self.location {
             Location::Folder(path) => Folder::new(path.clone()).create().await,
             Location::Azure { account, name } => self.create_container(&self.azure(account, name)?).await,
@@ -175,6 +187,10 @@ impl Access {
     /// by it ([`Error::NoStore`]): a disk that is not mounted must not become a vault.
     pub async fn create_instance(&self, instance_id: &str) -> Result<(), Error> {
         self.check_instance_id(instance_id)?;
+        #[cfg(feature = "simulate")]
+        if self.simulated().is_some() {
+            return Ok(());
+        }
         match &self.location {
             Location::Folder(path) => {
                 if !tokio::fs::try_exists(path).await.unwrap_or(true) {
@@ -191,6 +207,10 @@ impl Access {
     /// The ids of all instances, ascending, also of those whose making was interrupted. On Azure the credential must be allowed to list the
     /// account's containers.
     pub async fn instance_ids(&self) -> Result<Vec<String>, Error> {
+        #[cfg(feature = "simulate")]
+        if let Some(place) = self.simulated() {
+            return Ok(place.instance_ids());
+        }
         let names = match &self.location {
             Location::Folder(path) => Folder::new(path.join(INSTANCES_DIR)).subfolders().await?,
             Location::Azure { account, name } => {
@@ -212,6 +232,10 @@ impl Access {
     /// than `older_than` go: choose an age that no running put reaches. In Azure nothing unfinished is kept. Returns how many went.
     pub async fn sweep_temporary(&self, instance_id: Option<&str>, older_than: Duration) -> Result<u64, Error> {
         let Location::Folder(path) = &self.location else { return Ok(0) };
+        #[cfg(feature = "simulate")]
+        if self.simulated().is_some() {
+            return Ok(0);
+        }
         let folder = match instance_id {
             Some(instance_id) => {
                 self.check_instance_id(instance_id)?;
@@ -251,6 +275,13 @@ impl Access {
         let container = instance_container(name, instance_id);
         let credential = sas::container(account, key, &container, role.letters(), expiry)?;
         Ok(Self { credential: Some(credential), ..self.clone() })
+    }
+
+    /// What stands for the folder in a simulation.
+    #[cfg(feature = "simulate")]
+    fn simulated(&self) -> Option<Arc<dyn crate::simulate::Place>> {
+        let Location::Folder(path) = &self.location else { return None };
+        crate::simulate::place(path)
     }
 
     async fn create_container(&self, azure: &Azure) -> Result<(), Error> {

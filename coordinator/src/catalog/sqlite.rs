@@ -18,6 +18,8 @@ use super::{
     PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
 };
 
+#[cfg(test)]
+pub(crate) mod here;
 mod jobs;
 mod link;
 mod points;
@@ -35,9 +37,37 @@ type Task = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Debug)]
 pub struct Sqlite {
     path: String,
-    tasks: mpsc::Sender<Task>,
+    tasks: Tasks,
     /// Changes of instances and policies that this process has made; nobody else writes the file.
     generation: Arc<AtomicU64>,
+}
+
+/// Where transactions are done.
+#[derive(Debug)]
+enum Tasks {
+    /// On a thread that does nothing else.
+    Thread(mpsc::Sender<Task>),
+    #[cfg(test)]
+    Here(here::Here),
+}
+
+impl Tasks {
+    /// False when nobody does them any more.
+    fn send(&self, task: Task) -> bool {
+        match self {
+            Self::Thread(tasks) => tasks.send(task).is_ok(),
+            #[cfg(test)]
+            Self::Here(here) => here.run(task),
+        }
+    }
+
+    /// Where a simulation may kill the process.
+    async fn step(&self) {
+        #[cfg(test)]
+        if let Self::Here(here) = self {
+            here.step().await;
+        }
+    }
 }
 
 impl Sqlite {
@@ -57,7 +87,7 @@ impl Sqlite {
             .name("catalog".to_owned())
             .spawn(run)
             .map_err(|error| Error::Database { path: name.clone(), detail: error.to_string() })?;
-        Ok(Self { path: name, tasks, generation: Arc::default() })
+        Ok(Self { path: name, tasks: Tasks::Thread(tasks), generation: Arc::default() })
     }
 
     /// Closes the catalog; everything is in one file then, without a journal beside it.
@@ -67,7 +97,9 @@ impl Sqlite {
             let _ = answer.send(fold_journal(connection));
         });
         let failed = |detail: String| Error::Database { path: self.path.clone(), detail };
-        self.tasks.send(task).map_err(|_| failed("its thread is gone".to_owned()))?;
+        if !self.tasks.send(task) {
+            return Err(failed("its thread is gone".to_owned()));
+        }
         let folded = answered.await.map_err(|_| failed("its thread is gone".to_owned()))?;
         folded.map_err(|error| failed(error.to_string()))
     }
@@ -139,8 +171,13 @@ impl Sqlite {
             let _ = answer.send(result);
         });
         let gone = || Error::Database { path: self.path.clone(), detail: "its thread is gone".to_owned() };
-        self.tasks.send(task).map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?.map_err(|failure| match failure {
+        self.tasks.step().await;
+        if !self.tasks.send(task) {
+            return Err(gone());
+        }
+        let answer = answered.await.map_err(|_| gone())?;
+        self.tasks.step().await;
+        answer.map_err(|failure| match failure {
             Failure::Taken(what) => Error::Taken(what),
             Failure::Sqlite(error) => Error::Database { path: self.path.clone(), detail: error.to_string() },
             Failure::Body(error) => Error::Database { path: self.path.clone(), detail: error },
@@ -263,6 +300,16 @@ impl Catalog for Sqlite {
 
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error> {
         self.run(move |tx| jobs::list(tx, &filter)).await
+    }
+
+    async fn jobs_of(
+        &self,
+        instance_id: &str,
+        operations: &'static [&'static str],
+        from: jiff::Timestamp,
+    ) -> Result<Vec<Job>, Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| jobs::list_of(tx, &instance_id, operations, from)).await
     }
 
     async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error> {

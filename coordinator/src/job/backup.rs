@@ -107,10 +107,8 @@ async fn stage(
         |detail: &str| Problem::new(Reason::PluginProtocol, format!("the plugin broke the protocol: {detail}"));
     let mut reporter = Reporter::new(jobs, &job.id);
     let (mut packs, mut warnings) = (Vec::new(), Vec::new());
-    let mut events = match plugin.client().backup(request).await {
-        Ok(events) => events.into_inner(),
-        Err(status) => return Err(plugin.problem(&status).await),
-    };
+    let mut client = plugin.client();
+    let mut events = plugin.begin(client.backup(request)).await?;
     loop {
         let event = session::next_event(plugin, &mut events).await?.event;
         match event.ok_or_else(|| broken("an empty event"))? {

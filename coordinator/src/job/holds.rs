@@ -68,10 +68,8 @@ fn stopped() -> Problem {
 }
 
 async fn wait(plugin: &mut Plugin, request: wire::MaintenanceRequest) -> Result<(), Problem> {
-    let mut events = match plugin.maintenance().run(request).await {
-        Ok(events) => events.into_inner(),
-        Err(status) => return Err(plugin.problem(&status).await),
-    };
+    let mut client = plugin.maintenance();
+    let mut events = plugin.begin(client.run(request)).await?;
     loop {
         match session::next_event(plugin, &mut events).await?.event {
             Some(Event::Done(_)) => return Ok(()),

@@ -207,10 +207,8 @@ async fn listen(
 ) -> Result<Told, Problem> {
     let mut reporter = Reporter::new(jobs, &job.id);
     let (mut findings, mut warnings) = (Vec::new(), Vec::new());
-    let mut events = match plugin.maintenance().run(request).await {
-        Ok(events) => events.into_inner(),
-        Err(status) => return Err(plugin.problem(&status).await),
-    };
+    let mut client = plugin.maintenance();
+    let mut events = plugin.begin(client.run(request)).await?;
     loop {
         match session::next_event(plugin, &mut events).await?.event {
             Some(Event::Progress(progress)) => reporter.report(progress),

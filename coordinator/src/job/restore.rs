@@ -140,10 +140,8 @@ async fn restore(
 ) -> Result<Outcome, Problem> {
     let mut reporter = Reporter::new(jobs, &job.id);
     let mut warnings = Vec::new();
-    let mut events = match plugin.client().restore(request).await {
-        Ok(events) => events.into_inner(),
-        Err(status) => return Err(plugin.problem(&status).await),
-    };
+    let mut client = plugin.client();
+    let mut events = plugin.begin(client.restore(request)).await?;
     loop {
         match session::next_event(plugin, &mut events).await?.event {
             Some(Event::Progress(progress)) => reporter.report(progress),

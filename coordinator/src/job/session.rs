@@ -127,10 +127,7 @@ pub(super) async fn next_event<T>(plugin: &mut Plugin, events: &mut tonic::Strea
         Ok(Ok(Some(event))) => Ok(event),
         Ok(Ok(None)) => Err(Problem::new(Reason::PluginProtocol, "the plugin ended its answer too early")),
         Ok(Err(status)) => Err(plugin.problem(&status).await),
-        Err(_) => {
-            let message = format!("the plugin gave no sign of life for {:?}", plugin::SILENCE);
-            Err(Problem::new(Reason::PluginTimeout, message))
-        }
+        Err(_) => Err(Plugin::silent()),
     }
 }
 

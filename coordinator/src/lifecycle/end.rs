@@ -6,7 +6,7 @@ use vaultferry_proto::Problem;
 use vaultferry_vault::records::Protection;
 
 use super::Change;
-use crate::catalog::{Instance, JobFilter, Point, ReportFigures, Status, Work};
+use crate::catalog::{Instance, Point, ReportFigures, Status, Work};
 use crate::job::Jobs;
 
 /// From a prune to the next one, as long as there is something left for it.
@@ -56,10 +56,10 @@ enum LastPrune {
 
 async fn last_prune(jobs: &Jobs, instance: &Instance) -> Result<LastPrune, Problem> {
     let now = vaultferry_vault::clock::now();
-    let filter = JobFilter { from: now.checked_sub(PRUNES_SINCE).ok(), to: None, limit: u32::MAX };
-    let all = jobs.shared().catalog.jobs(filter).await?;
+    let from = now.checked_sub(PRUNES_SINCE).unwrap_or(Timestamp::MIN);
+    let all = jobs.shared().catalog.jobs_of(&instance.id, &["prune"], from).await?;
     let is_prune = |work: &Work| matches!(work, Work::Prune { dry_run: false });
-    let last = all.into_iter().find(|job| job.instance_id == instance.id && is_prune(&job.work));
+    let last = all.into_iter().find(|job| is_prune(&job.work));
     let Some(job) = last else { return Ok(LastPrune::Due) };
     if let Status::Completed { .. } = job.status
         && let Some(ReportFigures::Prune(figures)) = job.report.and_then(|report| report.figures)

@@ -15,15 +15,21 @@ mod wire;
 pub use offline::{Checked, check_offline};
 pub use task::{Affected, Done, Finding, Report};
 
+use vaultferry_plugin_sdk::Runner;
 use vaultferry_plugin_sdk::serve::Error;
+use vaultferry_proto::plugin::v1::maintenance_plugin_server::MaintenancePlugin;
 use vaultferry_proto::plugin::v1::maintenance_plugin_server::MaintenancePluginServer;
 
 /// Serves until the host is gone or says stop. Must run in a multi-threaded Tokio runtime.
 pub async fn serve() -> Result<(), Error> {
     vaultferry_plugin_sdk::priority::yield_to_others();
     vaultferry_plugin_sdk::serve_router(|runner| {
-        let service = service::Service::new(runner);
-        tonic::transport::Server::builder().add_service(MaintenancePluginServer::new(service))
+        tonic::transport::Server::builder().add_service(MaintenancePluginServer::new(service(runner)))
     })
     .await
+}
+
+/// The service itself, whose tasks run in the runner. A plugin's own process has [`serve`].
+pub fn service(runner: Runner) -> impl MaintenancePlugin {
+    service::Service::new(runner)
 }

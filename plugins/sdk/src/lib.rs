@@ -28,6 +28,7 @@ pub use readiness::Finding;
 pub use report::{Progress, Reporter, Warning};
 pub use runner::{Event, Runner};
 pub use serve::{serve, serve_router};
+pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
     RestoreJob, RestoreTarget, Source, Validated, VaultAccess, Workload,

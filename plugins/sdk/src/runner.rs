@@ -43,7 +43,9 @@ pub enum Event<T> {
 }
 
 impl Runner {
-    pub(crate) fn new(shutdown: CancellationToken, tasks: TaskTracker) -> Self {
+    /// `shutdown` ends all jobs; they are among `tasks` until they have ended. [`crate::serve_router`] makes one for a plugin's process; who serves
+    /// a plugin in another way makes its own.
+    pub fn new(shutdown: CancellationToken, tasks: TaskTracker) -> Self {
         Self { shutdown, tasks }
     }
 

@@ -64,7 +64,7 @@ pub enum Error {
 /// When it returns, every job has ended, or [`DRAIN`] was over and the rest is named in the log.
 pub async fn serve<W: Workload>(workload: W) -> Result<(), Error> {
     serve_router(|runner| {
-        let service = Service { workload: Arc::new(workload), runner };
+        let service = Service { workload: Arc::new(workload), runner, own_process: true };
         tonic::transport::Server::builder().add_service(WorkloadPluginServer::new(service))
     })
     .await

@@ -17,6 +17,13 @@ use crate::workload::Workload;
 pub(crate) struct Service<W> {
     pub(crate) workload: Arc<W>,
     pub(crate) runner: Runner,
+    /// The process is this plugin's alone, and lets others go first while it backs up.
+    pub(crate) own_process: bool,
+}
+
+/// The service of a workload in a process that does other things too. A plugin's own process has [`crate::serve`].
+pub fn service<W: Workload>(workload: W, runner: Runner) -> impl WorkloadPlugin {
+    Service { workload: Arc::new(workload), runner, own_process: false }
 }
 
 type Events<T> = BoxStream<'static, Result<T, Status>>;
@@ -58,7 +65,9 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
     async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let job = wire::backup_from(request.into_inner())?;
         tracing::info!(job = job.job_id, instance = job.instance_name, "backup begins");
-        crate::priority::yield_to_others();
+        if self.own_process {
+            crate::priority::yield_to_others();
+        }
         let workload = Arc::clone(&self.workload);
         let events = self.runner.run(move |reporter, cancel| async move {
             let staged = workload.backup(job, &reporter, &cancel).await?;

@@ -33,17 +33,27 @@ struct KeyFile {
     data: String,
 }
 
+/// The cost of a new key file.
+fn log_n() -> u8 {
+    #[cfg(feature = "simulate")]
+    if crate::simulate::are_keys_cheap() {
+        return 1;
+    }
+    LOG_N
+}
+
 /// The bytes of a new key file that opens `master` with `password`.
 pub fn create(master: &SealKey, password: &SecretString, created: jiff::Timestamp) -> Result<Vec<u8>, Error> {
     let mut salt = [0; SALT_LEN];
     fill_random(&mut salt)?;
-    let user_key = derive(password, &salt, LOG_N, R, P).map_err(Error::Internal)?;
+    let log_n = log_n();
+    let user_key = derive(password, &salt, log_n, R, P).map_err(Error::Internal)?;
     let file = KeyFile {
         created: created.to_string(),
         username: "vaultferry".to_owned(),
         hostname: "vaultferry".to_owned(),
         kdf: "scrypt".to_owned(),
-        n: 1 << LOG_N,
+        n: 1 << log_n,
         r: R,
         p: P,
         salt: STANDARD.encode(salt),

@@ -59,6 +59,18 @@ impl Memory {
         true
     }
 
+    /// The bytes of a file, in whatever tier it lies.
+    pub fn peek(&self, key: &Key) -> Option<Bytes> {
+        self.files().get(key).map(|file| file.body.clone())
+    }
+
+    /// True when a file lies below the prefix that is not this one.
+    pub fn holds_beside(&self, prefix: &str, key: &Key) -> bool {
+        let files = self.files();
+        let mut below = files.range(Key(prefix.to_owned())..).take_while(|(key, _)| key.as_str().starts_with(prefix));
+        below.any(|(other, _)| other != key)
+    }
+
     /// Ends the rehydration of every file that waits for it. Time does not do it here, so that tests decide when.
     pub fn finish_rehydration(&self) {
         for file in self.files().values_mut().filter(|file| file.rehydrating) {
@@ -114,9 +126,11 @@ impl Store for Memory {
                     return Err(Error::Rejected { store: self.location.clone(), detail: error.to_string() });
                 }
             },
-            None => Bound::Unbounded,
+            // No key, but the place where those below it begin.
+            None => Bound::Included(Key(prefix.to_owned())),
         };
-        let mut found = files.range((after, Bound::Unbounded)).filter(|(key, _)| key.as_str().starts_with(prefix));
+        let below = files.range((after, Bound::Unbounded));
+        let mut found = below.take_while(|(key, _)| key.as_str().starts_with(prefix));
         let entries: Vec<Entry> = found.by_ref().take(PAGE_ENTRIES).map(|(key, file)| file.entry(key)).collect();
         let next = found.next().and(entries.last()).map(|entry| entry.key.to_string());
         Ok(Page { entries, next })

@@ -93,6 +93,21 @@ pub(super) fn list(tx: &Transaction<'_>, filter: &JobFilter) -> Result<Vec<Job>,
     bodies(tx, sql, params![from, to, filter.limit])
 }
 
+/// See [`crate::catalog::Catalog::jobs_of`].
+pub(super) fn list_of(
+    tx: &Transaction<'_>,
+    instance_id: &str,
+    operations: &[&str],
+    from: jiff::Timestamp,
+) -> Result<Vec<Job>, Failure> {
+    let operations = operations.join("', '");
+    let sql = format!(
+        "select body from jobs where instance_id = ?1 and operation in ('{operations}') and create_time >= ?2
+         order by create_time desc, id desc"
+    );
+    bodies(tx, &sql, params![instance_id, from.as_microsecond()])
+}
+
 /// Changes a job that has not ended; one that has is left as it is.
 pub(super) fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mut Job)) -> Result<bool, Failure> {
     let Some(mut job) = body::<Job>(tx, "select body from jobs where id = ?1", [job_id])? else { return Ok(false) };

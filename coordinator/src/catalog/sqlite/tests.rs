@@ -102,6 +102,37 @@ async fn one_backup_of_an_instance_runs_and_a_request_starts_one_job() {
 }
 
 #[tokio::test]
+async fn jobs_of_an_instance_are_found_by_their_operations_without_the_others() {
+    let (_dir, catalog) = open();
+    let prune = |id: u8, instance: &str| Job {
+        work: Work::Prune { dry_run: false },
+        status: Status::Cancelled { end_time: jiff::Timestamp::UNIX_EPOCH },
+        ..job(id, instance, None)
+    };
+    for job in [prune(1, "i"), prune(2, "i"), prune(3, "other"), job(4, "i", None), prune(5, "i")] {
+        assert!(matches!(catalog.insert_job(job).await.expect("insert"), Inserted::New));
+    }
+    let from = |second: i64| jiff::Timestamp::from_second(second).expect("a time");
+    let ids = |jobs: Vec<Job>| jobs.into_iter().map(|job| job.id).collect::<Vec<_>>();
+    let prunes = catalog.jobs_of("i", &["prune", "tier"], from(2)).await.expect("jobs");
+    assert_eq!(ids(prunes), [5, 2].map(|id| format!("{id:032x}")));
+    let both = catalog.jobs_of("i", &["prune", "backup"], jiff::Timestamp::MIN).await.expect("jobs");
+    assert_eq!(ids(both), [5, 4, 2, 1].map(|id| format!("{id:032x}")));
+    assert!(catalog.jobs_of("i", &["tier"], from(0)).await.expect("jobs").is_empty());
+    // By the index, whatever else there is.
+    let plan: String = catalog
+        .run(|tx| {
+            let sql =
+                "explain query plan select body from jobs where instance_id = 'i' and operation in ('prune', 'tier')
+                       and create_time >= 0 order by create_time desc, id desc";
+            Ok(tx.query_row(sql, [], |row| row.get(3))?)
+        })
+        .await
+        .expect("a plan");
+    assert!(plan.contains("jobs_by_instance (instance_id=? AND operation=? AND create_time>?)"), "{plan}");
+}
+
+#[tokio::test]
 async fn a_job_that_has_ended_never_changes_and_forgets_its_staged_record() {
     let (_dir, catalog) = open();
     let job = job(1, "i", None);

@@ -44,7 +44,7 @@ pub(super) async fn rehydrate(
     reporter.phase("rehydrating");
     let repository = job.vault.open(cancel).await?;
     let told = archive::rehydrate(&repository, &id, &job.id, cancel).await?;
-    let estimate: Duration = told.estimate(jiff::Timestamp::now());
+    let estimate: Duration = told.estimate(vaultferry_vault::clock::now());
     let report = RehydrationReport { waiting: told.waiting, ready: told.ready, estimate_s: estimate.as_secs() };
     Ok(Done { report: Some(Report::Rehydration(report)), ..Done::default() })
 }

@@ -27,7 +27,7 @@ pub(super) async fn run(
     let altered = report.altered_packs();
     if !altered.is_empty() {
         reporter.phase("noting damage");
-        check::record_damage(&*store, &altered, jiff::Timestamp::now(), cancel).await?;
+        check::record_damage(&*store, &altered, vaultferry_vault::clock::now(), cancel).await?;
     }
     Ok(done(report))
 }
@@ -43,7 +43,7 @@ pub(crate) fn depth(read_data_percent: f64) -> Depth {
 
 /// Not secret: it only has to be another one each time.
 fn new_seed() -> u64 {
-    jiff::Timestamp::now().as_nanosecond() as u64 ^ u64::from(std::process::id()).rotate_left(32)
+    vaultferry_vault::clock::now().as_nanosecond() as u64 ^ u64::from(std::process::id()).rotate_left(32)
 }
 
 /// What a check tells, in the protocol's words.
@@ -101,7 +101,7 @@ pub(super) async fn verify_point(
     } else {
         let altered = report.altered_packs();
         if !altered.is_empty() {
-            check::record_damage(&**repository.store(), &altered, jiff::Timestamp::now(), cancel).await?;
+            check::record_damage(&**repository.store(), &altered, vaultferry_vault::clock::now(), cancel).await?;
         }
     }
     let figures = CheckReport {

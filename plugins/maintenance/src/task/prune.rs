@@ -43,7 +43,7 @@ pub(super) async fn run(
     };
     report.dry_run = dry_run;
     reporter.phase("pruning the archive");
-    let now = jiff::Timestamp::now();
+    let now = vaultferry_vault::clock::now();
     let archived = when_free(reporter, cancel, || archive::prune(&repository, now, dry_run, cancel)).await?;
     (report.archive_packs_deleted, report.archive_bytes_deleted) = (archived.deleted, archived.deleted_bytes);
     Ok(Done { report: Some(Report::Prune(report)), ..Done::default() })

@@ -84,8 +84,8 @@ async fn fixture() -> Fixture {
     let path = dir.path().join("s");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let workload = Arc::new(Scripted::default());
-    let service =
-        Service { workload: Arc::clone(&workload), runner: Runner::new(CancellationToken::new(), TaskTracker::new()) };
+    let runner = Runner::new(CancellationToken::new(), TaskTracker::new());
+    let service = Service { workload: Arc::clone(&workload), runner, own_process: true };
     let server = Server::builder().add_service(WorkloadPluginServer::new(service));
     tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(listener)));
     let endpoint = Endpoint::try_from(format!("unix://{}", path.display())).unwrap();

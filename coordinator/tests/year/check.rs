@@ -1,0 +1,434 @@
+//! What must hold at every moment at which nothing is going on.
+//!
+//! | invariant | how it is seen |
+//! |---|---|
+//! | no job is in progress for ever | all end within two days of calm |
+//! | a point is listed if and only if it is complete and readable | every byte is compared with what the plugin read, and every file checked |
+//! | a completed backup has its point, a failed one has none | by the ids of jobs in the vault's records |
+//! | a slot has one point at the most | by the slots of completed jobs and of listed points |
+//! | the last point of a protected instance stays | at every deletion (`store.rs`), and here |
+//! | nothing is deleted, or leaves the vault store, that the plan keeps | a naive reference (`policies.rs`), by any policy that may have been linked |
+//! | held points stay | those whose hold was answered |
+//! | the catalog is what a rebuild makes of the vault | compared row by row |
+//! | every commit is confirmed | the outbox is empty |
+//! | the schedule goes on, what has expired goes | at the end of the year |
+//! | no job fails for a reason that is a fault of the program | by its reason |
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
+use tonic::Request;
+use vaultferry_proto::control::v1 as wire;
+use vaultferry_proto::control::v1::maintenance_service_server::MaintenanceService as _;
+use vaultferry_vault::check::{self, Depth};
+use vaultferry_vault::meter::Meter;
+use vaultferry_vault::points::{self, PointState};
+use vaultferry_vault::reader::PointReader;
+use vaultferry_vault::repository::Repository;
+use vaultferry_vault::store::Shared;
+use vaultferry_vault::{Id, admin, archive};
+
+use super::agent::Year;
+use super::policies::Policy;
+use super::store::Peek;
+use crate::api::Api;
+use crate::catalog::sqlite::Sqlite;
+use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Point, Status, Work};
+
+/// No job takes as long when nothing goes wrong any more.
+const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
+/// A failed job with one of these reasons is a fault of the program.
+const FAULTS: [&str; 6] =
+    ["Internal", "RepositoryDamaged", "StagedIncomplete", "JobAlreadyCommitted", "VaultUnreadable", "PrunedMeanwhile"];
+
+/// What the checks remember.
+#[derive(Debug)]
+pub struct Book {
+    /// Jobs that were looked at.
+    seen: HashSet<String>,
+    /// Completed backups by instance and slot.
+    slots: HashMap<(String, Timestamp), Vec<String>>,
+    /// Points whose bytes were compared, and whether in the vault store.
+    read: HashSet<(Id, bool)>,
+    /// Instances that have had a point.
+    had_point: HashSet<String>,
+    /// Points whose hold was answered.
+    pub held: HashSet<Id>,
+    /// Policies that may have been linked since the last check.
+    linked: BTreeMap<String, BTreeSet<String>>,
+    repositories: HashMap<String, Arc<Repository>>,
+    /// The earliest that the clock has said since the last check.
+    since: Timestamp,
+}
+
+impl Book {
+    pub fn new() -> Self {
+        Self {
+            seen: HashSet::new(),
+            slots: HashMap::new(),
+            read: HashSet::new(),
+            had_point: HashSet::new(),
+            held: HashSet::new(),
+            linked: BTreeMap::new(),
+            repositories: HashMap::new(),
+            since: Timestamp::MIN,
+        }
+    }
+
+    /// From here on that policy may be the instance's.
+    pub fn may_be_linked(&mut self, instance_id: &str, policy: &str) {
+        self.linked.entry(instance_id.to_owned()).or_default().insert(policy.to_owned());
+    }
+}
+
+/// An instance as both sides know it.
+struct Seen<'a> {
+    instance: &'a Instance,
+    store: Shared,
+    states: Vec<PointState>,
+}
+
+fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+impl Year {
+    /// Waits until nothing is going on, and looks at everything. `last`: at the end of the year, after calm days.
+    pub(super) async fn check(&mut self, api: &Api, last: bool) -> Result<(), String> {
+        self.totals.checks += 1;
+        self.world.tell("check");
+        self.settle().await?;
+        // It brings what bad weather kept from the catalog.
+        api.start_check(Request::new(wire::StartCheckRequest { keyless: true, ..Default::default() }))
+            .await
+            .map_err(text)?;
+        self.settle().await?;
+        if let Some(broken) = self.world.state().broken.first() {
+            return Err(broken.clone());
+        }
+        let instances = self.catalog.instances().await.map_err(text)?;
+        let jobs = self.new_jobs().await?;
+        let mut all = Vec::new();
+        for instance in &instances {
+            let store: Shared = Arc::new(Peek(self.world.memory(&instance.id)));
+            let states = points::read_all(&*store, &never()).await.map_err(text)?;
+            all.push(Seen { instance, store, states });
+        }
+        for job in &jobs {
+            match all.iter().find(|seen| seen.instance.id == job.instance_id) {
+                Some(seen) => self.check_job(job, seen)?,
+                // Purged after somebody has deleted it.
+                None if self.world.state().given_up.contains(&job.instance_id) => {}
+                None => return Err(format!("the instance of the job {} is gone", job.id)),
+            }
+        }
+        for seen in &all {
+            self.check_points(seen).await?;
+            self.check_files(seen).await?;
+            self.check_schedule(seen, last).await?;
+        }
+        if last {
+            all.iter().try_for_each(|seen| self.check_expired(seen))?;
+        }
+        self.check_catalog(&instances).await?;
+        let outbox = self.catalog.outbox().await.map_err(text)?;
+        if let Some(entry) = outbox.first() {
+            return Err(format!("the commit of the job {} waits for its confirmation", entry.job_id));
+        }
+        let is_alive = |id: &String| instances.iter().any(|one| one.id == *id && !one.protection.is_deleted());
+        self.world.state().given_up.retain(|id| !is_alive(id));
+        self.book.linked.clear();
+        for instance in &instances {
+            self.book.may_be_linked(&instance.id, &instance.policy);
+        }
+        self.book.since = vaultferry_vault::clock::now();
+        Ok(())
+    }
+
+    async fn settle(&self) -> Result<(), String> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
+            let instances = self.catalog.instances().await.map_err(text)?;
+            let unsettled = instances.iter().find(|instance| instance.unsettled);
+            if unfinished.is_empty() && unsettled.is_none() {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!(
+                    "in progress for ever: {:?}, unsettled for ever: {unsettled:?}",
+                    unfinished.first()
+                ));
+            }
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+    }
+
+    /// Jobs that have ended since the last check, oldest first.
+    async fn new_jobs(&mut self) -> Result<Vec<Job>, String> {
+        // A clock that was set back by some days may have made jobs before that.
+        let from = self.book.since.checked_sub(SignedDuration::from_hours(7 * 24)).ok();
+        let filter = JobFilter { from, to: None, limit: u32::MAX };
+        let mut jobs = self.catalog.jobs(filter).await.map_err(text)?;
+        jobs.retain(|job| self.book.seen.insert(job.id.clone()));
+        jobs.reverse();
+        Ok(jobs)
+    }
+
+    fn check_job(&mut self, job: &Job, seen: &Seen<'_>) -> Result<(), String> {
+        let of_job = || seen.states.iter().filter(|state| state.created.job_id == job.id);
+        match &job.status {
+            Status::InProgress | Status::Cancelling => return Err(format!("it has not ended: {job:?}")),
+            Status::Completed { .. } => self.totals.completed += 1,
+            Status::Failed { problem, .. } => {
+                self.totals.failed += 1;
+                if FAULTS.contains(&problem.reason.as_str()) {
+                    return Err(format!("a job failed by a fault of the program: {job:?}"));
+                }
+            }
+            Status::Cancelled { .. } => return Err(format!("nobody has cancelled it: {job:?}")),
+        }
+        match (&job.work, &job.status) {
+            (Work::Backup { slot, .. }, Status::Completed { point_id, .. }) => {
+                if !of_job().any(|state| Some(state.id) == *point_id && !state.abandoned) {
+                    return Err(format!("the completed backup has no point: {job:?}"));
+                }
+                if let Some(slot) = slot {
+                    let done = self.book.slots.entry((job.instance_id.clone(), *slot)).or_default();
+                    done.push(job.id.clone());
+                    if done.len() > 1 {
+                        return Err(format!("the slot {slot} of {} was backed up twice: {done:?}", job.instance_name));
+                    }
+                }
+            }
+            (Work::Backup { .. }, _) => {
+                if let Some(state) = of_job().find(|state| state.is_listed() || state.soft_deleted.is_some()) {
+                    return Err(format!("the failed backup {} has a point: {}", job.id, state.id));
+                }
+            }
+            (Work::DeletePoint { point_id, .. }, _) if job.scheduled => {
+                self.check_step(job, seen, point_id, "deleted", |policy, state| {
+                    let (created, archived) = (&state.created, state.archived_at);
+                    policy.end(&created.rule, state.time, created.keep_until, archived)
+                })?;
+            }
+            (Work::Tier { point_id, remove_from_vault: true }, _) => {
+                self.check_step(job, seen, point_id, "moved", |policy, state| {
+                    policy.vault_until(&state.created.rule, state.time, state.created.keep_until)
+                })?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Some policy that may have been linked must allow it at the job's time.
+    fn check_step(
+        &self,
+        job: &Job,
+        seen: &Seen<'_>,
+        point: &Id,
+        what: &str,
+        from: impl Fn(&Policy, &PointState) -> Timestamp,
+    ) -> Result<(), String> {
+        let state = seen.states.iter().find(|state| state.id == *point);
+        let state = state.ok_or_else(|| format!("the job is about a point that nobody knows: {job:?}"))?;
+        let mut linked: BTreeSet<&str> = BTreeSet::from([seen.instance.policy.as_str()]);
+        linked.extend(self.book.linked.get(&job.instance_id).into_iter().flatten().map(String::as_str));
+        let earliest = linked.iter().map(|name| from(Policy::named(name), state)).min();
+        if earliest.is_some_and(|earliest| earliest <= job.create_time) {
+            return Ok(());
+        }
+        let (rule, time) = (&state.created.rule, state.time);
+        Err(format!(
+            "a point of {time} by {rule} ({linked:?}) was {what} at {}, before {earliest:?}: {job:?}",
+            job.create_time
+        ))
+    }
+
+    async fn check_points(&mut self, seen: &Seen<'_>) -> Result<(), String> {
+        let name = &seen.instance.name;
+        let listed: Vec<&PointState> = seen.states.iter().filter(|state| state.is_listed()).collect();
+        let mut slots = HashSet::new();
+        for state in &listed {
+            let id = state.id;
+            let made = self.world.state().made.get(&id).cloned();
+            let made = made.ok_or_else(|| format!("nobody has made the listed point {id} of {name}"))?;
+            if made.job_id != state.created.job_id {
+                return Err(format!(
+                    "the point {id} of {name} is of another job: {} and {}",
+                    made.job_id, state.created.job_id
+                ));
+            }
+            let job = self.catalog.job(&made.job_id).await.map_err(text)?;
+            if !job.is_some_and(|job| matches!(job.status, Status::Completed { .. })) {
+                return Err(format!(
+                    "the point {id} of {name} is listed, and its job {} is not completed",
+                    made.job_id
+                ));
+            }
+            if let Some(slot) = state.created.slot
+                && !slots.insert(slot)
+            {
+                return Err(format!("two points of {name} are of the slot {slot}"));
+            }
+            if !self.book.read.contains(&(id, state.in_vault)) {
+                self.compare(seen, state, &made.streams)
+                    .await
+                    .map_err(|what| format!("the point {id} of {name}: {what}"))?;
+                self.book.read.insert((id, state.in_vault));
+                self.totals.points_read += 1;
+            }
+        }
+        if !listed.is_empty() {
+            self.book.had_point.insert(seen.instance.id.clone());
+        } else if self.book.had_point.contains(&seen.instance.id) && !seen.instance.protection.is_deleted() {
+            return Err(format!("{name} has no point any more"));
+        }
+        let of_instance = seen.states.iter().filter(|state| self.book.held.contains(&state.id));
+        match of_instance.into_iter().find(|state| !state.is_listed() || state.held.is_none()) {
+            Some(state) => Err(format!("a held point of {name} is gone, or its hold: {state:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Every byte of a listed point is what the plugin has read.
+    async fn compare(
+        &mut self,
+        seen: &Seen<'_>,
+        state: &PointState,
+        streams: &[(String, Vec<u8>)],
+    ) -> Result<(), String> {
+        let mut repository = self.repository(seen).await?;
+        if !state.in_vault {
+            repository = Arc::new(archive::open(&repository).map_err(text)?);
+        }
+        let point = PointReader::open(repository, state.id, &never()).await.map_err(text)?;
+        let names: BTreeSet<&str> = point.streams().iter().map(|stream| stream.name.as_str()).collect();
+        let wanted: BTreeSet<&str> = streams.iter().map(|(name, _)| name.as_str()).collect();
+        if names != wanted {
+            return Err(format!("it has the streams {names:?}"));
+        }
+        for (name, bytes) in streams {
+            let cancel = never();
+            let pieces: Vec<bytes::Bytes> =
+                point.chunks(name, &cancel).map_err(text)?.try_collect().await.map_err(text)?;
+            if pieces.concat() != *bytes {
+                return Err(format!("the bytes of {name} are others than the source's"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn repository(&mut self, seen: &Seen<'_>) -> Result<Arc<Repository>, String> {
+        let id = &seen.instance.id;
+        if let Some(repository) = self.book.repositories.get(id) {
+            return Ok(repository.clone());
+        }
+        let config = self.config();
+        let root: Shared = Arc::new(Peek(self.world.memory("")));
+        let key = config.vault_key.load(&root, &never()).await.map_err(text)?;
+        let password = admin::password_of(&seen.store, &key, id, &never()).await.map_err(text)?;
+        let repository = Arc::new(Repository::open(seen.store.clone(), &password, &never()).await.map_err(text)?);
+        self.book.repositories.insert(id.clone(), repository.clone());
+        Ok(repository)
+    }
+
+    /// Nothing of the vault is missing or altered.
+    async fn check_files(&mut self, seen: &Seen<'_>) -> Result<(), String> {
+        let repository = self.repository(seen).await?;
+        let report = check::full(&repository, Depth::ReadData, &Meter::default(), &never()).await.map_err(text)?;
+        match report.is_clean() {
+            true => Ok(()),
+            false => Err(format!("the vault of {} is damaged: {:?}", seen.instance.name, report.findings)),
+        }
+    }
+
+    /// No slot is forgotten; at the end of the year there is a new point for the last ones.
+    async fn check_schedule(&self, seen: &Seen<'_>, last: bool) -> Result<(), String> {
+        let instance = seen.instance;
+        if !instance.protection.is_active() {
+            return Ok(());
+        }
+        let now = vaultferry_vault::clock::now();
+        let policy = Policy::named(&instance.policy);
+        // A window that is closed may hold a slot up for a day.
+        let late = |time: Timestamp| now.duration_since(time) > SignedDuration::from_hours(2 * policy.hours + 26);
+        let done = self.catalog.last_slot(&instance.id).await.map_err(text)?.unwrap_or(instance.create_time);
+        if late(done.max(instance.create_time)) {
+            return Err(format!("the schedule of {} stands still since {done}", instance.name));
+        }
+        let newest = seen.states.iter().filter(|state| state.is_listed()).map(|state| state.time).max();
+        if last && policy.hours < 20 * 24 && newest.is_none_or(late) {
+            return Err(format!("the newest point of {} is of {newest:?}", instance.name));
+        }
+        Ok(())
+    }
+
+    /// At the end of the year nothing is left that has expired long ago.
+    fn check_expired(&self, seen: &Seen<'_>) -> Result<(), String> {
+        if !seen.instance.protection.is_active() {
+            return Ok(());
+        }
+        let now = vaultferry_vault::clock::now();
+        let policy = Policy::named(&seen.instance.policy);
+        let mut listed: Vec<&PointState> = seen.states.iter().filter(|state| state.is_listed()).collect();
+        listed.sort_by_key(|state| state.time);
+        listed.pop();
+        let long_over = |state: &&&PointState| {
+            let (created, archived) = (&state.created, state.archived_at);
+            let end = policy.end(&created.rule, state.time, created.keep_until, archived);
+            state.held.is_none() && end + SignedDuration::from_hours(10 * 24) < now
+        };
+        match listed.iter().find(long_over) {
+            Some(state) => Err(format!("a point of {} is there long after its end: {state:?}", seen.instance.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The catalog is what a rebuild from the vault gives.
+    async fn check_catalog(&self, instances: &[Instance]) -> Result<(), String> {
+        let step = Arc::new(|| -> BoxFuture<'static, ()> { Box::pin(std::future::ready(())) });
+        let rebuilt = Sqlite::in_memory(step).map_err(text)?;
+        let told = crate::rebuild::fill(&rebuilt, &self.config(), &never()).await.map_err(text)?;
+        if !told.problems.is_empty() {
+            return Err(format!("a rebuild tells of problems: {:?}", told.problems));
+        }
+        let others = rebuilt.instances().await.map_err(text)?;
+        if others != instances {
+            return Err(format!("a rebuild gives other instances: {others:?} and {instances:?}"));
+        }
+        let policies = (self.catalog.all_policies().await.map_err(text)?, rebuilt.all_policies().await.map_err(text)?);
+        if policies.0 != policies.1 {
+            return Err(format!("a rebuild gives other policies: {policies:?}"));
+        }
+        for instance in instances {
+            let (ours, others) = (rows(&self.catalog, instance).await?, rows(&rebuilt, instance).await?);
+            for (id, point) in &ours {
+                if others.get(id) != Some(point) {
+                    return Err(format!("the catalog has {point:?}, a rebuild {:?}", others.get(id)));
+                }
+            }
+            if let Some((_, point)) = others.iter().find(|(id, _)| !ours.contains_key(id)) {
+                return Err(format!("a rebuild gives a point that the catalog has not: {point:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All points of the instance, listed and deleted.
+async fn rows(catalog: &Sqlite, instance: &Instance) -> Result<BTreeMap<Id, Point>, String> {
+    let mut points = catalog.points(&instance.id, None, u32::MAX).await.map_err(text)?;
+    points.extend(catalog.deleted_points(&instance.id, None, u32::MAX).await.map_err(text)?);
+    Ok(points.into_iter().map(|point| (point.id, point)).collect())
+}

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "vaultferry/control/v1/instance.proto",
     "vaultferry/control/v1/job.proto",
     "vaultferry/control/v1/lifecycle.proto",

@@ -34,6 +34,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::KeyVaultUnavailable
         | Reason::UserErrorMissingNetworkSecurityPermissions
         | Reason::UserErrorServerConnectionClosed
+        | Reason::LockTimeout
+        | Reason::ReplicaConflict
         | Reason::InstanceBusy
         | Reason::MaintenanceBusy
         | Reason::PolicyRaced
@@ -59,6 +61,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::InstanceNotFound
         | Reason::PointNotFound
         | Reason::JobNotFound
+        | Reason::ServerNotFound
         | Reason::NameTaken
         | Reason::SourceAlreadyProtected
         | Reason::ProtectionStopped
@@ -89,6 +92,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::UserErrorDBNotFound
         | Reason::UserErrorDatabaseNameAlreadyInUse
         | Reason::UserErrorMissingDBPermissions
+        | Reason::RowSecurityHidesRows
+        | Reason::PoolerUnsupported
         | Reason::TlsFailed
         | Reason::ClientNotFound
         | Reason::ClientTooOld

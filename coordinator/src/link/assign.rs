@@ -223,6 +223,7 @@ impl Assign {
             name: wanted.name.clone(),
             region: wanted.region.clone(),
             credential: wanted.credential.clone(),
+            ..control::CreateBackupInstancesRequest::default()
         };
         let made = self.api.create_backup_instances(Request::new(request)).await.map_err(problem)?;
         let made = made.into_inner().instances.into_iter().next();

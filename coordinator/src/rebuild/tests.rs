@@ -358,6 +358,9 @@ fn job(number: u8, status: Status) -> Job {
         warnings: Vec::new(),
         rehydrating: false,
         report: Some(Report { finding_count, figures: None }),
+        queued: false,
+        attempt: crate::catalog::Attempt::default(),
+        steps: Vec::new(),
     }
 }
 

@@ -178,7 +178,8 @@ impl Year {
             ]),
             bytes_in_flight: 0,
             upload_bytes_per_s: None,
-            jobs: 2,
+            limits: crate::job::Limits::from(2),
+            service: None,
             rehydration_poll: Duration::from_secs(600),
             create_default_vault: false,
         }

@@ -232,7 +232,7 @@ impl Workload for MadeUp {
     async fn validate(&self, source: Source, _: &str, _: &CancellationToken) -> Result<Validated, Problem> {
         self.process.step().await;
         let name = source.uri.rsplit('/').next().unwrap_or_default().to_owned();
-        Ok(Validated { source_identity: source.uri, suggested_name: name, warnings: Vec::new() })
+        Ok(Validated { source_identity: source.uri, suggested_name: name, findings: Vec::new() })
     }
 
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {

@@ -15,7 +15,7 @@ use vaultferry_vault::writer::{Compression, Options, Staged};
 use vaultferry_vault::{Id, archive};
 
 use crate::readiness::Finding;
-use crate::report::Reporter;
+use crate::report::{Reporter, Warning};
 
 /// One type of data source: how it is checked, read into a vault, and restored.
 ///

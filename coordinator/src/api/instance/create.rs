@@ -439,7 +439,7 @@ mod tests {
     fn ready(identity: &str) -> Looked {
         let ready =
             Ready { source_type: "postgres", identity: identity.to_owned(), suggested_name: identity.to_owned() };
-        Looked { uri: format!("postgres://u@h/{identity}"), found: Found::Ready(ready), warnings: Vec::new() }
+        Looked { uri: format!("postgres://u@h/{identity}"), found: Found::Ready(ready), findings: Vec::new() }
     }
 
     #[test]

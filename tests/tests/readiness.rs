@@ -430,7 +430,7 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     let standby = primary.standby();
     sample::random(&primary, "shop", 12);
     primary.psql("shop", "alter table bulk set (autovacuum_enabled = off)");
-    let replayed = primary.psql("shop", "select pg_current_wal_lsn()");
+    let replayed = primary.psql("shop", "select pg_current_wal_insert_lsn()");
     let caught_up = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
     wait_for("the standby to have it all", SOON, || (standby.psql("postgres", &caught_up) == "t").then_some(()));
     standby.psql("postgres", "alter system set max_standby_streaming_delay = 0;\nselect pg_reload_conf()");
@@ -451,7 +451,8 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     // It has told the dump's process to give way, and says in its title that it waits for that. Or the process has said all that it had to
     // (it is somewhere between here and the dump), and was ended at once.
     let pid = standby.psql("postgres", "select pid from pg_stat_activity where backend_type = 'startup'");
-    let replayed = primary.psql("shop", "select pg_current_wal_lsn()");
+    // What is written later, because nobody waits for it here, counts, too.
+    let replayed = primary.psql("shop", "select pg_current_wal_insert_lsn()");
     let went_on = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
     let is_waiting = || {
         let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

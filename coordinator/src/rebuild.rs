@@ -25,8 +25,8 @@ use vaultferry_vault::store::{self, Key};
 use vaultferry_vault::{Error, Id, admin};
 
 use crate::Config;
-use crate::catalog::sqlite::{Sqlite, single_file};
 use crate::catalog::link::LinkRecords as _;
+use crate::catalog::sqlite::{Sqlite, single_file};
 use crate::catalog::{Catalog as _, Point, Standing};
 use crate::job::standing;
 use crate::{offline, recorded};

@@ -141,7 +141,8 @@ fn what_a_service_assigns_is_done_and_what_is_done_is_told() {
         set.policies.push(wire::PolicyAssignment { document: "name = 5".to_owned(), ..assigned_policy("broken") });
         set.instances.push(assigned_instance("shop", &server, "fleet"));
         set.instances.push(assigned_instance("missing", &server, "fleet"));
-        set.instances.push(wire::InstanceAssignment { name: "own".to_owned(), ..assigned_instance("store", &server, "fleet") });
+        set.instances
+            .push(wire::InstanceAssignment { name: "own".to_owned(), ..assigned_instance("store", &server, "fleet") });
         set.backups.push(assigned_backup("shop", 1));
         set.backups.push(assigned_backup("own", 2));
         set.backups.push(assigned_backup("nobody", 3));

@@ -66,8 +66,7 @@ pub(super) fn read(
     let token = token_env.as_ref().and_then(|variable| {
         let value = surroundings.variable(variable);
         if value.is_none() && purpose == Purpose::Agent {
-            faults
-                .add("service.token_env", format!("the environment has no variable {variable}, or it is empty"));
+            faults.add("service.token_env", format!("the environment has no variable {variable}, or it is empty"));
         }
         value.map(|value| SecretString::from(value.to_owned()))
     });

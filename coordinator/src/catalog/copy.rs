@@ -135,7 +135,11 @@ pub(crate) async fn list(root: &store::Shared) -> Result<Vec<Key>, Problem> {
 
 fn time_of(key: &Key) -> Option<Timestamp> {
     let time = key.as_str().strip_prefix(CATALOGS)?.strip_suffix(ENDING)?;
-    jiff::civil::DateTime::strptime(TIME, time).ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|time| time.timestamp())
+    jiff::civil::DateTime::strptime(TIME, time)
+        .ok()?
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()
+        .map(|time| time.timestamp())
 }
 
 /// Of those that were there before the last one. What cannot be deleted now is deleted after the next copy, or stays where nothing may be

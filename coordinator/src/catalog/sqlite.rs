@@ -376,7 +376,8 @@ impl Catalog for Sqlite {
     async fn outbox(&self) -> Result<Vec<OutboxEntry>, Error> {
         self.run(|tx| {
             let mut statement = tx.prepare_cached("select job_id, body from outbox order by create_time limit ?1")?;
-            let rows = statement.query_map([OUTBOX_PAGE], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            let rows =
+                statement.query_map([OUTBOX_PAGE], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
             rows.map(|row| {
                 let (job_id, text) = row?;
                 Ok(OutboxEntry { job_id, point: decode(&text)? })

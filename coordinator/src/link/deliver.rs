@@ -30,7 +30,8 @@ impl Deliver {
     /// Delivers over this connection until it breaks. `delivered` is called whenever the service has taken something.
     pub(super) async fn run(&self, mut client: Client, delivered: impl Fn()) -> Result<Infallible, Error> {
         loop {
-            while self.commits(&mut client).await? || self.jobs(&mut client).await? || self.outcome(&mut client).await? {
+            while self.commits(&mut client).await? || self.jobs(&mut client).await? || self.outcome(&mut client).await?
+            {
                 delivered();
             }
             tokio::select! {

@@ -68,7 +68,10 @@ impl Task {
             match away {
                 Some(_) => tracing::debug!(endpoint, "the backup service is still away: {error}"),
                 None => {
-                    tracing::warn!(endpoint, "the backup service is away; jobs go on, and it is told of them later: {error}");
+                    tracing::warn!(
+                        endpoint,
+                        "the backup service is away; jobs go on, and it is told of them later: {error}"
+                    );
                     away = Some(Instant::now());
                 }
             }
@@ -102,12 +105,14 @@ impl Task {
         let state = self.catalog.register_service(&service.service_id, service.last_sequence).await?;
         connection.registered.store(true, Ordering::Relaxed);
         let away_s = away.map_or(0, |since| since.elapsed().as_secs());
-        tracing::info!(endpoint = self.config.endpoint, service = service.service_id, away_s, "the backup service answers");
-        let deliver = Deliver {
-            catalog: self.catalog.clone(),
-            agent_id: self.agent_id.clone(),
-            news: self.news.clone(),
-        };
+        tracing::info!(
+            endpoint = self.config.endpoint,
+            service = service.service_id,
+            away_s,
+            "the backup service answers"
+        );
+        let deliver =
+            Deliver { catalog: self.catalog.clone(), agent_id: self.agent_id.clone(), news: self.news.clone() };
         let useful = || connection.useful.store(true, Ordering::Relaxed);
         let listening = self.listen(client.clone(), &service.service_id, state.applied_version, wanted, useful);
         let (never, _) = tokio::try_join!(listening, deliver.run(client, useful))?;

@@ -260,7 +260,9 @@ async fn a_store_that_does_not_answer_leaves_the_catalog_as_it_is() {
     let before = all(&catalog).await;
     catalog.into_single_file().await.expect("closed");
     std::fs::rename(dir.path().join("vault"), dir.path().join("away")).expect("the disk is away");
-    for refused in [offline::rebuild_catalog(&config, false).await.err(), offline::attach(&config, None, true).await.err()] {
+    for refused in
+        [offline::rebuild_catalog(&config, false).await.err(), offline::attach(&config, None, true).await.err()]
+    {
         let refused = refused.expect("refused");
         assert_eq!(refused.reason, Reason::VaultNotFound);
         assert_eq!(refused.message, format!("there is no vault at {}", dir.path().join("vault").display()));

@@ -32,7 +32,8 @@ impl Pki {
             openssl(&[&new[..], &["-subj", &subject, "-keyout", &key, "-out", &request]].concat());
             let extensions = format!("subjectAltName = IP:127.0.0.1\nextendedKeyUsage = {usage}\n");
             let extensions = pki.scratch.write(&format!("{name}.ext"), &extensions).display().to_string();
-            let sign = ["x509", "-req", "-days", "2", "-CAcreateserial", "-in", &request, "-CA", &ca, "-CAkey", &ca_key];
+            let sign =
+                ["x509", "-req", "-days", "2", "-CAcreateserial", "-in", &request, "-CA", &ca, "-CAkey", &ca_key];
             openssl(&[&sign[..], &["-extfile", &extensions, "-out", &cert]].concat());
         }
         pki

@@ -97,7 +97,8 @@ impl LinkRecords for Sqlite {
                 return Ok(false);
             }
             let sequence = next_sequence(tx)?;
-            let sql = "update link set outcome_sequence = ?1, outcome = ?2, applied_version = iif(?3, ?4, applied_version)";
+            let sql =
+                "update link set outcome_sequence = ?1, outcome = ?2, applied_version = iif(?3, ?4, applied_version)";
             tx.execute(sql, params![sequence, encode(&outcome)?, outcome.complete, version])?;
             Ok(true)
         })

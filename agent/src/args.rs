@@ -105,7 +105,7 @@ pub enum Command {
     #[command(subcommand)]
     Job(Job),
     /// Instances, points and jobs in figures
-    Summary,
+    Summary(Summary),
     /// Serve one plugin to the agent that started this process
     #[command(subcommand, hide = true)]
     Plugin(Plugin),
@@ -343,7 +343,7 @@ pub struct RestoreFiles {
 
 #[derive(Debug, Subcommand)]
 pub enum Job {
-    /// Jobs, newest first
+    /// Jobs of the last 7 days, newest first
     #[command(after_help = "Examples:
   vaultferry job list --status Failed --from 2026-11-01
   vaultferry job list --operation Backup --from 2026-11-20T22:00")]
@@ -369,6 +369,13 @@ pub enum Job {
 }
 
 #[derive(Debug, clap::Args)]
+pub struct Summary {
+    /// Also each instance: its last good and last proven point, what it stores, its next backup; the oldest good point first
+    #[arg(long)]
+    pub instances: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub struct JobList {
     /// InProgress, Completed, CompletedWithWarnings, Failed, Cancelling or Cancelled
     #[arg(long)]
@@ -377,7 +384,7 @@ pub struct JobList {
     /// VerifyPoint, Prune, DeletePoint, UndeletePoint, ArchivePoint or Tier
     #[arg(long)]
     pub operation: Option<String>,
-    /// Only jobs that started then or later: a date, or a time such as 2026-11-20T22:00 or ...Z
+    /// Only jobs that started then or later: a date, or a time such as 2026-11-20T22:00 or ...Z [default: 7 days ago]
     #[arg(long, value_name = "TIME", value_parser = values::from_time)]
     pub from: Option<jiff::Timestamp>,
     /// Only jobs that started before; a date means its end

@@ -1,9 +1,10 @@
 //! The commands: each makes one request of the agent (or works on the vault's configuration) and prints the answer.
 
+use vaultferry_proto::control::v1::GetSummaryRequest;
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 
-use crate::args::{Args, Command, Global, Plugin};
+use crate::args::{Args, Command, Global, Plugin, Summary};
 use crate::client::Client;
 use crate::config::{self, Endpoint, Purpose, Settings, Surroundings};
 use crate::output::{Output, text};
@@ -69,7 +70,7 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
         Command::Point(command) => point::run(&context, command).await,
         Command::Restore(command) => restore::run(&context, command).await,
         Command::Job(command) => job::run(&context, command).await,
-        Command::Summary => summary(&context).await,
+        Command::Summary(command) => summary(&context, command).await,
         Command::Plugin(Plugin::Postgres) => {
             let served = vaultferry_plugin_sdk::serve(vaultferry_plugin_postgres::Postgres).await;
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
@@ -83,10 +84,16 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
     }
 }
 
-async fn summary(context: &Context) -> Result<Outcome, Problem> {
+async fn summary(context: &Context, command: Summary) -> Result<Outcome, Problem> {
     let client = context.client().await?;
-    let request = vaultferry_proto::control::v1::GetSummaryRequest {};
-    let answer = client.summaries().get_summary(request).await.map_err(|status| client.problem(&status))?;
-    context.output.message(&answer.into_inner(), |response| text::summary(response.summary.as_ref()))?;
+    let request = GetSummaryRequest { instances: command.instances, ..GetSummaryRequest::default() };
+    let answer = client.summaries().get_summary(request).await.map_err(|status| client.problem(&status))?.into_inner();
+    context.output.message(&answer, |response| text::summary(response, command.instances))?;
+    if !answer.next_page_token.is_empty() {
+        context.output.hint(&format!(
+            "These are the {} that need a look most; the others have newer points, or are stopped.",
+            answer.instances.len()
+        ));
+    }
     Ok(Outcome::Done)
 }

@@ -32,6 +32,10 @@ const DEFAULT_FILE: &str = "/etc/vaultferry/agent.toml";
 const LEAST_BYTES_IN_FLIGHT: u64 = vaultferry_coordinator::vault::MIN_BYTES_IN_FLIGHT;
 const DEFAULT_BYTES_IN_FLIGHT: u64 = 64 << 20;
 const DEFAULT_JOBS: usize = 4;
+/// Two dumps leave a server room for its own work.
+const DEFAULT_JOBS_PER_SERVER: usize = 2;
+/// A copy or a check reads as fast as it can: one at a time leaves the disks and the line to backups.
+const DEFAULT_MAINTENANCE_JOBS: usize = 1;
 /// Each job is a process with its own memory; more than this on one machine is taken for a slip of the finger.
 const MOST_JOBS: usize = 64;
 /// Longer than a store's usual restart or failover, shorter than anybody's patience.
@@ -149,7 +153,7 @@ pub struct Limits {
     /// Bytes that one job sends to the vault in a second at most, on average; `None`: no limit.
     pub upload: Option<u64>,
     /// Jobs that run at the same time.
-    pub jobs: usize,
+    pub jobs: vaultferry_coordinator::Limits,
     /// An operation on the store is given up after so long a time of retries.
     pub store_deadline: Duration,
     /// Between two questions whether an archived point can be read.
@@ -337,17 +341,25 @@ fn limits(mut section: Section, faults: &mut Faults) -> Limits {
         if bytes < LEAST_BYTES_IN_FLIGHT { Err("must be at least 48MiB".to_owned()) } else { Ok(bytes) }
     });
     let upload = section.parsed("upload", faults, values::rate);
-    let jobs = section.parsed("jobs", faults, |text| match text.parse() {
-        Ok(jobs) if (1..=MOST_JOBS).contains(&jobs) => Ok(jobs),
-        _ => Err(format!("must be a number from 1 to {MOST_JOBS}")),
-    });
+    let mut jobs = |key: &'static str, usual: usize| {
+        let jobs = section.parsed(key, faults, |text| match text.parse() {
+            Ok(jobs) if (1..=MOST_JOBS).contains(&jobs) => Ok(jobs),
+            _ => Err(format!("must be a number from 1 to {MOST_JOBS}")),
+        });
+        jobs.unwrap_or(usual)
+    };
+    let jobs = vaultferry_coordinator::Limits {
+        jobs: jobs("jobs", DEFAULT_JOBS),
+        jobs_per_server: jobs("jobs_per_server", DEFAULT_JOBS_PER_SERVER),
+        maintenance_jobs: jobs("maintenance_jobs", DEFAULT_MAINTENANCE_JOBS),
+    };
     let store_deadline = section.parsed("store_deadline", faults, values::seconds);
     let rehydration_poll = section.parsed("rehydration_poll", faults, values::seconds);
     section.finish(faults);
     Limits {
         bytes_in_flight: bytes_in_flight.unwrap_or(DEFAULT_BYTES_IN_FLIGHT),
         upload,
-        jobs: jobs.unwrap_or(DEFAULT_JOBS),
+        jobs,
         store_deadline: store_deadline.unwrap_or(DEFAULT_STORE_DEADLINE),
         rehydration_poll: rehydration_poll.unwrap_or(DEFAULT_REHYDRATION_POLL),
     }

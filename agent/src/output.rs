@@ -11,7 +11,9 @@ use vaultferry_proto::{Problem, Reason, control, json};
 use crate::args::Format;
 
 pub mod findings;
+pub mod job;
 pub mod policy;
+pub mod summary;
 pub mod table;
 pub mod text;
 pub mod units;

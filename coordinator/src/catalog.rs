@@ -22,7 +22,8 @@ mod job;
 pub mod sqlite;
 
 pub use job::{
-    CheckFigures, Exclusive, Finding, Inserted, Job, PruneFigures, Report, ReportFigures, Status, StoredProblem, Work,
+    Attempt, CheckFigures, Exclusive, Finding, Inserted, Job, JobStep, PruneFigures, Report, ReportFigures, Retry,
+    Status, StoredProblem, Work,
 };
 
 /// A version of a policy.
@@ -201,6 +202,23 @@ pub struct Figures {
     pub newest: Option<jiff::Timestamp>,
 }
 
+/// An instance's figures of the dashboard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceFigures {
+    /// The instance.
+    pub instance: Instance,
+    /// The time of its newest listed point.
+    pub last_good: Option<jiff::Timestamp>,
+    /// The time of the newest listed point of which every byte was found right.
+    pub last_proven: Option<jiff::Timestamp>,
+    /// Listed points.
+    pub points: u64,
+    /// Bytes that the backups of all its points added, deleted ones too.
+    pub stored_bytes: u64,
+    /// The same of points since the time asked for.
+    pub stored_bytes_since: u64,
+}
+
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
@@ -283,12 +301,23 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
     /// Moves a job that has not ended to another state, adds warnings to it, and forgets its staged record when the state is an ended one.
     /// False when it had ended before.
     async fn set_status(&self, job_id: &str, status: Status, warnings: Vec<StoredProblem>) -> Result<bool, Error>;
+    /// Ends a job that has not ended as failed, and plans another attempt at it, both or neither. False when it had ended before.
+    async fn fail_and_retry(&self, job_id: &str, status: Status, retry: Retry) -> Result<bool, Error>;
+    /// Attempts that are planned, the earliest first.
+    async fn retries(&self) -> Result<Vec<Retry>, Error>;
+    /// Forgets an attempt, if it is this one that is planned.
+    async fn remove_retry(&self, retry: Retry) -> Result<(), Error>;
+    /// Notes what a job that has not ended has done so far.
+    async fn set_steps(&self, job_id: &str, steps: Vec<JobStep>) -> Result<(), Error>;
     /// Notes what a job that has not ended has found and done. Findings of an earlier call are replaced.
     async fn set_report(&self, job_id: &str, report: Report, findings: Vec<Finding>) -> Result<(), Error>;
     /// What a job has found, in its own order.
     async fn findings(&self, job_id: &str) -> Result<Vec<Finding>, Error>;
     /// Notes whether a restore that has not ended waits for its point's rehydration ([`Job::rehydrating`]).
     async fn set_rehydrating(&self, job_id: &str, rehydrating: bool) -> Result<(), Error>;
+
+    /// Notes whether a job that has not ended waits for its turn ([`Job::queued`]).
+    async fn set_queued(&self, job_id: &str, queued: bool) -> Result<(), Error>;
 
     /// Remembers the job's plugin process.
     async fn set_plugin_process(&self, process: PluginProcess) -> Result<(), Error>;
@@ -346,6 +375,16 @@ pub trait Catalog: std::fmt::Debug + Send + Sync + 'static {
 
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;
+    /// The figures of instances that are not deleted, those with the oldest good point first (none at all is the oldest), and those whose
+    /// protection was stopped at the end; from the one with the number `offset` on. Growth is counted from `since`.
+    async fn instance_figures(
+        &self,
+        since: jiff::Timestamp,
+        offset: u32,
+        limit: u32,
+    ) -> Result<Vec<InstanceFigures>, Error>;
+    /// Bytes that backups since then have added.
+    async fn stored_since(&self, since: jiff::Timestamp) -> Result<u64, Error>;
 
     /// Every version of every policy, by name and version, deletions too.
     async fn all_policies(&self) -> Result<Vec<Policy>, Error>;

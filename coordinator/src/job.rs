@@ -10,7 +10,7 @@
 //!                                                              with all points of an instance: goes on
 //! ```
 //! Invariants:
-//! - Every job ends; none is InProgress without somebody working on it.
+//! - Every job ends; none is InProgress without somebody working on it, or a place in the queue ([`queue`]).
 //! - A backup is Completed if and only if its point is published.
 //! - Whoever waits for a job sees every change ([`Jobs::watch`]).
 
@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, RwLock, Semaphore, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use vaultferry_proto::{Problem, Reason};
@@ -27,25 +27,33 @@ use vaultferry_vault::keys::WrapKey;
 use vaultferry_vault::location::{Access, RoleAccess};
 use vaultferry_vault::settings::{self, Settings};
 
-use crate::catalog::{Catalog, Exclusive, Inserted, Instance, Job, Status, StoredProblem, Work};
+use crate::catalog::{Attempt, Catalog, Exclusive, Inserted, Instance, Job, Status, StoredProblem, Work};
 use crate::link::Link;
 use crate::plugin;
 
 mod backup;
+mod end;
 mod holds;
 mod leftovers;
 mod maintenance;
 mod pause;
+mod queue;
 mod recover;
 mod restore;
+mod retry;
 mod session;
 mod steady;
+mod steps;
 mod whole;
 
 pub(crate) use holds::set_legal_hold;
 pub(crate) use maintenance::{note_standing, standing};
 pub(crate) use pause::at as pause_at;
+pub use queue::Limits;
 pub(crate) use session::{command, env_of, source};
+
+use queue::{Need, Queue, Ticket, Turn};
+use steps::Steps;
 
 /// How long interrupted jobs may take to end: a plugin gives itself 20 s to remove what it made, and its host 25 s.
 const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -122,6 +130,7 @@ struct Running {
     /// Somebody wants the job to stop.
     cancel: CancellationToken,
     progress: watch::Sender<Progress>,
+    steps: Steps,
 }
 
 /// Starts, watches and ends jobs. Cheap to clone.
@@ -133,24 +142,24 @@ pub struct Jobs {
 
 #[derive(Debug)]
 struct Inner {
-    slots: Semaphore,
+    queue: Arc<Queue>,
     running: Mutex<HashMap<String, Running>>,
     tasks: TaskTracker,
     /// The agent stops soon: what only waits ends now, and goes on at the next start.
     draining: CancellationToken,
     /// The agent stops: what can be interrupted is.
     stop: CancellationToken,
-    /// A job ended: a schedule may have waited for it.
+    /// A job ended: a schedule, or another attempt, may have waited for it.
     ended: Notify,
     /// Read while a job begins, written while an instance changes.
     changes: Arc<RwLock<()>>,
 }
 
 impl Jobs {
-    /// `slots`: jobs that run at once; others wait.
-    pub fn new(shared: Arc<Shared>, slots: usize) -> Self {
+    /// Jobs above the limits wait ([`queue`]).
+    pub fn new(shared: Arc<Shared>, limits: impl Into<Limits>) -> Self {
         let inner = Inner {
-            slots: Semaphore::new(slots),
+            queue: Queue::new(limits.into()),
             running: Mutex::default(),
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -170,9 +179,21 @@ impl Jobs {
         request_id: Option<String>,
         scheduled: bool,
     ) -> Result<Job, Problem> {
+        self.start_attempt(instance, work, request_id, scheduled, Attempt::default()).await
+    }
+
+    /// The same for an attempt after the first.
+    async fn start_attempt(
+        &self,
+        instance: &Instance,
+        work: Work,
+        request_id: Option<String>,
+        scheduled: bool,
+        attempt: Attempt,
+    ) -> Result<Job, Problem> {
         let _no_change = self.inner.changes.read().await;
         self.check_allowed(instance, &work, scheduled).await?;
-        let job = new_job(instance, work, request_id, scheduled);
+        let job = Job { attempt, ..new_job(instance, work, request_id, scheduled) };
         match self.shared.catalog.insert_job(job.clone()).await? {
             Inserted::New => {}
             Inserted::Known(known) => return Ok(*known),
@@ -189,35 +210,57 @@ impl Jobs {
                 });
             }
         }
-        self.spawn(job.clone(), false);
+        let need = Need::of(&job.work, &instance.source_identity);
+        self.spawn(job.clone(), need, false);
         Ok(job)
     }
 
-    /// Works on a journaled job in a task of its own, until it has ended. `resume`: its staged record is committed.
-    fn spawn(&self, job: Job, resume: bool) {
-        let (progress, _) = watch::channel(Progress { phase: "starting".to_owned(), ..Progress::default() });
+    /// Works on a journaled job in a task of its own, until it has ended. `resume`: its staged record is committed, for which it needs no
+    /// place.
+    fn spawn(&self, job: Job, need: Option<Need>, resume: bool) {
+        let progress = Progress { phase: "starting".to_owned(), ..Progress::default() };
+        let mut steps = Steps::after(job.steps.clone());
+        steps.note(&progress, vaultferry_vault::clock::now());
         let cancel = self.inner.stop.child_token();
-        let running = Running { cancel: cancel.clone(), progress };
+        let running = Running { cancel: cancel.clone(), progress: watch::channel(progress).0, steps };
         self.lock().insert(job.id.clone(), running);
+        // Here and not in the task, so that jobs queue in the order in which they came. A restore that has to wait for the archive first is
+        // in nobody's way meanwhile.
+        let enters_later = resume || restore::leaves_something(&job.work);
+        let ticket = need.clone().filter(|_| !enters_later).map(|need| self.inner.queue.enter(need));
         let jobs = self.clone();
         self.inner.tasks.spawn(async move {
             tracing::info!(job = job.id, instance = job.instance_name, operation = job.work.name(), "job begins");
-            let result = jobs.work(&job, resume, &cancel).await;
+            let result = match resume {
+                true => backup::commit_staged(&jobs, &job, true).await,
+                false => jobs.work(&job, need, ticket, &cancel).await,
+            };
             jobs.end(&job, result, &cancel).await;
         });
     }
 
-    async fn work(&self, job: &Job, resume: bool, cancel: &CancellationToken) -> Result<End, Problem> {
-        if resume {
-            return backup::commit_staged(self, job, true).await;
-        }
+    /// `ticket`: its place in the queue, when it has one already.
+    async fn work(
+        &self,
+        job: &Job,
+        need: Option<Need>,
+        ticket: Option<Ticket>,
+        cancel: &CancellationToken,
+    ) -> Result<End, Problem> {
         if restore::leaves_something(&job.work) {
             self.check_owner(cancel).await?;
             if restore::rehydrate(self, job, cancel).await? == Rehydrated::NotYet {
                 return Ok(End::LeftToRestart);
             }
         }
-        let _permit = self.permit(cancel).await?;
+        let ticket = ticket.or_else(|| need.map(|need| self.inner.queue.enter(need)));
+        let _place = match ticket {
+            Some(ticket) => match self.turn(job, ticket, cancel).await? {
+                Turn::Come(place) => Some(place),
+                Turn::NotYet => return Ok(End::LeftToRestart),
+            },
+            None => None,
+        };
         self.check_owner(cancel).await?;
         match &job.work {
             Work::Backup { rule, slot, keep_until } => {
@@ -244,73 +287,6 @@ impl Jobs {
     /// Only the vault's owner works in it.
     async fn check_owner(&self, cancel: &CancellationToken) -> Result<(), Problem> {
         Ok(crate::owner::check(&self.shared.vault, &self.shared.agent_id, cancel).await?)
-    }
-
-    /// Waits for the job's turn.
-    async fn permit(&self, cancel: &CancellationToken) -> Result<tokio::sync::SemaphorePermit<'_>, Problem> {
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => Err(Problem::new(Reason::Cancelled, "cancelled before it began")),
-            permit = self.inner.slots.acquire() => {
-                permit.map_err(|error| Problem::new(Reason::Internal, error.to_string()))
-            }
-        }
-    }
-
-    /// Writes the job's end. Tries until the catalog takes it: a job without an end would hang for ever.
-    async fn end(&self, job: &Job, result: Result<End, Problem>, cancel: &CancellationToken) {
-        let result = match result {
-            // Nobody is there to start it again: the next life finds it unfinished, and does.
-            Err(problem) if job.scheduled && self.is_stopped_by(&problem) => Ok(End::LeftToRestart),
-            other => other,
-        };
-        let (status, warnings) = match result {
-            Ok(End::Done(ref outcome)) => (Some(outcome.completed()), outcome.warnings.clone()),
-            Ok(End::Recorded | End::LeftToRestart) => (None, Vec::new()),
-            Err(ref problem) => (Some(self.unsuccessful(problem.clone(), cancel)), Vec::new()),
-        };
-        match (&result, &status) {
-            (Ok(End::LeftToRestart), _) => tracing::info!(job = job.id, "the job goes on at the next start"),
-            (_, Some(Status::Failed { problem, .. })) => {
-                tracing::error!(
-                    job = job.id,
-                    instance = job.instance_name,
-                    reason = problem.reason,
-                    "job failed: {}",
-                    problem.message
-                );
-            }
-            (_, Some(Status::Cancelled { .. })) => tracing::info!(job = job.id, "job cancelled"),
-            _ => tracing::info!(job = job.id, "job completed"),
-        }
-        if let Some(status) = status {
-            while let Err(error) = self.shared.catalog.set_status(&job.id, status.clone(), warnings.clone()).await {
-                tracing::error!(job = job.id, "the job's end cannot be written, trying again: {error}");
-                tokio::select! {
-                    // The restart finds the job unfinished and ends it.
-                    () = self.inner.stop.cancelled() => break,
-                    () = tokio::time::sleep(Duration::from_secs(5)) => {}
-                }
-            }
-        }
-        // Watchers see their channel close, and ask the catalog.
-        self.lock().remove(&job.id);
-        self.inner.ended.notify_waiters();
-    }
-
-    fn is_stopped_by(&self, problem: &Problem) -> bool {
-        self.inner.stop.is_cancelled() && problem.reason == Reason::Cancelled
-    }
-
-    fn unsuccessful(&self, problem: Problem, cancel: &CancellationToken) -> Status {
-        if self.is_stopped_by(&problem) {
-            let message = "the agent was stopped while the job ran; nothing half-done is left";
-            return Status::failed(&Problem::new(Reason::Interrupted, message));
-        }
-        if cancel.is_cancelled() {
-            return Status::Cancelled { end_time: vaultferry_vault::clock::now() };
-        }
-        Status::failed(&problem)
     }
 
     /// Asks a job to stop. Best effort; a job that has ended is left as it is.
@@ -342,8 +318,9 @@ impl Jobs {
     }
 
     fn update(&self, job_id: &str, change: impl FnOnce(&mut Progress)) {
-        if let Some(running) = self.lock().get(job_id) {
+        if let Some(running) = self.lock().get_mut(job_id) {
             running.progress.send_modify(change);
+            running.steps.note(&running.progress.borrow(), vaultferry_vault::clock::now());
         }
     }
 
@@ -421,5 +398,8 @@ pub fn new_job(instance: &Instance, work: Work, request_id: Option<String>, sche
         warnings: Vec::new(),
         rehydrating: false,
         report: None,
+        queued: false,
+        attempt: Attempt::default(),
+        steps: Vec::new(),
     }
 }

@@ -20,7 +20,9 @@ mod rebuild;
 mod recorded;
 mod scheduler;
 mod service;
+mod space;
 
+pub use job::Limits;
 pub use offline::{
     Attached, InitOutcome, Rotation, add_recovery_key, attach, default_key_path, init_vault, list_keys,
     rebuild_catalog, remove_recovery_key, rotate_key, upgrade,

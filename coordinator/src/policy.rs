@@ -4,7 +4,7 @@
 //!   document   TOML in, a valid Document or every fault of it out          selector, duration   its parts
 //!   calendar   next_slot, last_slot: the schedule as instants              start   when a slot's backup starts; due
 //!   retention  rule_for: which rule a new point carries; life of a point   plan    what to do with each point now; preview
-//!   keep_until the end of a point on demand that no rule is for
+//!   keep_until the end of a point on demand that no rule is for            retry   the pauses between attempts at one backup
 //!   simulate   which points would exist, where and until when              azure   import and export of Azure's policies
 //!   change     what another version, or another policy, does to instances and to their points
 //! ```
@@ -30,6 +30,7 @@ mod duration;
 mod keep_until;
 mod plan;
 mod retention;
+mod retry;
 mod selector;
 mod simulate;
 mod start;
@@ -40,6 +41,7 @@ pub use document::{default_document, parse};
 pub use keep_until::keep_until;
 pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};
 pub use retention::{ArchiveLife, Life, PointFacts, Stores, Tagger, life, rule_for};
+pub use retry::Retry;
 pub use selector::{DaySelector, Nth};
 pub use simulate::{Stay, Timeline, TimelinePoint, simulate};
 pub use start::{Due, Window};
@@ -66,6 +68,8 @@ pub struct Document {
     pub compression: i32,
     /// When backups run.
     pub schedule: Schedule,
+    /// When a scheduled backup that has failed is tried again.
+    pub retry: Retry,
     /// At least the Default rule; in the order of the document.
     pub rules: Vec<Rule>,
 }

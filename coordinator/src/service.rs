@@ -19,11 +19,11 @@ use crate::api;
 use crate::catalog::Catalog;
 use crate::catalog::sqlite::Sqlite;
 use crate::expiry::Expiry;
-use crate::job::{Jobs, Shared};
+use crate::job::{Jobs, Limits, Shared};
 use crate::link::Link;
 use crate::offline::{create_private_dir, lock};
 use crate::scheduler::Scheduler;
-use crate::{adopt, lifecycle, offline, owner, plugin};
+use crate::{adopt, lifecycle, offline, owner, plugin, space};
 
 /// Running jobs may finish for this long after the agent was told to stop; systemd's own patience is 90 s.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -50,7 +50,7 @@ pub struct Config {
     /// Bytes that one plugin sends to the vault in a second at most, on average; `None`: no limit.
     pub upload_bytes_per_s: Option<u64>,
     /// Jobs that run at once.
-    pub jobs: usize,
+    pub limits: Limits,
     /// Between two questions whether an archived point can be read.
     pub rehydration_poll: Duration,
     /// The vault is this program's default, and is made when it is not there.
@@ -115,7 +115,7 @@ impl Service {
             rehydration_poll: config.rehydration_poll,
             link: Link,
         });
-        let jobs = Jobs::new(shared.clone(), config.jobs);
+        let jobs = Jobs::new(shared.clone(), config.limits);
         Ok(Self { listen: config.listen, catalog, shared, jobs, vault, _lock: lock })
     }
 
@@ -130,6 +130,8 @@ impl Service {
         let scheduler = Scheduler::new(self.catalog.clone(), self.jobs.clone(), changed.clone());
         tasks.spawn(scheduler.run(shutdown.clone()));
         tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(shutdown.clone()));
+        tasks.spawn(self.jobs.clone().run_retries(shutdown.clone()));
+        tasks.spawn(space::watch(self.shared.clone(), shutdown.clone()));
         let api = api::Api::new(self.catalog, self.shared, self.jobs.clone(), self.vault, changed);
         let served = api.serve(&self.listen, shutdown.clone()).await;
         shutdown.cancel();

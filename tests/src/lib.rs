@@ -21,6 +21,7 @@ pub mod process;
 pub mod restic;
 pub mod sample;
 pub mod scratch;
+pub mod tmpfs;
 
 /// The checkout's root.
 pub fn workspace() -> &'static Path {

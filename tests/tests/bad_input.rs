@@ -9,6 +9,7 @@ use std::time::Duration;
 use vaultferry_tests::agent::{Agent, Reply, Setup};
 use vaultferry_tests::postgres::{BIN_DIR, Server, uri_for};
 use vaultferry_tests::scratch::Scratch;
+use vaultferry_tests::tmpfs::Tmpfs;
 use vaultferry_tests::{free_port, process, sample};
 
 fn protect(agent: &Agent, source: &str, passfile: &Path) -> Reply {
@@ -326,41 +327,4 @@ fn an_agent_that_is_not_there() {
     let agent = Setup::new().prepare();
     agent.cli_json(&["summary"]).assert_failed("AgentUnreachable");
     assert_eq!(agent.cli(&["backup"]).code, 2);
-}
-
-/// A small file system in memory. Needs the right to mount.
-struct Tmpfs {
-    scratch: Scratch,
-}
-
-impl Tmpfs {
-    fn new(options: &str) -> Option<Self> {
-        if !nix::unistd::Uid::effective().is_root() {
-            return None;
-        }
-        let scratch = Scratch::new("mount");
-        fs::create_dir(scratch.join("fs")).expect("make the mount point");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(scratch.join("fs"));
-        // A container's root may not mount.
-        (process::run(&mut mount, b"", Duration::from_secs(20)).code == 0).then_some(Self { scratch })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.scratch.join("fs")
-    }
-
-    fn remount(&self, options: &str) {
-        let mut mount = Command::new("mount");
-        mount.args(["-o", &format!("remount,{options}")]).arg(self.path());
-        process::run(&mut mount, b"", Duration::from_secs(20)).success();
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let mut unmount = Command::new("umount");
-        unmount.arg("--lazy").arg(self.path());
-        let _ = process::run(&mut unmount, b"", Duration::from_secs(20));
-    }
 }

@@ -119,7 +119,9 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
         "limits": {
             "bytes_in_flight": settings.limits.bytes_in_flight,
             "upload_bytes_per_s": settings.limits.upload,
-            "jobs": settings.limits.jobs,
+            "jobs": settings.limits.jobs.jobs,
+            "jobs_per_server": settings.limits.jobs.jobs_per_server,
+            "maintenance_jobs": settings.limits.jobs.maintenance_jobs,
             "store_deadline_s": deadline_s,
         },
     }});
@@ -138,7 +140,9 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("postgres.client_dirs", client_dirs.join(", ")),
             ("limits.bytes_in_flight", size(settings.limits.bytes_in_flight)),
             ("limits.upload", settings.limits.upload.map_or("no limit".to_owned(), |rate| format!("{}/s", size(rate)))),
-            ("limits.jobs", settings.limits.jobs.to_string()),
+            ("limits.jobs", settings.limits.jobs.jobs.to_string()),
+            ("limits.jobs_per_server", settings.limits.jobs.jobs_per_server.to_string()),
+            ("limits.maintenance_jobs", settings.limits.jobs.maintenance_jobs.to_string()),
             ("limits.store_deadline", format!("{deadline_s}s")),
         ]);
         format!("The configuration is right.\n\n{text}")

@@ -49,7 +49,7 @@ impl Settings {
             plugins,
             bytes_in_flight: self.limits.bytes_in_flight,
             upload_bytes_per_s: self.limits.upload,
-            jobs: self.limits.jobs,
+            limits: self.limits.jobs,
             rehydration_poll: self.limits.rehydration_poll,
             create_default_vault: self.vault.location.is_none(),
         })

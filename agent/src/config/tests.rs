@@ -16,6 +16,12 @@ fn user() -> Surroundings {
     Surroundings::new(&[("HOME", "/home/kim"), ("XDG_RUNTIME_DIR", "/run/user/1000")], false)
 }
 
+/// Its limits of jobs: in all, on a server, of maintenance.
+fn jobs(settings: &Settings) -> (usize, usize, usize) {
+    let limits = settings.limits.jobs;
+    (limits.jobs, limits.jobs_per_server, limits.maintenance_jobs)
+}
+
 /// The faults of `text`, as lines.
 fn faults(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
     let problem = read(text, &Surroundings::new(variables, true), Purpose::Agent).expect_err(text);
@@ -29,7 +35,7 @@ fn defaults_of_root_and_of_a_user() {
     assert_eq!(root.state_dir, Path::new("/var/lib/vaultferry"));
     assert_eq!(root.listen[0].to_string(), "unix:///run/vaultferry/control.sock");
     assert_eq!(root.location().to_string(), "/var/lib/vaultferry/vault");
-    assert_eq!((root.limits.bytes_in_flight, root.limits.jobs), (64 << 20, 4));
+    assert_eq!((root.limits.bytes_in_flight, jobs(&root)), (64 << 20, (4, 2, 1)));
     assert_eq!(root.limits.store_deadline, Duration::from_secs(120));
 
     let user = read("", &user(), Purpose::Agent).unwrap();
@@ -58,6 +64,8 @@ fn every_key_is_read() {
         bytes_in_flight = "128MiB"
         upload = "50MB/s"
         jobs = 8
+        jobs_per_server = 3
+        maintenance_jobs = 2
         store_deadline = "PT2M30S"
     "#;
     let settings = read(text, &Surroundings::new(&[KEY], true), Purpose::Agent).unwrap();
@@ -65,7 +73,7 @@ fn every_key_is_read() {
     assert_eq!(settings.listen[1].path(), Path::new("/run/b.sock"));
     assert_eq!(settings.vault.region.as_deref(), Some("koreacentral"));
     assert_eq!(settings.postgres.client_dirs, [Path::new("/usr/lib/postgresql/15/bin")]);
-    assert_eq!((settings.limits.bytes_in_flight, settings.limits.jobs), (128 << 20, 8));
+    assert_eq!((settings.limits.bytes_in_flight, jobs(&settings)), (128 << 20, (8, 3, 2)));
     assert_eq!(settings.limits.upload, Some(50_000_000));
     assert_eq!(settings.limits.store_deadline, Duration::from_secs(150));
     let azure = settings.vault.azure.as_ref().unwrap();
@@ -88,7 +96,7 @@ fn the_environment_wins_over_the_file() {
         ("VAULTFERRY_CONFIG", "/x"),
     ];
     let settings = read(text, &Surroundings::new(&variables, true), Purpose::Agent).unwrap();
-    assert_eq!(settings.limits.jobs, 16);
+    assert_eq!(jobs(&settings), (16, 2, 1));
     assert_eq!(settings.location().to_string(), "/srv/vault");
     assert_eq!(settings.listen.len(), 2);
     assert_eq!(settings.postgres.client_dirs, [Path::new("/a"), Path::new("/b")]);
@@ -107,6 +115,8 @@ fn all_faults_are_told_in_one_go() {
         bytes_in_flight = "1MiB"
         upload = "50MB"
         jobs = 65
+        jobs_per_server = 0
+        maintenance_jobs = "many"
         store_deadline = "soon"
         [tls]
         cert = "/x"
@@ -122,6 +132,8 @@ fn all_faults_are_told_in_one_go() {
         "limits.bytes_in_flight",
         "limits.upload",
         "limits.jobs",
+        "limits.jobs_per_server",
+        "limits.maintenance_jobs",
         "limits.store_deadline",
         "tls",
         "http",

@@ -1,12 +1,15 @@
 //! Each response as text for people.
 
 use vaultferry_proto::control::v1::{
-    BackupInstance, CheckReport, Finding, Job, Policy, Progress, PruneReport, RecoveryPoint, RetentionRule, Summary,
-    Vault, VaultSettings, backup_instance, job, recovery_point,
+    BackupInstance, Policy, Problem, RecoveryPoint, RetentionRule, Vault, VaultSettings, backup_instance,
+    recovery_point,
 };
 
 use super::table::{fields, printable, table};
-use super::units::{date, duration, size, time};
+use super::units::{date, size, time};
+
+pub use super::job::{job, jobs, probability, progress};
+pub use super::summary::summary;
 
 /// Enough of an id to be unique in an instance, and to type.
 const SHORT_ID_DIGITS: usize = 16;
@@ -14,21 +17,6 @@ const SHORT_ID_DIGITS: usize = 16;
 /// The beginning of an id, as lists show it.
 pub fn short(id: &str) -> String {
     id.chars().take(SHORT_ID_DIGITS).collect()
-}
-
-/// A state's name; empty for "not set".
-fn status_name(job: &Job) -> String {
-    match job.status() {
-        job::Status::Unspecified => String::new(),
-        status => status.as_str_name().to_owned(),
-    }
-}
-
-fn operation_name(job: &Job) -> String {
-    match job.operation() {
-        job::Operation::Unspecified => String::new(),
-        operation => operation.as_str_name().to_owned(),
-    }
 }
 
 pub fn vault(vault: Option<&Vault>) -> String {
@@ -60,7 +48,22 @@ pub fn vault(vault: Option<&Vault>) -> String {
         ("recovery keys", recovery_keys),
         ("soft delete", format!("{} days", vault.soft_delete_days)),
         ("immutability", immutability(&vault.immutability, vault.immutability_days)),
+        ("free", free(vault)),
+        ("warnings", warnings(&vault.warnings)),
     ])
+}
+
+fn free(vault: &Vault) -> String {
+    match vault.total_bytes {
+        0 => String::new(),
+        total => format!("{} of {}", size(vault.free_bytes), size(total)),
+    }
+}
+
+/// One a line, with what to do.
+pub fn warnings(warnings: &[Problem]) -> String {
+    let line = |warning: &Problem| format!("{}: {}\nfix: {}", warning.reason, warning.message, warning.fix);
+    warnings.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 pub fn vault_settings(settings: Option<&VaultSettings>) -> String {
@@ -299,200 +302,5 @@ pub fn point(point: Option<&RecoveryPoint>) -> String {
         ("immutable until", point.immutable_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
         ("store", stays(point)),
         ("streams", streams.join("\n")),
-    ])
-}
-
-pub fn jobs(jobs: &[Job]) -> String {
-    let rows: Vec<[String; 6]> = jobs
-        .iter()
-        .map(|job| {
-            let reason = job.problem.as_ref().map_or(String::new(), |problem| format!(" ({})", problem.reason));
-            [
-                job.id.clone(),
-                operation_name(job),
-                job.instance_name.clone(),
-                format!("{}{reason}", status_name(job)),
-                time(job.create_time.as_ref()),
-                duration(job.create_time.as_ref(), job.end_time.as_ref()),
-            ]
-        })
-        .collect();
-    table(["ID", "OPERATION", "INSTANCE", "STATUS", "STARTED", "TOOK"], &rows, "There are no such jobs.")
-}
-
-pub fn job(job: Option<&Job>) -> String {
-    let Some(job) = job else { return String::new() };
-    let problem = job.problem.as_ref().map_or(String::new(), |problem| {
-        let fix = if problem.fix.is_empty() { String::new() } else { format!("\nfix: {}", problem.fix) };
-        format!("{}: {}{fix}", problem.reason, problem.message.trim_end())
-    });
-    let warnings: Vec<String> =
-        job.warnings.iter().map(|warning| format!("{}: {}", warning.reason, warning.message)).collect();
-    let has_ended = job.end_time.is_some();
-    let took = duration(job.create_time.as_ref(), job.end_time.as_ref());
-    fields(&[
-        ("id", job.id.clone()),
-        ("name", job.name.clone()),
-        ("operation", operation_name(job)),
-        ("instance", job.instance_name.clone()),
-        ("status", status_name(job)),
-        ("started", time(job.create_time.as_ref())),
-        ("ended", if has_ended { time(job.end_time.as_ref()) } else { String::new() }),
-        ("took", if has_ended { took } else { String::new() }),
-        ("started by", if job.scheduled { "schedule" } else { "request" }.to_owned()),
-        ("rule", job.rule.clone()),
-        ("keep until", job.keep_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
-        ("point", job.point_id.clone()),
-        ("target", job.target.clone()),
-        ("progress", job.progress.as_ref().map_or(String::new(), progress)),
-        ("problem", problem),
-        ("warnings", warnings.join("\n")),
-        ("report", report(job)),
-        ("findings", findings(&job.findings, job.finding_count)),
-    ])
-}
-
-/// Findings that are printed for people; JSON has more of them.
-const PRINTED_FINDINGS: usize = 50;
-
-fn findings(findings: &[Finding], count: u64) -> String {
-    let line = |finding: &Finding| {
-        let kind = if finding.damage { finding.kind.as_str() } else { "note" };
-        let mut text = format!("{kind}: {}: {}", finding.file, finding.message);
-        for point in &finding.points {
-            text.push_str(&format!(
-                "\n  concerns the point {} of {}",
-                short(&point.id),
-                time(point.create_time.as_ref())
-            ));
-        }
-        text
-    };
-    let mut lines: Vec<String> = findings.iter().take(PRINTED_FINDINGS).map(line).collect();
-    let more = count.saturating_sub(lines.len() as u64);
-    // A list of jobs tells the number only.
-    if more > 0 && !lines.is_empty() {
-        lines.push(format!("and {more} more"));
-    } else if more > 0 {
-        lines.push(count.to_string());
-    }
-    lines.join("\n")
-}
-
-fn report(job: &Job) -> String {
-    match &job.report {
-        Some(job::Report::CheckReport(report)) => check_report(report),
-        Some(job::Report::PruneReport(report)) => prune_report(report),
-        Some(job::Report::ArchiveReport(report)) => {
-            format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
-        }
-        None => String::new(),
-    }
-}
-
-fn check_report(report: &CheckReport) -> String {
-    let mut lines = vec![format!(
-        "{} points, {} packs with {}; {} files with {} read",
-        report.points,
-        report.packs,
-        size(report.pack_bytes),
-        report.files_read,
-        size(report.bytes_read)
-    )];
-    if report.files_unreadable > 0 {
-        lines.push(format!("{} archived files: only their sizes were checked", report.files_unreadable));
-    }
-    if report.read_data_percent > 0.0 && report.read_data_percent < 100.0 {
-        lines.push(format!("{} of {} packs were drawn (seed {})", report.packs_drawn, report.packs, report.seed));
-        lines.push(probability(report.detects_one, report.detects_one_percent));
-    }
-    lines.join("\n")
-}
-
-/// What a check of a part can find.
-pub fn probability(detects_one: f64, detects_one_percent: f64) -> String {
-    format!(
-        "Of one damaged pack this finds out with a probability of {:.1} %, of damage in 1 % of the packs with {:.1} %",
-        detects_one * 100.0,
-        detects_one_percent * 100.0
-    )
-}
-
-fn prune_report(report: &PruneReport) -> String {
-    let would = |done: &str, would: &str| if report.dry_run { would.to_owned() } else { done.to_owned() };
-    let packs = |count: u64, bytes: u64| format!("{count} packs with {}", size(bytes));
-    let mut lines = Vec::new();
-    if report.points_purged > 0 {
-        let verb = would("were", "would be");
-        lines.push(format!("{} deleted points {verb} given up: their time has come", report.points_purged));
-    }
-    lines.push(format!("{} {} deleted", packs(report.packs_deleted, report.bytes_deleted), would("were", "would be")));
-    lines.push(format!(
-        "{} {} marked: the next prune deletes them, if nothing needs them then",
-        packs(report.packs_marked, report.bytes_marked),
-        would("are", "would be")
-    ));
-    if report.packs_noted > 0 {
-        let noted = packs(report.packs_noted, report.bytes_noted);
-        lines.push(format!("{noted} were never needed: the next prune marks them"));
-    }
-    if report.packs_protected > 0 {
-        let protected = packs(report.packs_protected, report.bytes_protected);
-        lines.push(format!("{protected} are not needed, but protected from deletion"));
-    }
-    lines.push(format!(
-        "{} kept for listed points, {} for deleted ones, {} for backups that run; {} of it unused",
-        size(report.bytes_kept),
-        size(report.bytes_kept_deleted),
-        size(report.bytes_kept_uncommitted),
-        size(report.bytes_unused)
-    ));
-    if report.archive_packs_deleted > 0 {
-        let deleted = packs(report.archive_packs_deleted, report.archive_bytes_deleted);
-        lines.push(format!("in the archive store {deleted} {} deleted", would("were", "would be")));
-    }
-    lines.push(format!(
-        "{} index files, of which {} {} replaced",
-        report.index_files,
-        report.index_files_replaced,
-        would("were", "would be")
-    ));
-    lines.extend(report.damage.iter().map(|what| format!("damage: {what}")));
-    lines.join("\n")
-}
-
-/// "reading: 1.2 GiB of about 3.0 GiB read, 400.0 MiB stored, 80.0 MiB/s"
-pub fn progress(progress: &Progress) -> String {
-    let mut text = format!("{}: {}", printable(&progress.phase), size(progress.bytes_read));
-    if progress.bytes_total > progress.bytes_read {
-        text.push_str(&format!(" of about {}", size(progress.bytes_total)));
-    }
-    text.push_str(" read");
-    if progress.bytes_stored > 0 {
-        text.push_str(&format!(", {} stored", size(progress.bytes_stored)));
-    }
-    if progress.bytes_per_second > 0 {
-        text.push_str(&format!(", {}/s", size(progress.bytes_per_second)));
-    }
-    if !progress.note.is_empty() {
-        text.push_str(&format!("; {}", printable(&progress.note)));
-    }
-    text
-}
-
-pub fn summary(summary: Option<&Summary>) -> String {
-    let Some(summary) = summary else { return String::new() };
-    fields(&[
-        ("protected", summary.instances_protected.to_string()),
-        ("pending", summary.instances_pending.to_string()),
-        ("paused", summary.instances_paused.to_string()),
-        ("stopped", summary.instances_stopped.to_string()),
-        ("points", summary.points.to_string()),
-        ("stored", size(summary.stored_bytes)),
-        ("oldest point", time(summary.oldest_point_time.as_ref())),
-        ("newest point", time(summary.newest_point_time.as_ref())),
-        ("completed, 24 h", summary.jobs_completed.to_string()),
-        ("failed, 24 h", summary.jobs_failed.to_string()),
-        ("in progress", summary.jobs_in_progress.to_string()),
     ])
 }

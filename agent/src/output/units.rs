@@ -49,6 +49,22 @@ pub fn duration(from: Option<&prost_types::Timestamp>, to: Option<&prost_types::
     }
 }
 
+/// Between the two; 0 when one is not set.
+pub fn milliseconds(from: Option<&prost_types::Timestamp>, to: Option<&prost_types::Timestamp>) -> u64 {
+    let (Some(from), Some(to)) = (from.and_then(instant), to.and_then(instant)) else { return 0 };
+    u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
+}
+
+/// "59 s", "59 min", "47 h", "12 days": one unit, rounded down.
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// None when it is out of range.
 pub fn instant(timestamp: &prost_types::Timestamp) -> Option<Timestamp> {
     Timestamp::new(timestamp.seconds, timestamp.nanos).ok()
@@ -82,5 +98,8 @@ mod tests {
         assert_eq!(duration(Some(&at(0)), Some(&at(65))), "1:05");
         assert_eq!(duration(Some(&at(0)), Some(&at(7265))), "2:01:05");
         assert_eq!(duration(Some(&at(9)), None), "-");
+        assert_eq!((milliseconds(Some(&at(2)), Some(&at(5))), milliseconds(None, Some(&at(5)))), (3000, 0));
+        let ages = [0, 59, 60, 3599, 3600, 172_799, 172_800].map(age);
+        assert_eq!(ages, ["0 s", "59 s", "1 min", "59 min", "1 h", "47 h", "2 days"]);
     }
 }

@@ -2,11 +2,12 @@
 
 use vaultferry_proto::Problem;
 use vaultferry_proto::control::v1 as wire;
-use vaultferry_vault::records::VaultRecord;
+use vaultferry_vault::records::{Protection, VaultRecord};
 use vaultferry_vault::settings::{Immutability, Settings};
 
 use crate::catalog::{
-    Figures, Finding, Job, Point, Policy, Report, ReportFigures, Standing, Status, StoredProblem, Work,
+    Attempt, Figures, Finding, InstanceFigures, Job, JobStep, Point, Policy, Report, ReportFigures, Standing, Status,
+    StoredProblem, Work,
 };
 use crate::job::Progress;
 use crate::policy;
@@ -165,7 +166,7 @@ impl Stay {
     }
 }
 
-/// `progress` is that of a running job; an ended one tells its own figures.
+/// `progress` is that of a running job; an ended one tells its own figures. Its steps are those that the catalog has.
 pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
     use wire::job::{Operation, Status as WireStatus};
     let (operation, verb) = match &job.work {
@@ -204,6 +205,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         bytes_per_second: progress.bytes_per_second,
         note: progress.note,
     });
+    let Attempt { number, first, next } = job.attempt;
     let (status, end_time, problem) = match job.status {
         Status::InProgress => (WireStatus::InProgress, None, None),
         Status::Cancelling => (WireStatus::Cancelling, None, None),
@@ -243,6 +245,20 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         finding_count,
         report,
         keep_until_time: keep_until.map(time),
+        retry_of: first.unwrap_or_default(),
+        attempt: number,
+        next_attempt_time: next.map(time),
+        steps: job.steps.into_iter().map(step).collect(),
+    }
+}
+
+pub(super) fn step(step: JobStep) -> wire::Step {
+    wire::Step {
+        name: step.name,
+        start_time: Some(time(step.start)),
+        end_time: Some(time(step.end)),
+        bytes_read: step.bytes_read,
+        bytes_stored: step.bytes_stored,
     }
 }
 
@@ -323,5 +339,37 @@ pub(super) fn summary(figures: &Figures) -> wire::Summary {
         newest_point_time: figures.newest.map(time),
         instances_paused: figures.paused,
         instances_stopped: figures.stopped,
+    }
+}
+
+/// `next`: its next backup.
+pub(super) fn instance_summary(
+    figures: InstanceFigures,
+    next: Option<jiff::Timestamp>,
+    now: jiff::Timestamp,
+) -> wire::InstanceSummary {
+    let age_s = |point: Option<jiff::Timestamp>| {
+        point.map_or(0, |point| u64::try_from(now.duration_since(point).as_secs()).unwrap_or(0))
+    };
+    // D17's words.
+    let state = match figures.instance.protection {
+        Protection::Active if figures.points == 0 => "Protected - (pending initial backup)",
+        Protection::Active => "Protected",
+        Protection::Paused { .. } => "Paused",
+        Protection::Stopped { .. } => "Stopped - (data retained)",
+        Protection::Deleted { .. } | Protection::Purged { .. } => "Stopped - (data deleted)",
+    };
+    wire::InstanceSummary {
+        id: figures.instance.id,
+        name: figures.instance.name,
+        protection_state_text: state.to_owned(),
+        last_good_time: figures.last_good.map(time),
+        last_proven_time: figures.last_proven.map(time),
+        last_good_age_s: age_s(figures.last_good),
+        last_proven_age_s: age_s(figures.last_proven),
+        point_count: figures.points,
+        stored_bytes: figures.stored_bytes,
+        stored_bytes_30d: figures.stored_bytes_since,
+        next_backup_time: next.map(time),
     }
 }

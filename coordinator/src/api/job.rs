@@ -18,6 +18,8 @@ use crate::catalog::{Job, JobFilter};
 
 /// Jobs in one answer.
 const MAX_JOBS: u32 = 1000;
+/// How far back jobs are listed when nobody says from when on.
+const LISTED: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
 /// A watcher hears from a quiet job this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// A busy job is not told more often than this.
@@ -34,24 +36,40 @@ impl Api {
         convert::job(job, progress)
     }
 
-    /// With its findings, once it has any.
+    /// With its steps up to now.
+    fn with_steps(&self, mut job: Job) -> WireJob {
+        // One that has ended has written them down.
+        let running = self.jobs.steps(&job.id).filter(|_| !job.status.has_ended());
+        let goes_on = running.is_some();
+        job.steps = running.unwrap_or(job.steps);
+        let mut job = self.job_to_wire(job);
+        if let Some(last) = job.steps.last_mut().filter(|_| goes_on) {
+            last.end_time = None;
+        }
+        job
+    }
+
+    /// With its steps, and its findings, once it has any.
     async fn job_with_findings(&self, job: Job) -> Result<WireJob, Problem> {
         let findings = match job.report {
             Some(_) => self.catalog.findings(&job.id).await?,
             None => Vec::new(),
         };
-        Ok(WireJob { findings: findings.into_iter().map(convert::finding).collect(), ..self.job_to_wire(job) })
+        Ok(WireJob { findings: findings.into_iter().map(convert::finding).collect(), ..self.with_steps(job) })
     }
 
     async fn list(&self, request: ListJobsRequest) -> Result<Vec<WireJob>, Problem> {
         let status = status_of(&request.status)?;
         let operation = operation_of(&request.operation)?;
-        let filter = JobFilter {
-            from: request.from.and_then(convert::time_from),
-            to: request.to.and_then(convert::time_from),
-            limit: if status.is_none() && operation.is_none() { MAX_JOBS } else { u32::MAX },
-        };
-        let jobs = self.catalog.jobs(filter).await?.into_iter().map(|job| self.job_to_wire(job));
+        let to = request.to.and_then(convert::time_from);
+        let from = request.from.and_then(convert::time_from).or_else(|| {
+            let end = to.unwrap_or_else(vaultferry_vault::clock::now);
+            end.checked_sub(LISTED).ok()
+        });
+        let filter =
+            JobFilter { from, to, limit: if status.is_none() && operation.is_none() { MAX_JOBS } else { u32::MAX } };
+        let without_steps = |job: Job| WireJob { steps: Vec::new(), ..self.job_to_wire(job) };
+        let jobs = self.catalog.jobs(filter).await?.into_iter().map(without_steps);
         let wanted = jobs.filter(|job| {
             status.is_none_or(|status| job.status() == status)
                 && operation.is_none_or(|operation| job.operation() == operation)

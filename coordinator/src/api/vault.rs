@@ -11,6 +11,7 @@ use vaultferry_vault::admin;
 use vaultferry_vault::settings::Settings;
 
 use super::{Api, convert};
+use crate::space;
 
 impl Api {
     /// The record, and what may have changed since it was made.
@@ -37,12 +38,21 @@ impl Api {
                 String::new()
             }
         };
+        let space = space::look(&shared.vault.location).await;
         Ok(wire::Vault {
+            warnings: self.warnings().await.into_iter().map(Into::into).collect(),
+            free_bytes: space.map_or(0, |space| space.free),
+            total_bytes: space.map_or(0, |space| space.total),
             owner,
             keys: Some(keys),
             storage_redundancy,
             ..convert::vault(&self.vault, &self.settings().await?, &shared.vault.location)
         })
+    }
+
+    /// What somebody should look at before it becomes a failure.
+    pub(super) async fn warnings(&self) -> Vec<Problem> {
+        space::warning(&self.shared).await.into_iter().collect()
     }
 
     /// The vault's settings as they are now.

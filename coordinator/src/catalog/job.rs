@@ -286,6 +286,73 @@ pub struct Job {
     /// What a maintenance job has to tell, at its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
+    /// It waits for its turn and has touched nothing: a restart goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queued: bool,
+    /// Which attempt it is.
+    #[serde(default, skip_serializing_if = "Attempt::is_only")]
+    pub attempt: Attempt,
+    /// What it did, in order; kept when it ends, and when it is staged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<JobStep>,
+}
+
+/// Which attempt at a slot's backup a job is. Every job that is not tried again is the only one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// 1 for the first.
+    pub number: u32,
+    /// The first one's job; `None`: this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// It failed, and the next one was planned for then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<jiff::Timestamp>,
+}
+
+impl Default for Attempt {
+    fn default() -> Self {
+        Self { number: 1, first: None, next: None }
+    }
+}
+
+impl Attempt {
+    fn is_only(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A phase of a job that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStep {
+    /// The phase.
+    pub name: String,
+    /// When it began.
+    pub start: jiff::Timestamp,
+    /// When it ended; not before it began.
+    pub end: jiff::Timestamp,
+    /// Bytes read or restored in it.
+    pub bytes_read: u64,
+    /// Bytes added to the vault in it.
+    pub bytes_stored: u64,
+}
+
+/// Another attempt at a backup that has failed: not a job yet, so that it keeps nothing else from running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// Whose backup it is. One attempt at most is planned for an instance: a later failure's takes its place.
+    pub instance_id: String,
+    /// When it begins.
+    pub due: jiff::Timestamp,
+    /// When the next slot's backup begins: from then on there is no attempt at this one. `None`: the schedule ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<jiff::Timestamp>,
+    /// The first attempt's job.
+    pub first: String,
+    /// 2 for the one after the first.
+    pub number: u32,
+    /// As the first one's.
+    pub work: Work,
 }
 
 /// What a maintenance job found and did.

@@ -13,14 +13,16 @@ use tokio::sync::oneshot;
 use vaultferry_vault::{Id, commit};
 
 use super::{
-    Catalog, Error, Figures, Finding, Inserted, Instance, Job, JobFilter, OutboxEntry, PluginProcess, Point, Policy,
-    Report, Standing, Status, StoredProblem,
+    Catalog, Error, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep, OutboxEntry,
+    PluginProcess, Point, Policy, Report, Retry, Standing, Status, StoredProblem,
 };
 
 mod jobs;
 mod points;
 mod protection;
+mod retries;
 mod schema;
+mod summary;
 mod values;
 
 use values::{Failure, bodies, body, decode, encode, time_from};
@@ -259,6 +261,24 @@ impl Catalog for Sqlite {
         self.run(move |tx| jobs::save_status(tx, &job_id, status, warnings)).await
     }
 
+    async fn fail_and_retry(&self, job_id: &str, status: Status, retry: Retry) -> Result<bool, Error> {
+        let job_id = job_id.to_owned();
+        self.run(move |tx| retries::fail(tx, &job_id, status, &retry)).await
+    }
+
+    async fn retries(&self) -> Result<Vec<Retry>, Error> {
+        self.run(|tx| bodies(tx, "select body from retries order by due, instance_id", [])).await
+    }
+
+    async fn remove_retry(&self, retry: Retry) -> Result<(), Error> {
+        self.run(move |tx| retries::remove(tx, &retry)).await
+    }
+
+    async fn set_steps(&self, job_id: &str, steps: Vec<JobStep>) -> Result<(), Error> {
+        let job_id = job_id.to_owned();
+        self.run(move |tx| jobs::set_steps(tx, &job_id, steps)).await
+    }
+
     async fn set_report(&self, job_id: &str, report: Report, findings: Vec<Finding>) -> Result<(), Error> {
         let job_id = job_id.to_owned();
         self.run(move |tx| jobs::set_report(tx, &job_id, report, &findings)).await
@@ -272,6 +292,11 @@ impl Catalog for Sqlite {
     async fn set_rehydrating(&self, job_id: &str, rehydrating: bool) -> Result<(), Error> {
         let job_id = job_id.to_owned();
         self.run(move |tx| jobs::set_rehydrating(tx, &job_id, rehydrating)).await
+    }
+
+    async fn set_queued(&self, job_id: &str, queued: bool) -> Result<(), Error> {
+        let job_id = job_id.to_owned();
+        self.run(move |tx| jobs::change(tx, &job_id, |job| job.queued = queued).map(|_| ())).await
     }
 
     async fn set_plugin_process(&self, process: PluginProcess) -> Result<(), Error> {
@@ -422,6 +447,19 @@ impl Catalog for Sqlite {
 
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error> {
         self.run(move |tx| protection::figures(tx, since)).await
+    }
+
+    async fn instance_figures(
+        &self,
+        since: jiff::Timestamp,
+        offset: u32,
+        limit: u32,
+    ) -> Result<Vec<InstanceFigures>, Error> {
+        self.run(move |tx| summary::of_instances(tx, since, offset, limit)).await
+    }
+
+    async fn stored_since(&self, since: jiff::Timestamp) -> Result<u64, Error> {
+        self.run(move |tx| summary::stored_since(tx, since)).await
     }
 
     async fn all_policies(&self) -> Result<Vec<Policy>, Error> {

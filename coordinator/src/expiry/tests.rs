@@ -1,7 +1,7 @@
 use vaultferry_vault::Id;
 
 use super::*;
-use crate::catalog::{PruneFigures, Report, Standing};
+use crate::catalog::{Attempt, PruneFigures, Report, Standing};
 
 fn time(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
@@ -62,6 +62,9 @@ fn job(hour: i64, work: Work, figures: Option<PruneFigures>) -> Job {
         warnings: Vec::new(),
         rehydrating: false,
         report: figures.map(|figures| Report { finding_count: 0, figures: Some(ReportFigures::Prune(figures)) }),
+        queued: false,
+        attempt: Attempt::default(),
+        steps: Vec::new(),
     }
 }
 

@@ -71,6 +71,8 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         let record = record(job, kept, &policy, staged, packs)?;
         pause::at(&shared.state_dir, "staged").await;
         shared.catalog.stage(&job.id, record).await?;
+        // A restart that commits what is staged goes on behind these.
+        jobs.keep_steps(job).await?;
         pause::at(&shared.state_dir, "journaled").await;
         if !warnings.is_empty() {
             // Kept with the job now, so that a restart between here and the end does not lose them.
@@ -217,6 +219,9 @@ pub(super) async fn commit_staged(jobs: &Jobs, job: &Job, resume: bool) -> Resul
     if let Err(error) = settle(jobs, &*store, &record).await {
         // The point is there and whole. The next commit names its records, and a repeated one sets its dates.
         tracing::warn!(job = job.id, "the point's records are not covered by a manifest or a date yet: {error}");
+    }
+    if let Err(problem) = jobs.keep_steps(job).await {
+        tracing::warn!(job = job.id, "what the job did is not all kept: {problem}");
     }
     let complete = || shared.catalog.complete_backup(&job.id, point(job, &record), Vec::new());
     if until_answered(jobs, job, complete).await.is_none() {

@@ -76,8 +76,8 @@ mod tests {
     use vaultferry_vault::{Id, store};
 
     use super::*;
-    use crate::catalog::Inserted;
     use crate::catalog::sqlite::Sqlite;
+    use crate::catalog::{Attempt, Inserted};
 
     fn never() -> CancellationToken {
         CancellationToken::new()
@@ -97,6 +97,9 @@ mod tests {
             warnings: Vec::new(),
             rehydrating: false,
             report: None,
+            queued: false,
+            attempt: Attempt::default(),
+            steps: Vec::new(),
         };
         assert!(matches!(catalog.insert_job(job.clone()).await.expect("inserted"), Inserted::New));
         if *status != Status::InProgress {

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
+use super::queue::Need;
 use super::{Jobs, maintenance, restore, whole};
-use crate::catalog::{Exclusive, Job, Status, Work};
-use crate::lifecycle;
+use crate::catalog::{Exclusive, Job, Status};
 
 /// No put takes as long: a pack has 24 MiB at most, and a store's deadline is minutes.
 const UNFINISHED_AGE: Duration = Duration::from_secs(3600);
@@ -25,13 +25,16 @@ impl Jobs {
         for job in catalog.unfinished_jobs().await? {
             if catalog.staged(&job.id).await?.is_some() {
                 tracing::info!(job = job.id, "going on with the commit of an earlier life");
-                self.spawn(job, true);
+                self.spawn(job, None, true);
             } else if whole::is_whole(&job.work) && job.status == Status::InProgress {
                 tracing::info!(job = job.id, "going on with all points of an instance");
-                self.spawn(job, false);
+                self.spawn_again(job).await?;
             } else if job.rehydrating && job.status == Status::InProgress {
                 tracing::info!(job = job.id, "going on to wait for an archived point");
-                self.spawn(job, false);
+                self.spawn_again(job).await?;
+            } else if job.queued && job.status == Status::InProgress {
+                tracing::info!(job = job.id, "going on to wait for a job's turn");
+                self.spawn_again(job).await?;
             } else if restore::leaves_something(&job.work) || job.work.exclusive() == Some(Exclusive::Maintenance) {
                 self.clean_up_later(job);
             } else {
@@ -40,6 +43,16 @@ impl Jobs {
         }
         // A kill between a commit's end and its confirmation leaves a message in the outbox.
         self.shared.link.confirm(&**catalog).await;
+        Ok(())
+    }
+
+    /// Goes on with a job from its beginning.
+    async fn spawn_again(&self, job: Job) -> Result<(), Problem> {
+        let instance = self.shared.catalog.instance(&job.instance_id).await?;
+        // Without its instance it fails by itself.
+        let source = instance.map(|instance| instance.source_identity).unwrap_or_default();
+        let need = Need::of(&job.work, &source);
+        self.spawn(job, need, false);
         Ok(())
     }
 
@@ -88,28 +101,7 @@ impl Jobs {
             Status::failed(&Problem::new(Reason::Interrupted, message))
         };
         tracing::info!(job = job.id, instance = job.instance_name, "a job of an earlier life was interrupted{left}");
-        let interrupted = matches!(status, Status::Failed { .. });
-        self.shared.catalog.set_status(&job.id, status, Vec::new()).await?;
-        if interrupted && job.scheduled {
-            self.run_again(job).await?;
-        }
-        Ok(())
-    }
-
-    /// A scheduled backup that was interrupted runs again, once: its request names the first one.
-    async fn run_again(&self, job: &Job) -> Result<(), Problem> {
-        let Work::Backup { .. } = job.work else { return Ok(()) };
-        let request = format!("again:{}", job.id);
-        let again_already = job.request_id.as_deref().is_some_and(|request| request.starts_with("again:"));
-        let Some(instance) = self.shared.catalog.instance(&job.instance_id).await? else { return Ok(()) };
-        if again_already {
-            return Ok(());
-        }
-        match self.start(&instance, job.work.clone(), Some(request), true).await {
-            Ok(_) => Ok(()),
-            // Another backup is at it, or the instance was stopped or paused meanwhile.
-            Err(problem) if problem.reason == Reason::InstanceBusy || lifecycle::is_refusal(&problem) => Ok(()),
-            Err(problem) => Err(problem),
-        }
+        // A scheduled backup's next attempt is planned with its end.
+        self.write_end(job, status, Vec::new()).await
     }
 }

@@ -8,6 +8,7 @@ use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Id, archive, commit};
 
+use super::queue::{Need, Turn};
 use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Rehydrated, Shared, maintenance, pause};
 use crate::catalog::{Job, Work};
@@ -247,11 +248,11 @@ pub(super) async fn rehydrate(jobs: &Jobs, job: &Job, cancel: &CancellationToken
 
 async fn wait_until_readable(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Rehydrated, Problem> {
     loop {
-        let asked = async {
-            let _permit = jobs.permit(cancel).await?;
-            maintenance::ask_for_rehydration(jobs, job, cancel).await
-        }
-        .await;
+        let asked = match jobs.turn(job, jobs.inner.queue.enter(Need::short()), cancel).await {
+            Ok(Turn::Come(_place)) => maintenance::ask_for_rehydration(jobs, job, cancel).await,
+            Ok(Turn::NotYet) => return Ok(Rehydrated::NotYet),
+            Err(problem) => Err(problem),
+        };
         match asked {
             Ok(report) if report.waiting == 0 && !pause::holds(&jobs.shared.state_dir, "rehydrating") => {
                 return Ok(Rehydrated::Ready);

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use vaultferry_proto::{Problem, Reason};
 
 use super::{
-    Archive, CatchUp, DEFAULT_RULE, DaySelector, Document, Every, Period, Qualifier, Rule, Schedule, Store, Tiering,
-    Window, duration, selector, start,
+    Archive, CatchUp, DEFAULT_RULE, DaySelector, Document, Every, Period, Qualifier, Retry, Rule, Schedule, Store,
+    Tiering, Window, duration, selector, start,
 };
 
 /// Longest policy file.
@@ -19,6 +19,10 @@ const MAX_RULES: usize = 32;
 /// `start_within` when left out: an hour late is late.
 pub(super) const START_WITHIN: SignedDuration = SignedDuration::from_hours(1);
 const MAX_START_WITHIN: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Attempts at one backup; what ten of them did not mend needs a person.
+const MAX_ATTEMPTS: i64 = 10;
+/// Between two attempts: a day later there is the next day's backup.
+const MAX_WAIT: SignedDuration = SignedDuration::from_hours(24);
 
 /// The file as it is written; also what an import from Azure makes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +36,8 @@ pub(super) struct File {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) compression: Option<FileCompression>,
     pub(super) schedule: FileSchedule,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) retry: Option<FileRetry>,
     #[serde(default)]
     pub(super) rule: Vec<FileRule>,
 }
@@ -58,6 +64,17 @@ pub(super) struct FileSchedule {
     pub(super) start_within: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) allowed: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileRetry {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) attempts: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) wait: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) longest_wait: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -109,6 +126,7 @@ pub fn parse(text: &str) -> Result<Document, Problem> {
         }),
     };
     let schedule = schedule(&file.schedule, &mut faults);
+    let retry = retry(file.retry.as_ref(), &mut faults);
     let rules = rules(&file.rule, &file.source_type, &mut faults);
     let compression = compression(file.compression.as_ref(), &mut faults);
     match time_zone {
@@ -120,6 +138,7 @@ pub fn parse(text: &str) -> Result<Document, Problem> {
             week_start,
             compression,
             schedule,
+            retry,
             rules,
         }),
         _ => Err(invalid(faults.join("; "))),
@@ -191,6 +210,33 @@ fn schedule(file: &FileSchedule, faults: &mut Vec<String>) -> Schedule {
         faults.push("schedule: start_within must be at least PT1M".to_owned());
     }
     Schedule { every, at, catch_up, jitter, start_within, allowed: windows(&file.allowed, faults) }
+}
+
+fn retry(file: Option<&FileRetry>, faults: &mut Vec<String>) -> Retry {
+    let usual = Retry::default();
+    let Some(file) = file else { return usual };
+    let attempts = match file.attempts {
+        None => usual.attempts,
+        Some(attempts @ 1..=MAX_ATTEMPTS) => attempts as u32,
+        Some(attempts) => {
+            faults.push(format!("retry: attempts {attempts} is not a number from 1 to {MAX_ATTEMPTS}"));
+            usual.attempts
+        }
+    };
+    let mut pause = |key: &str, text: &Option<String>| {
+        let read = duration::short(text.as_deref()?, MAX_WAIT);
+        let long_enough = read.and_then(|pause| match pause < SignedDuration::from_secs(1) {
+            true => Err("must be at least PT1S".to_owned()),
+            false => Ok(pause),
+        });
+        long_enough.map_err(|fault| faults.push(format!("retry: {key} {fault}"))).ok()
+    };
+    let wait = pause("wait", &file.wait).unwrap_or(usual.wait);
+    let longest_wait = pause("longest_wait", &file.longest_wait);
+    if longest_wait.is_some_and(|longest| longest < wait) {
+        faults.push("retry: longest_wait must not be shorter than wait".to_owned());
+    }
+    Retry { attempts, wait, longest_wait: longest_wait.unwrap_or(usual.longest_wait.max(wait)) }
 }
 
 fn every(file: &FileSchedule, faults: &mut Vec<String>) -> Every {

@@ -85,6 +85,11 @@ impl Document {
         if opening > now { Due::Wait(opening) } else { Due::Start { slot, late } }
     }
 
+    /// The first moment at or after `time` at which a backup may start.
+    pub fn opens(&self, time: Timestamp) -> Timestamp {
+        self.opening(time).0
+    }
+
     /// The first moment at or after `time` in an allowed window, and the end of that window; no end where there are no windows.
     fn opening(&self, time: Timestamp) -> (Timestamp, Option<Timestamp>) {
         let mut best: Option<(Timestamp, Timestamp)> = None;
@@ -157,7 +162,7 @@ pub(super) fn time(text: &str) -> Option<Time> {
 
 /// A number that is the same for an instance and a policy in every version of the program, and spread over all numbers: FNV-1a with the
 /// finisher of SplitMix64, as FNV alone leaves ids that differ in their last digit close together.
-fn spread(instance_id: &str, policy: &str) -> u64 {
+pub(super) fn spread(instance_id: &str, policy: &str) -> u64 {
     let bytes = instance_id.bytes().chain([0]).chain(policy.bytes());
     let hash = bytes
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

@@ -11,6 +11,7 @@ mod documents;
 mod keep_until;
 mod plan;
 mod retention;
+mod retry;
 mod simulation;
 mod start;
 mod transitions;

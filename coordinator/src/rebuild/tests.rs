@@ -22,7 +22,7 @@ fn config(dir: &Path) -> Config {
         plugins: BTreeMap::new(),
         bytes_in_flight: 0,
         upload_bytes_per_s: None,
-        jobs: 1,
+        limits: crate::job::Limits::from(1),
         create_default_vault: false,
     }
 }

@@ -61,7 +61,8 @@ fn point(instance: u32, number: u32) -> Point {
         streams: vec![PointStream { name: "database.dump".to_owned(), size: 1 << 30, sha256: String::new() }],
         source_bytes: 1 << 30,
         stored_bytes: 1 << 20,
-        standing: Standing::default(),
+        // The first of each is proven.
+        standing: Standing { proven_time: (number == 0).then(|| time(5)), ..Standing::default() },
     }
 }
 
@@ -196,6 +197,22 @@ async fn ten_thousand_instances_with_a_million_points() {
     let started = Instant::now();
     assert_eq!(catalog.figures(time(0)).await.expect("figures").points, u64::from(instances * points_each));
     good &= took("the summary", started, Duration::from_secs(1));
+    // The points' days lie one behind the other: half of them are since then.
+    let since = point(1, points_each / 2).time;
+    let started = Instant::now();
+    let page = catalog.instance_figures(since, 0, 1001).await.expect("figures");
+    good &= took("the summary of a thousand instances", started, Duration::from_secs(1));
+    let (first, second) = (&page[0], &page[1]);
+    assert_eq!((first.instance.name.as_str(), first.points, first.last_good), ("shop", 0, None));
+    assert_eq!((second.points, second.stored_bytes), (u64::from(points_each), u64::from(points_each) << 20));
+    assert_eq!(second.stored_bytes_since, u64::from(points_each / 2) << 20);
+    assert_eq!((second.last_good, second.last_proven), (Some(point(1, points_each - 1).time), Some(point(1, 0).time)));
+    let started = Instant::now();
+    let page = catalog.instance_figures(since, instances - 9, 1001).await.expect("figures");
+    good &= took("its last page", started, Duration::from_secs(1)) && page.len() == 10;
+    let started = Instant::now();
+    assert!(catalog.stored_since(since).await.expect("bytes") >= u64::from(instances * points_each / 2) << 20);
+    good &= took("what was stored since then", started, Duration::from_secs(1));
 
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("unknown").trim().to_owned();

@@ -39,3 +39,11 @@ pub fn slots(agent: &Agent, days: i64) {
     // What was started for slots before was for other slots.
     catalog.execute("update jobs set request_id = null where request_id like 'slot:%'", []).expect("update");
 }
+
+/// Makes the catalog believe that a job is older than it is.
+#[track_caller]
+#[allow(dead_code)] // each test takes what it needs
+pub fn job(agent: &Agent, id: &str, days: i64) {
+    let sql = "update jobs set create_time = create_time - ?2 where id = ?1";
+    assert_eq!(catalog(agent).execute(sql, (id, days * DAY_US)).expect("update"), 1);
+}

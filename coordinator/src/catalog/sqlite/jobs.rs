@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::values::{Failure, bodies, body, encode, signed, status_name};
-use crate::catalog::{Finding, Inserted, Job, JobFilter, PluginProcess, Report, Status, StoredProblem};
+use crate::catalog::{Finding, Inserted, Job, JobFilter, JobStep, PluginProcess, Report, Status, StoredProblem};
 
 /// The condition for jobs that have not ended.
 pub(super) const UNFINISHED: &str = "status in ('in-progress', 'cancelling')";
@@ -71,7 +71,7 @@ pub(super) fn list(tx: &Transaction<'_>, filter: &JobFilter) -> Result<Vec<Job>,
 }
 
 /// Changes a job that has not ended; one that has is left as it is.
-fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mut Job)) -> Result<bool, Failure> {
+pub(super) fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mut Job)) -> Result<bool, Failure> {
     let Some(mut job) = body::<Job>(tx, "select body from jobs where id = ?1", [job_id])? else { return Ok(false) };
     if job.status.has_ended() {
         return Ok(false);
@@ -83,6 +83,10 @@ fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mut Job)) -> 
 
 pub(super) fn set_rehydrating(tx: &Transaction<'_>, job_id: &str, rehydrating: bool) -> Result<(), Failure> {
     change(tx, job_id, |job| job.rehydrating = rehydrating).map(|_| ())
+}
+
+pub(super) fn set_steps(tx: &Transaction<'_>, job_id: &str, steps: Vec<JobStep>) -> Result<(), Failure> {
+    change(tx, job_id, |job| job.steps = steps).map(|_| ())
 }
 
 pub(super) fn set_report(

@@ -99,6 +99,7 @@ pub(super) fn remove_instance(tx: &Transaction<'_>, instance_id: &str) -> Result
     tx.execute("delete from instances where id = ?1", [instance_id])?;
     tx.execute("delete from slots where instance_id = ?1", [instance_id])?;
     tx.execute("delete from expiry_clocks where instance_id = ?1", [instance_id])?;
+    tx.execute("delete from retries where instance_id = ?1", [instance_id])?;
     Ok(())
 }
 

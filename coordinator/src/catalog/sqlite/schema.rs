@@ -6,8 +6,9 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
-/// deletions of policies; version 5 the index that the summary counts in.
-pub(super) const VERSION: i64 = 5;
+/// deletions of policies; version 5 the index that the summary counts in; version 8 planned attempts, and the indexes in which the summary
+/// counts for each instance.
+pub(super) const VERSION: i64 = 8;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -29,7 +30,7 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 7] = [
     "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
@@ -44,6 +45,15 @@ alter table policies add column deleted integer not null default 0;
 ",
     "
 create index points_figures on points(deleted, time, stored_bytes);
+",
+    // Versions 6 and 7 change nothing here.
+    "",
+    "",
+    "
+create table retries(instance_id text primary key, due integer not null, body text not null) strict;
+create index points_stored on points(instance_id, time, stored_bytes);
+create index points_proven on points(instance_id, time)
+    where deleted = 0 and json_extract(body, '$.standing.proven_time') is not null;
 ",
 ];
 

@@ -1,7 +1,10 @@
 use vaultferry_vault::records::{PointCreated, Protection};
 
 use super::*;
-use crate::catalog::{CheckFigures, Credential, ReportFigures, Work};
+use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, Work};
+
+mod attempts;
+mod summary;
 
 fn instance(name: &str) -> Instance {
     Instance {
@@ -32,6 +35,9 @@ fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         warnings: Vec::new(),
         rehydrating: false,
         report: None,
+        queued: false,
+        attempt: Attempt::default(),
+        steps: Vec::new(),
     }
 }
 

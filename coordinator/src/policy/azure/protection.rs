@@ -70,6 +70,7 @@ pub(super) fn import(properties: &Value, name: &str, notes: &mut Vec<String>) ->
         week_start: None,
         compression: None,
         schedule,
+        retry: None,
         rule,
     })
 }

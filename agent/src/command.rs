@@ -12,7 +12,6 @@ use crate::output::{Output, text};
 mod agent;
 mod backup;
 mod confirm;
-#[expect(dead_code, reason = "for the command that lists a server's databases")]
 mod grants;
 mod instance;
 mod job;

@@ -220,6 +220,7 @@ impl Plugin {
         if problem.reason != Reason::PluginCrashed {
             return problem;
         }
+        #[cfg_attr(not(test), expect(clippy::infallible_destructuring_match, reason = "tests have another host"))]
         let process = match &mut self.host {
             Host::Process(process) => process,
             #[cfg(test)]

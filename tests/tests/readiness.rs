@@ -445,6 +445,7 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     // The dump stands still in the middle of the table, while its old rows go.
     proxy.set(Fault::HoldAfter(proxy.bytes_from_server() + 6_000_000));
     agent.expect_log("ReplicaConflict");
+    agent.expect_log("the backup began again");
     let job = agent.start_backup("shop");
     agent.wait_job(job.id(), "bytes are read", SOON, |job| job.progress("bytes_read") > 3_000_000);
     primary.psql("shop", "delete from bulk where id % 2 = 0;\nvacuum bulk");

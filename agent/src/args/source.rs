@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::Login;
+use super::{Grants, Login};
 
 #[derive(Debug, Subcommand)]
 pub enum Discover {
@@ -17,17 +17,20 @@ pub enum Discover {
   vaultferry discover postgres postgres://backup@db.example/ --passfile /etc/vaultferry/pgpass
   vaultferry discover postgres 'postgres://postgres@/?host=/run/postgresql'
   vaultferry discover postgres --file servers.txt --password-env BACKUP_PASSWORD --output json
+  vaultferry discover postgres --print-grants --role backup | psql -X -d shop
 
 Nothing is changed. Template databases are left out. The column SOURCE is what instance create takes.")]
 pub struct DiscoverPostgres {
     /// The servers: postgres://user@host:port/, or with the database to log in to [default: postgres]
-    #[arg(value_name = "URI", required_unless_present = "file")]
+    #[arg(value_name = "URI", required_unless_present_any = ["file", "print_grants"])]
     pub servers: Vec<String>,
     /// A list of servers, a URI in each line; # begins a comment, - reads standard input
     #[arg(long, value_name = "LIST")]
     pub file: Option<PathBuf>,
     #[command(flatten)]
     pub login: Login,
+    #[command(flatten)]
+    pub grants: Grants,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,7 @@ use vaultferry_proto::control::v1::{
     self as wire, AddServerRequest, DiscoverSourcesRequest, ListServersRequest, RemoveServerRequest, ScanServersRequest,
 };
 
-use super::{Context, Outcome, list, login};
+use super::{Context, Outcome, grants, list, login};
 use crate::args::{Discover, DiscoverPostgres, Server, ServerAdd};
 use crate::client::Client;
 use crate::output::source as text;
@@ -17,6 +17,9 @@ pub(super) async fn discover(context: &Context, command: Discover) -> Result<Out
 }
 
 async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Result<Outcome, Problem> {
+    if command.grants.print_grants {
+        return grants::print(context, &command.grants);
+    }
     let request = DiscoverSourcesRequest {
         server_uris: list::with_file(command.servers, command.file.as_deref())?,
         credential: login::reference(&command.login)?,

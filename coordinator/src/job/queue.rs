@@ -151,7 +151,7 @@ pub(super) fn decide<'a>(
             *servers.entry(server).or_default() += 1;
         }
     }
-    let mut start = |need: &'a Need| {
+    let start = |need: &'a Need| {
         let limit = match need.lane {
             Lane::Jobs => limits.jobs,
             Lane::Maintenance => limits.maintenance_jobs,
@@ -173,7 +173,7 @@ pub(super) fn decide<'a>(
         *lane += 1;
         Ok(())
     };
-    waiting.map(|need| start(need)).collect()
+    waiting.map(start).collect()
 }
 
 /// Who waits, and who runs.

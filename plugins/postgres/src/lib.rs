@@ -14,8 +14,8 @@
 mod backup;
 pub mod client;
 pub mod connection;
-mod dump;
 mod discover;
+mod dump;
 pub mod facts;
 pub mod grants;
 pub mod passfile;

@@ -39,7 +39,8 @@ fn limits_hold_nobody_waits_for_nothing_and_nobody_is_overtaken_but_for_a_full_s
         let servers = ["a:5432", "b:5432", "c:5432"];
         let servers = &servers[..1 + random.below(3)];
         // Number of arrival, and need.
-        let (mut waiting, mut running): (VecDeque<(usize, Need)>, Vec<(usize, Need)>) = Default::default();
+        let mut waiting: VecDeque<(usize, Need)> = VecDeque::new();
+        let mut running: Vec<(usize, Need)> = Vec::new();
         let mut arrived = 0;
         let steps = 20 + random.below(200);
         for step in 0.. {

@@ -51,6 +51,8 @@ fn every_reason_is_sorted_in() {
         "VaultSettingsRaced",
         "MaintenanceBusy",
         "UserErrorMissingNetworkSecurityPermissions",
+        "LockTimeout",
+        "ReplicaConflict",
         "UserErrorServerConnectionClosed",
         "DumpFailed",
     ];

@@ -21,7 +21,7 @@ pub(crate) struct Service<W> {
     pub(crate) own_process: bool,
 }
 
-/// The service of a workload in a process that does other things too. A plugin's own process has [`crate::serve`].
+/// The service of a workload in a process that does other things too. A plugin's own process has [`crate::serve()`].
 pub fn service<W: Workload>(workload: W, runner: Runner) -> impl WorkloadPlugin {
     Service { workload: Arc::new(workload), runner, own_process: false }
 }

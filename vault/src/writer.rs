@@ -46,6 +46,7 @@ use image::Image;
 pub use image::{Extent, IMAGE_CHUNK};
 use packer::Packer;
 use stream::{Chunks, Cut};
+pub use throttle::Throttle;
 
 /// Packs are at most this large: restic's default.
 pub const PACK_SIZE: usize = 16 << 20;

@@ -1,33 +1,37 @@
-//! An upload limit: a bucket that holds one file.
+//! A limit of bytes per second: a bucket that holds one piece. Uploads pass it file by file, and what a source gives, read by read.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lets bytes pass at a mean rate. A file passes as a whole: in any time span, the rate's worth of bytes passes and one file more.
+/// Lets bytes pass at a mean rate. A piece (a file, what was read at once) passes as a whole: in any time span, the rate's worth of bytes
+/// passes and one piece more.
 #[derive(Debug)]
-pub(super) struct Throttle {
+pub struct Throttle {
     bytes_per_s: u64,
-    /// When the next file may pass.
+    /// When the next piece may pass.
     free: Mutex<Instant>,
 }
 
 impl Throttle {
-    /// `bytes_per_s` is at least 1.
-    pub(super) fn new(bytes_per_s: u64) -> Self {
+    /// `bytes_per_s`: 0 counts as 1.
+    pub fn new(bytes_per_s: u64) -> Self {
         Self { bytes_per_s: bytes_per_s.max(1), free: Mutex::new(Instant::now()) }
     }
 
     /// Waits until `bytes` may pass. Those who wait pass in the order in which they came; one that is dropped keeps its place, empty.
-    pub(super) async fn pass(&self, bytes: u64) {
-        let turn = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            let turn = (*free).max(Instant::now());
-            *free = turn + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
+    pub async fn pass(&self, bytes: u64) {
+        tokio::time::sleep_until(self.turn(bytes)).await;
+    }
+
+    /// When `bytes` may pass, for those who wait in a way of their own; whoever comes behind passes after them. 0 bytes: when the next ones
+    /// may, and nobody is held up by it. Never waits; needs no runtime.
+    pub fn turn(&self, bytes: u64) -> Instant {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = (*free).max(Instant::now());
+        *free = turn + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        turn
     }
 }
 

@@ -72,6 +72,7 @@ pub struct Command {
     program: PathBuf,
     inner: tokio::process::Command,
     stdout: bool,
+    stdout_limit: Option<u64>,
 }
 
 impl Command {
@@ -91,7 +92,7 @@ impl Command {
         inner.process_group(0);
         #[cfg(target_os = "linux")]
         linux::die_with_parent(&mut inner);
-        Self { program, inner, stdout: false }
+        Self { program, inner, stdout: false, stdout_limit: None }
     }
 
     /// Adds an argument. Never a secret.
@@ -129,9 +130,17 @@ impl Command {
         self
     }
 
+    /// Reads so many bytes in a second at most, on average, of what is piped with [`Command::pipe_stdout`]; the child waits with the rest.
+    /// `None`: no limit, and no cost.
+    #[must_use]
+    pub fn limit_stdout(mut self, bytes_per_s: Option<u64>) -> Self {
+        self.stdout_limit = bytes_per_s;
+        self
+    }
+
     /// Starts the program. Must run in a Tokio runtime. A call that is dropped leaves no child.
     pub async fn spawn(self) -> Result<Child, Error> {
-        let Self { program, mut inner, stdout } = self;
+        let Self { program, mut inner, stdout, stdout_limit } = self;
         let cannot = |source| Error::Start { program: program.clone(), source };
         let stdout = match stdout {
             // The runtime's own pipes are under epoll, which costs their writer time for good.
@@ -149,7 +158,7 @@ impl Command {
         let stdin = process.stdin.take();
         #[cfg(target_os = "linux")]
         stdin.as_ref().map(|stdin| linux::size_pipe(stdin, linux::LARGEST_PIPE));
-        let stdout = stdout.map(Output::new).transpose().map_err(cannot)?;
+        let stdout = stdout.map(|pipe| Output::new(pipe, stdout_limit)).transpose().map_err(cannot)?;
         Ok(Child { program, process, stdin, stdout, words })
     }
 }

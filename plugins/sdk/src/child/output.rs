@@ -9,10 +9,14 @@
 //! - *Known*: the child and its source are what everybody waits for. They go fastest in lockstep with a reader of the usual kind, like `cat`: a
 //!   child that nobody holds up runs ahead of its server, goes to sleep at each of its messages, and the server pays for waking it.
 //!
+//! With a limit ([`Limited`]) the thread waits before it reads: what the child has ready stays in the pipe, which fills up and holds the child
+//! up, and so its server. Without one nothing is done for it: the loop is compiled twice.
+//!
 //! Invariants:
 //! - At most [`PIECES`] + 2 pieces of [`PIECE`] bytes are in memory; a slow consumer stops the thread, and so the child.
 //! - The thread ends at the child's end of output, at an error, or when it finds that the [`Output`] was dropped: at the next piece. A
 //!   child that says nothing more is stopped by its owner, which closes the pipe.
+//! - A thread that waits for a limit's sake looks again after [`SHORT`] at the latest, if the limit is 80 KiB/s or more.
 
 use std::io::{self, PipeReader, Read as _};
 use std::pin::Pin;
@@ -23,6 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 use vaultferry_vault::meter::Meter;
+use vaultferry_vault::writer::Throttle;
 
 /// What the thread hands over at once, in bytes: stays in a processor's cache on its way.
 const PIECE: usize = 128 << 10;
@@ -38,6 +43,11 @@ const REVIEW: u64 = 16 << 20;
 /// The usual size of a pipe, which is large enough for a reader that waits.
 #[cfg(target_os = "linux")]
 const USUAL_PIPE: usize = 64 << 10;
+
+/// With a limit, so much is read at once as it gives in this time: short enough to be no burst for anybody, long beside a timer's faults.
+const SHORT: Duration = Duration::from_millis(50);
+/// What is read at once, at least, in bytes: what pg_dump writes at once.
+const LEAST: u64 = 4 << 10;
 
 /// A child's standard output.
 #[derive(Debug)]
@@ -57,13 +67,17 @@ struct Piece {
 }
 
 impl Output {
-    /// Starts the thread. Errors: the machine is out of threads.
-    pub(super) fn new(pipe: PipeReader) -> io::Result<Self> {
+    /// Starts the thread, which reads `limit` bytes in a second at most, on average. Errors: the machine is out of threads.
+    pub(super) fn new(pipe: PipeReader, limit: Option<u64>) -> io::Result<Self> {
         let (sender, pieces) = mpsc::channel(PIECES);
         let (spent, free) = std::sync::mpsc::channel();
         let meter = Arc::new(OnceLock::new());
         let pace = Pace::new(&pipe, meter.clone());
-        std::thread::Builder::new().name("child-output".into()).spawn(move || read(pipe, pace, &sender, &free))?;
+        let thread = std::thread::Builder::new().name("child-output".into());
+        match limit {
+            None => thread.spawn(move || read(pipe, pace, &sender, &free))?,
+            Some(bytes_per_s) => thread.spawn(move || read(Limited::new(pipe, bytes_per_s), pace, &sender, &free))?,
+        };
         Ok(Self { pieces, current: None, spent, meter })
     }
 
@@ -100,9 +114,55 @@ impl AsyncRead for Output {
     }
 }
 
+/// What the thread reads from.
+trait Input: io::Read {
+    /// The pipe itself, for its size.
+    fn pipe(&self) -> &PipeReader;
+}
+
+impl Input for PipeReader {
+    fn pipe(&self) -> &PipeReader {
+        self
+    }
+}
+
+/// A pipe that is read at a mean rate.
+struct Limited {
+    pipe: PipeReader,
+    throttle: Throttle,
+    /// What one read may take, in bytes.
+    at_once: usize,
+}
+
+impl Limited {
+    fn new(pipe: PipeReader, bytes_per_s: u64) -> Self {
+        let share = u128::from(bytes_per_s) * SHORT.as_millis() / 1000;
+        let at_once = usize::try_from(share.max(u128::from(LEAST))).unwrap_or(PIECE).min(PIECE);
+        Self { pipe, throttle: Throttle::new(bytes_per_s), at_once }
+    }
+}
+
+impl io::Read for Limited {
+    /// Waits before it reads, until what was read before is paid for.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let turn = self.throttle.turn(0);
+        std::thread::sleep(turn.saturating_duration_since(tokio::time::Instant::now()));
+        let room = buffer.len().min(self.at_once);
+        let count = self.pipe.read(&mut buffer[..room])?;
+        self.throttle.turn(count as u64);
+        Ok(count)
+    }
+}
+
+impl Input for Limited {
+    fn pipe(&self) -> &PipeReader {
+        &self.pipe
+    }
+}
+
 /// The thread.
 fn read(
-    mut pipe: PipeReader,
+    mut input: impl Input,
     mut pace: Pace,
     pieces: &mpsc::Sender<io::Result<Piece>>,
     free: &std::sync::mpsc::Receiver<Box<[u8]>>,
@@ -112,7 +172,7 @@ fn read(
         let (mut filled, begin) = (0, Instant::now());
         let (mut ended, mut emptied) = (false, false);
         while filled < PIECE && !ended && !emptied {
-            match pipe.read(&mut buffer[filled..]) {
+            match input.read(&mut buffer[filled..]) {
                 Ok(0) => ended = true,
                 Ok(count) => {
                     filled += count;
@@ -132,7 +192,7 @@ fn read(
         if ended {
             return;
         }
-        pace.review(&pipe);
+        pace.review(input.pipe());
         if emptied && pace.gathers {
             std::thread::sleep(GATHER);
         }
@@ -220,10 +280,38 @@ mod tests {
         assert!(!gathers(), "three quarters were known");
     }
 
+    #[test]
+    fn what_is_read_is_paid_for_before_the_next_read() {
+        const RATE: u64 = 4 << 20;
+        const BYTES: usize = 2 << 20;
+        let (pipe, mut writer) = io::pipe().unwrap();
+        let writing = std::thread::spawn(move || writer.write_all(&vec![7; BYTES]).unwrap());
+        let begin = Instant::now();
+        let mut limited = Limited::new(pipe, RATE);
+        let mut buffer = vec![0; 2 * PIECE];
+        let mut paid = 0;
+        while let count @ 1.. = io::Read::read(&mut limited, &mut buffer).unwrap() {
+            assert!(count <= PIECE, "{count} bytes at once");
+            let earliest = Duration::from_secs_f64(paid as f64 / RATE as f64);
+            assert!(begin.elapsed() >= earliest, "{paid} bytes after {:?}", begin.elapsed());
+            paid += count;
+        }
+        writing.join().unwrap();
+        assert_eq!(paid, BYTES);
+    }
+
+    #[test]
+    fn a_slow_limit_takes_little_at_once() {
+        for (bytes_per_s, at_once) in [(1, 4096), (80 << 10, 4096), (1 << 20, 52_428), (u64::MAX, PIECE)] {
+            let (pipe, _writer) = io::pipe().unwrap();
+            assert_eq!(Limited::new(pipe, bytes_per_s).at_once, at_once, "{bytes_per_s}");
+        }
+    }
+
     #[tokio::test]
     async fn a_dropped_output_closes_the_pipe() {
         let (pipe, mut writer) = io::pipe().unwrap();
-        drop(Output::new(pipe).unwrap());
+        drop(Output::new(pipe, None).unwrap());
         let written = tokio::task::spawn_blocking(move || (0..1000).try_for_each(|_| writer.write_all(&[0; PIECE])));
         assert_eq!(written.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }

@@ -82,6 +82,26 @@ async fn output_that_comes_in_bursts_is_read_whole() {
     }
 }
 
+/// With a limit the child is held up, whatever asks for its output.
+#[tokio::test]
+async fn a_limit_holds_the_child_up() {
+    const RATE: u64 = 8 << 20;
+    const BYTES: usize = 6 << 20;
+    /// The last read is not paid for yet.
+    const UNPAID: usize = 128 << 10;
+    let script = "head -c 6291456 /dev/zero; printf done >&2";
+    let begin = Instant::now();
+    let mut child = shell(script).pipe_stdout().limit_stdout(Some(RATE)).spawn().await.unwrap();
+    let mut stdout = child.take_stdout().unwrap();
+    let mut output = Vec::new();
+    while let 1.. = stdout.read_buf(&mut output).await.unwrap() {
+        let earliest = Duration::from_secs_f64(output.len().saturating_sub(UNPAID) as f64 / RATE as f64);
+        assert!(begin.elapsed() >= earliest, "{} bytes after {:?}", output.len(), begin.elapsed());
+    }
+    assert_eq!(output.len(), BYTES);
+    assert_eq!(child.finish(&CancellationToken::new()).await.unwrap().words, "done");
+}
+
 /// Who waits for a silent child is not woken again and again.
 #[cfg(target_os = "linux")]
 #[tokio::test]

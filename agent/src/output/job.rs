@@ -1,6 +1,6 @@
 //! Jobs as text for people.
 
-use vaultferry_proto::control::v1::{CheckReport, Finding, Job, Progress, PruneReport, Step, job};
+use vaultferry_proto::control::v1::{BackupReport, CheckReport, Finding, Job, Progress, PruneReport, Step, job};
 
 use super::table::{fields, printable, table};
 use super::text::short;
@@ -142,9 +142,20 @@ fn report(job: &Job) -> String {
         Some(job::Report::ArchiveReport(report)) => {
             format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
         }
-        // The progress tells it.
-        Some(job::Report::BackupReport(_)) | None => String::new(),
+        Some(job::Report::BackupReport(report)) => backup_report(*report),
+        None => String::new(),
     }
+}
+
+/// "a snapshot was held at the source for 12.3 s, in which 3400 transactions began there"
+fn backup_report(report: BackupReport) -> String {
+    let seconds = format!("{}.{}", report.snapshot_held_ms / 1000, report.snapshot_held_ms % 1000 / 100);
+    let transactions = match report.snapshot_transactions {
+        0 => String::new(),
+        1 => ", in which 1 transaction began there".to_owned(),
+        transactions => format!(", in which {transactions} transactions began there"),
+    };
+    format!("a snapshot was held at the source for {seconds} s{transactions}")
 }
 
 fn check_report(report: &CheckReport) -> String {
@@ -267,6 +278,16 @@ mod tests {
         assert_eq!(steps(&all), expected);
         let open = steps(&[step("dumping", at(0, 0), None, 7, 0)]);
         assert!(open.starts_with("dumping  since 19") && open.ends_with("7 B read"), "{open}");
+    }
+
+    #[test]
+    fn a_backup_says_what_it_cost_its_source() {
+        let report = |snapshot_held_ms, snapshot_transactions| {
+            backup_report(BackupReport { snapshot_held_ms, snapshot_transactions })
+        };
+        assert_eq!(report(12_390, 0), "a snapshot was held at the source for 12.3 s");
+        let expected = "a snapshot was held at the source for 0.0 s, in which 3400 transactions began there";
+        assert_eq!(report(49, 3400), expected);
     }
 
     #[test]

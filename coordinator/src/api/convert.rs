@@ -265,7 +265,7 @@ pub(super) fn step(step: JobStep) -> wire::Step {
 /// What people want to know of an ended job besides its bytes.
 fn note(report: &Report) -> String {
     match report.figures {
-        Some(ReportFigures::Backup { snapshot_held_ms }) => {
+        Some(ReportFigures::Backup { snapshot_held_ms, .. }) => {
             let seconds = snapshot_held_ms.div_ceil(1000);
             format!("the source's snapshot was held for {seconds} s")
         }
@@ -334,8 +334,8 @@ fn report(report: &Report, work: &Work) -> Option<wire::job::Report> {
         ReportFigures::Archive { packs, bytes } => {
             wire::job::Report::ArchiveReport(wire::ArchiveReport { packs, bytes })
         }
-        ReportFigures::Backup { snapshot_held_ms } => {
-            wire::job::Report::BackupReport(wire::BackupReport { snapshot_held_ms })
+        ReportFigures::Backup { snapshot_held_ms, snapshot_transactions } => {
+            wire::job::Report::BackupReport(wire::BackupReport { snapshot_held_ms, snapshot_transactions })
         }
     })
 }

@@ -383,6 +383,9 @@ pub enum ReportFigures {
     Backup {
         /// For how long a snapshot was held at the source.
         snapshot_held_ms: u64,
+        /// How many transactions began there meanwhile; 0 when nobody knows.
+        #[serde(default)]
+        snapshot_transactions: u64,
     },
 }
 

@@ -68,7 +68,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         let work = async |plugin: &mut Plugin| stage(jobs, job, plugin, request.clone()).await;
         let (staged, packs, warnings) =
             session::with_plugin(jobs, job, &instance.source_type, pass_env, cancel, work).await?;
-        let snapshot_held_ms = staged.snapshot_held_ms;
+        let (snapshot_held_ms, snapshot_transactions) = (staged.snapshot_held_ms, staged.snapshot_transactions);
         let record = record(job, kept, &policy, staged, packs)?;
         pause::at(&shared.state_dir, "staged").await;
         shared.catalog.stage(&job.id, record).await?;
@@ -76,7 +76,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         jobs.keep_steps(job).await?;
         pause::at(&shared.state_dir, "journaled").await;
         if snapshot_held_ms > 0 {
-            let figures = Some(ReportFigures::Backup { snapshot_held_ms });
+            let figures = Some(ReportFigures::Backup { snapshot_held_ms, snapshot_transactions });
             shared.catalog.set_report(&job.id, Report { finding_count: 0, figures }, Vec::new()).await?;
         }
         if !warnings.is_empty() {

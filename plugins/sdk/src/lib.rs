@@ -25,7 +25,7 @@ pub mod workload;
 
 pub use host::hostname;
 pub use readiness::Finding;
-pub use report::{Progress, Reporter, Warning};
+pub use report::{Progress, Reporter, SourceCost, Warning};
 pub use runner::{Event, Runner};
 pub use serve::{serve, serve_router};
 pub use service::service;

@@ -7,7 +7,7 @@
 //! | the job panics | the stream ends with the reason Internal, never without a last item |
 //!
 //! Progress is made by the stream itself, from a timer, so that it comes also while the job waits for a lock somewhere, and never
-//! queues up when the coordinator reads slowly.
+//! queues up when the coordinator reads slowly. Only changes of the phase wait to be told, each with its counts, and they have a limit.
 
 use std::time::Duration;
 
@@ -95,17 +95,18 @@ struct Running<T> {
 }
 
 impl<T> Running<T> {
-    /// The next event. Warnings come before the outcome.
+    /// The next event. Warnings and changes of the phase come before the outcome.
     async fn next(&mut self) -> Event<T> {
         tokio::select! {
             biased;
             Some(warning) = self.warnings.recv() => Event::Warning(warning),
+            change = self.reporter.change() => Event::Progress(change),
             outcome = &mut self.outcome => match outcome {
                 Ok(Ok(done)) => Event::Done(done),
                 Ok(Err(problem)) => Event::Failed(problem),
                 Err(_) => Event::Failed(Problem::new(Reason::Internal, "the plugin's task ended without a result")),
             },
-            _ = self.ticker.tick() => Event::Progress(self.reporter.progress()),
+            _ = self.ticker.tick() => Event::Progress(self.reporter.upcoming()),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The gRPC face of a [`Workload`]: one call is one job of the [`Runner`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
@@ -9,6 +8,7 @@ use vaultferry_proto::Problem;
 use vaultferry_proto::plugin::v1 as proto;
 use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPlugin;
 
+use crate::report::SourceCost;
 use crate::runner::{Event, Runner};
 use crate::wire;
 use crate::workload::Workload;
@@ -71,7 +71,7 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         let workload = Arc::clone(&self.workload);
         let events = self.runner.run(move |reporter, cancel| async move {
             let staged = workload.backup(job, &reporter, &cancel).await?;
-            Ok((staged, reporter.snapshot_held()))
+            Ok((staged, reporter.source_cost()))
         });
         Ok(Response::new(events.flat_map(|event| stream::iter(backup_events(event))).boxed()))
     }
@@ -100,12 +100,12 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
 }
 
 fn backup_events(
-    event: Event<(vaultferry_vault::writer::Staged, Duration)>,
+    event: Event<(vaultferry_vault::writer::Staged, SourceCost)>,
 ) -> Vec<Result<proto::BackupEvent, Status>> {
     match event {
         Event::Progress(progress) => vec![Ok(wire::backup_progress(progress))],
         Event::Warning(warning) => vec![Ok(wire::backup_warning(warning))],
-        Event::Done((staged, held)) => wire::staged_to(staged, held).into_iter().map(Ok).collect(),
+        Event::Done((staged, cost)) => wire::staged_to(staged, cost).into_iter().map(Ok).collect(),
         Event::Failed(problem) => vec![Err(problem.into())],
     }
 }

@@ -13,7 +13,7 @@ use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Staged};
 
 use crate::readiness::{Finding, OBJECTS_MAX};
-use crate::report::{Progress, Warning};
+use crate::report::{Progress, SourceCost, Warning};
 use crate::workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, RestoreJob,
     RestoreTarget, Source, Validated, VaultAccess,
@@ -254,8 +254,8 @@ pub fn restored_to(bytes_restored: u64) -> proto::RestoreEvent {
     restore_event(proto::restore_event::Event::Done(proto::RestoreDone { bytes_restored }))
 }
 
-/// The last events of a backup: the packs in pieces, then the rest. `snapshot_held` is zero when none was held, or nobody knows.
-pub fn staged_to(staged: Staged, snapshot_held: Duration) -> Vec<proto::BackupEvent> {
+/// The last events of a backup: the packs in pieces, then the rest. `cost` is told as it is.
+pub fn staged_to(staged: Staged, cost: SourceCost) -> Vec<proto::BackupEvent> {
     use proto::backup_event::Event;
     let pack_count = staged.packs.len() as u64;
     let pieces = staged.packs.chunks(PACKS_IN_MESSAGE).map(|piece| {
@@ -278,7 +278,8 @@ pub fn staged_to(staged: Staged, snapshot_held: Duration) -> Vec<proto::BackupEv
         source_bytes: staged.source_bytes,
         stored_bytes: staged.stored_bytes,
         time_us: staged.time.as_microsecond(),
-        snapshot_held_ms: u64::try_from(snapshot_held.as_millis()).unwrap_or(u64::MAX),
+        snapshot_held_ms: u64::try_from(cost.snapshot_held.as_millis()).unwrap_or(u64::MAX),
+        snapshot_transactions: cost.transactions,
     })));
     events
 }

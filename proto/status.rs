@@ -165,6 +165,12 @@ reasons! {
     LockTimeout => Aborted, "Let the session that the message names come to its end, then start the backup again. [postgres] lock_timeout and lock_retries say how long it waits.";
     /// A standby cancelled the backup's query, because it was in the way of replication.
     ReplicaConflict => Aborted, "Start the backup again; on the standby, set hot_standby_feedback = on or a longer max_standby_streaming_delay, or back up the primary.";
+    /// A standby is behind its primary, so a backup of it is as old as that.
+    ReplicaBehind => FailedPrecondition, "Look at the standby's replication (pg_stat_replication on the primary, the standby's log), or back up the primary.";
+    /// A backup's snapshot was held for longer than it may be: the source keeps old row versions for so long.
+    SnapshotTooOld => Aborted, "Find what makes the backup long (vaultferry job show ID), or raise [postgres] snapshot_budget and snapshot_limit.";
+    /// Somebody waits for a table that the backup has locked against changes of its definition.
+    DdlWaits => Aborted, "Run changes of tables at other times than backups; [postgres] ddl_budget and yield_to_ddl say how long they wait.";
     /// The server ended the connection.
     UserErrorServerConnectionClosed => Unavailable, "Look at the server's log, then start the job again.";
     /// The server does not offer the TLS that was asked for, or its certificate is not trusted.

@@ -42,6 +42,8 @@ const DEFAULT_MAINTENANCE_JOBS: usize = 1;
 const MOST_JOBS: usize = 64;
 /// With the longest pause between them more than a working day; whoever wants more wants another time of the day.
 const MOST_LOCK_RETRIES: u32 = 100;
+/// In bytes per second. A dump that is read slower takes a day for 9 GB, and holds its snapshot as long.
+const LEAST_READ_LIMIT: u64 = 100_000;
 /// Longer than a store's usual restart or failover, shorter than anybody's patience.
 pub const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(120);
 /// A rehydration takes hours: asking more often costs requests and tells nothing.
@@ -155,6 +157,24 @@ pub struct Postgres {
     /// How often it is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lock_retries: Option<u32>,
+    /// A snapshot that is held for longer is a warning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_budget_s: Option<u64>,
+    /// A backup whose snapshot is held for so long is ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_limit_s: Option<u64>,
+    /// Somebody who waits for longer for a table of the backup is a warning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ddl_budget_s: Option<u64>,
+    /// A backup for which somebody waits for so long gives way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub yield_to_ddl_s: Option<u64>,
+    /// Bytes of the source that are read in a second at most, on average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_limit_bytes_per_s: Option<u64>,
+    /// A standby that is further behind is a finding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica_lag_s: Option<u64>,
 }
 
 /// `[limits]`
@@ -349,8 +369,31 @@ fn postgres(mut section: Section, faults: &mut Faults) -> Postgres {
         Ok(retries) if retries <= MOST_LOCK_RETRIES => Ok(retries),
         _ => Err(format!("must be a number from 0 to {MOST_LOCK_RETRIES}")),
     });
+    let mut seconds = |key: &'static str, parse: fn(&str) -> Result<Duration, String>| {
+        section.parsed(key, faults, parse).map(|time| time.as_secs())
+    };
+    // The longest dumps take days.
+    let snapshot_budget_s = seconds("snapshot_budget", values::long_time);
+    let snapshot_limit_s = seconds("snapshot_limit", values::long_time);
+    let ddl_budget_s = seconds("ddl_budget", values::seconds);
+    let yield_to_ddl_s = seconds("yield_to_ddl", values::seconds);
+    let replica_lag_s = seconds("replica_lag", values::long_time);
+    let read_limit_bytes_per_s = section.parsed("read_limit", faults, |text| {
+        let bytes = values::rate(text)?;
+        if bytes < LEAST_READ_LIMIT { Err("must be at least 100KB/s".to_owned()) } else { Ok(bytes) }
+    });
     section.finish(faults);
-    Postgres { client_dirs, lock_timeout_s: lock_timeout.map(|time| time.as_secs()), lock_retries }
+    Postgres {
+        client_dirs,
+        lock_timeout_s: lock_timeout.map(|time| time.as_secs()),
+        lock_retries,
+        snapshot_budget_s,
+        snapshot_limit_s,
+        ddl_budget_s,
+        yield_to_ddl_s,
+        read_limit_bytes_per_s,
+        replica_lag_s,
+    }
 }
 
 fn limits(mut section: Section, faults: &mut Faults) -> Limits {

@@ -106,7 +106,21 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(settings.listen.len(), 2);
     assert_eq!(settings.postgres.client_dirs, [Path::new("/a"), Path::new("/b")]);
     assert_eq!(faults("", &[("VAULTFERRY__LIMITS__JOB", "1")]).len(), 1, "unknown keys of the environment too");
-    for wrong in ["lock_timeout = \"0s\"", "lock_retries = -1", "lock_retries = 101"] {
+    let text = "[postgres]\nsnapshot_budget = \"2h\"\nsnapshot_limit = \"36h\"\nddl_budget = \"30s\"\nyield_to_ddl = \"2m\"\n\
+                read_limit = \"50MiB/s\"\nreplica_lag = \"10m\"";
+    let settings = read(text, &user(), Purpose::Client).unwrap();
+    let json = r#"{"client_dirs":[],"snapshot_budget_s":7200,"snapshot_limit_s":129600,"ddl_budget_s":30,"yield_to_ddl_s":120,"read_limit_bytes_per_s":52428800,"replica_lag_s":600}"#;
+    assert_eq!(serde_json::to_string(&settings.postgres).unwrap(), json, "as the plugin reads it");
+    for wrong in [
+        "lock_timeout = \"0s\"",
+        "lock_retries = -1",
+        "lock_retries = 101",
+        "snapshot_budget = \"0s\"",
+        "snapshot_limit = \"31d\"",
+        "yield_to_ddl = \"25h\"",
+        "read_limit = \"50MiB\"",
+        "read_limit = \"99KB/s\"",
+    ] {
         assert_eq!(faults(&format!("[postgres]\n{wrong}"), &[]).len(), 1, "{wrong}");
     }
 }
@@ -207,6 +221,12 @@ fn sizes_and_times() {
     }
     for text in ["0", "-5s", "25h", "", "soon"] {
         assert!(values::seconds(text).is_err(), "{text}");
+    }
+    for (text, hours) in [("36h", 36), ("PT36H", 36), ("720h", 720)] {
+        assert_eq!(values::long_time(text), Ok(Duration::from_secs(hours * 3600)), "{text}");
+    }
+    for text in ["0s", "721h", "later"] {
+        assert!(values::long_time(text).is_err(), "{text}");
     }
 }
 

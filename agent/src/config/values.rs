@@ -39,12 +39,21 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
 
 /// At least one whole second, at most a day: "120s", "2m", "PT2M", "120".
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    time_up_to(86_400, text).ok_or_else(|| "must be a time from 1s to 24h, such as \"120s\" or \"PT2M\"".to_owned())
+}
+
+/// At least one whole second, at most thirty days: "36h", "PT36H".
+pub(super) fn long_time(text: &str) -> Result<Duration, String> {
+    time_up_to(30 * 86_400, text)
+        .ok_or_else(|| "must be a time from 1s to 720h, such as \"4h\" or \"PT36H\"".to_owned())
+}
+
+fn time_up_to(most_s: u64, text: &str) -> Option<Duration> {
     let parsed = match text.parse::<u32>() {
         Ok(seconds) => Some(Duration::from_secs(seconds.into())),
         Err(_) => text.parse::<jiff::SignedDuration>().ok().and_then(|duration| duration.try_into().ok()),
     };
-    let in_bounds = |duration: &Duration| (1..=86_400).contains(&duration.as_secs());
-    parsed.filter(in_bounds).ok_or_else(|| "must be a time from 1s to 24h, such as \"120s\" or \"PT2M\"".to_owned())
+    parsed.filter(|duration| (1..=most_s).contains(&duration.as_secs()))
 }
 
 /// As the vault's own parser reads it. Its message repeats the text, in which somebody may have pasted a secret; only the detail is told.

@@ -36,6 +36,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::UserErrorServerConnectionClosed
         | Reason::LockTimeout
         | Reason::ReplicaConflict
+        | Reason::DdlWaits
         | Reason::InstanceBusy
         | Reason::MaintenanceBusy
         | Reason::PolicyRaced
@@ -100,6 +101,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::RestoreFailed
         | Reason::RolesMissing
         | Reason::SizeAboveRecommended
+        | Reason::SnapshotTooOld
+        | Reason::ReplicaBehind
         | Reason::TargetExists
         | Reason::TargetNotWritable
         | Reason::UserErrorContainerNotAccessible => false,

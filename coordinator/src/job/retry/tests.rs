@@ -53,6 +53,7 @@ fn every_reason_is_sorted_in() {
         "UserErrorMissingNetworkSecurityPermissions",
         "LockTimeout",
         "ReplicaConflict",
+        "DdlWaits",
         "UserErrorServerConnectionClosed",
         "DumpFailed",
     ];

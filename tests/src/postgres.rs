@@ -212,10 +212,12 @@ impl Server {
         self.psql("postgres", sql).lines().map(str::to_owned).collect()
     }
 
-    /// How many connections programs like pg_dump and pg_restore have here.
+    /// How many connections programs like pg_dump and pg_restore have here: all whose name begins with this word.
     #[track_caller]
     pub fn sessions_of(&self, application: &str) -> usize {
-        let sql = format!("select count(*) from pg_stat_activity where application_name = '{application}'");
+        let sql = format!(
+            "select count(*) from pg_stat_activity where split_part(application_name, ' ', 1) = '{application}'"
+        );
         self.psql("postgres", &sql).parse().expect("a number")
     }
 

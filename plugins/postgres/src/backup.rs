@@ -25,7 +25,7 @@ pub(crate) async fn backup(job: BackupJob, reporter: &Reporter, cancel: &Cancell
 
 async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {
     let settings = Settings::parse(&job.settings_json)?;
-    let server = Server::new(&job.source, None)?;
+    let server = Server::new(&job.source, None)?.for_job(&job.job_id);
     reporter.phase("looking at the database");
     let (program, facts) = look(&server, &settings, reporter, cancel).await?;
     reporter.expect_bytes(facts.size_bytes);

@@ -31,14 +31,16 @@ pub use classify::{classify, words_reason};
 /// For the whole login: name, TCP, TLS and authentication.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the server and its log name us: our own connections, and those of our children.
-pub(crate) const APPLICATION_NAME: &str = "vaultferry";
+/// How the server and its log name us: our own connections, and those of our children. A job's have its id behind it.
+const APPLICATION_NAME: &str = "vaultferry";
 
 /// Before firewalls commonly forget an idle connection (some after 4 minutes), and rare enough to cost nothing.
 const KEEPALIVES_IDLE: Duration = Duration::from_secs(60);
 
 /// Only the catalog's own functions and operators: a user of the database must not be able to slip in theirs. And no time limit of the
-/// database's or the role's own, whichever of them this version has: what waits here can be cancelled. (pg_dump does the same for itself.)
+/// database's or the role's own, whichever of them this version has, so that none of them ends a backup half-way: `statement_timeout`
+/// a long look at a large catalog, `lock_timeout` a wait for whoever has a catalog's table, `idle_in_transaction_session_timeout` and
+/// `idle_session_timeout` a session that waits for pg_dump. What waits here is cancelled with its job. (pg_dump does the same for itself.)
 const SETTLE: &str = "
 set search_path = pg_catalog;
 select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in
@@ -49,6 +51,7 @@ select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where
 pub struct Server {
     uri: Uri,
     password: Option<SecretString>,
+    application: String,
 }
 
 /// A connection that is logged in. Dropping it ends it.
@@ -68,7 +71,18 @@ impl Server {
             uri.database = default_database.map(str::to_owned);
         }
         let password = passfile::password(source.credential.as_ref(), &uri, uri.source_database()?)?;
-        Ok(Self { uri, password })
+        Ok(Self { uri, password, application: APPLICATION_NAME.to_owned() })
+    }
+
+    /// The same for one job, by whose id an administrator finds all of its sessions in `pg_stat_activity`, pg_dump's among them.
+    #[must_use]
+    pub(crate) fn for_job(self, job_id: &str) -> Self {
+        Self { application: format!("{APPLICATION_NAME} {job_id}"), ..self }
+    }
+
+    /// The `application_name` of its sessions. (The server keeps 63 bytes of it: more than a job's id needs.)
+    pub(crate) fn application(&self) -> &str {
+        &self.application
     }
 
     /// Where it is.
@@ -135,7 +149,7 @@ impl Server {
             Host::Socket(dir) => config.host(dir),
             Host::Name(name) => config.host(name),
         };
-        config.port(self.uri.port).user(&self.uri.user).application_name(APPLICATION_NAME);
+        config.port(self.uri.port).user(&self.uri.user).application_name(&self.application);
         config.connect_timeout(CONNECT_TIMEOUT).keepalives_idle(KEEPALIVES_IDLE);
         if let Some(database) = &self.uri.database {
             config.dbname(database);
@@ -178,7 +192,7 @@ impl Server {
             ("PGSSLMODE", mode.into()),
             ("PGSSLROOTCERT", tls::root_cert_for_libpq(&self.uri.tls, program)),
             ("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string().into()),
-            ("PGAPPNAME", APPLICATION_NAME.into()),
+            ("PGAPPNAME", self.application.as_str().into()),
             // Our own connection speaks no GSSAPI, and knows no passfile, client certificate or service file of this user.
             ("PGGSSENCMODE", "disable".into()),
             ("PGPASSFILE", NOWHERE.into()),

@@ -7,7 +7,7 @@ use vaultferry_plugin_sdk::Finding;
 use vaultferry_plugin_sdk::readiness::OBJECTS_MAX;
 use vaultferry_proto::Reason;
 
-use crate::connection::{APPLICATION_NAME, Session};
+use crate::connection::Session;
 use crate::quote;
 
 /// How many holders a sentence names.
@@ -154,10 +154,10 @@ pub(super) async fn look(session: &Session) -> Result<Option<Finding>, Error> {
     Ok(Some(finding.with_objects(objects, u64::try_from(total).unwrap_or_default())))
 }
 
-/// Who is in the way of our own sessions (pg_dump's) in this database now. Needs version 9.6.
-pub(crate) async fn blocking(session: &Session) -> Result<Vec<Holder>, Error> {
+/// Who is in the way of the sessions called `application` (pg_dump's) in this database now. Needs version 9.6.
+pub(crate) async fn blocking(session: &Session, application: &str) -> Result<Vec<Holder>, Error> {
     let query = format!("select relation, {HOLDER} {BLOCKING}");
-    let rows = session.client().query(&query, &[&APPLICATION_NAME]).await?;
+    let rows = session.client().query(&query, &[&application]).await?;
     rows.iter().map(Holder::from_row).collect()
 }
 

@@ -92,7 +92,7 @@ async fn read(
 ) -> Result<(Backup, jiff::Timestamp), Problem> {
     let options = job.vault.write_options(job.compression);
     let mut backup = Backup::begin(repository.clone(), options, dump.reporter.meter().clone(), cancel).await?;
-    dump.reporter.phase("dumping");
+    dump.reporter.phase(dump.phase());
     let time = jiff::Timestamp::now();
     match dump.run(&mut backup, cancel).await {
         Ok(()) => Ok((backup, time)),

@@ -3,6 +3,7 @@
 //! | when | what may go wrong | what becomes of it |
 //! |---|---|---|
 //! | before the first byte, while it locks every table | a lock does not come within `lock_timeout` | ended, and begun again after a pause, `lock_retries` times; then `LockTimeout`, which names who held it |
+//! | after it | the snapshot is too old, or somebody waits for too long ([`guard`]) | ended, when the settings say so |
 //! | after it | anything | the dump has failed: what came is no archive |
 //!
 //! Invariants:
@@ -34,6 +35,10 @@ use crate::connection::{Server, words_reason};
 use crate::readiness::locks::{self, Holder};
 use crate::settings::Settings;
 
+mod guard;
+
+use guard::Guard;
+
 /// The first bytes of every archive in pg_dump's custom format.
 const ARCHIVE_MAGIC: &[u8; 5] = b"PGDMP";
 
@@ -48,9 +53,6 @@ const WATCH_AFTER: Duration = Duration::from_millis(300);
 
 /// How often it is looked who is in the way; often enough to see it within the shortest lock_timeout.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
-
-/// How often the snapshot's age is told.
-const AGE_EVERY: Duration = Duration::from_secs(1);
 
 /// One database's dump, which may be made more than once.
 pub(crate) struct Dump<'a> {
@@ -72,18 +74,40 @@ struct Begun {
 }
 
 impl Dump<'_> {
+    /// What the job's step is called.
+    pub(crate) fn phase(&self) -> &'static str {
+        match self.settings.read_limit_bytes_per_s {
+            None => "dumping",
+            Some(_) => "dumping, limited",
+        }
+    }
+
     /// Streams the dump. When it returns Ok, the stream is a complete archive, and the reporter knows for how long its snapshot was held;
     /// after an error the backup is good for nothing but [`Backup::abandon`]. No pg_dump is left behind.
     pub(crate) async fn run(&self, backup: &mut Backup, cancel: &CancellationToken) -> Result<(), Problem> {
+        self.reporter.set_snapshot_transactions(0);
         let Begun { child, input, since } = self.begin(cancel).await?;
         let mut archive = Archive { input, head: Vec::new() };
-        let written = tokio::select! {
-            biased;
-            written = backup.write_stream(DUMP_STREAM, &mut archive, cancel) => written,
-            never = self.tell_age(since) => match never {},
+        let guard = Guard { server: self.server, settings: self.settings, reporter: self.reporter, since };
+        let stop = cancel.child_token();
+        let (written, verdict) = {
+            let mut writing = std::pin::pin!(backup.write_stream(DUMP_STREAM, &mut archive, &stop));
+            tokio::select! {
+                biased;
+                written = &mut writing => (written, None),
+                problem = guard.watch(cancel) => {
+                    stop.cancel();
+                    (writing.await, Some(problem))
+                }
+            }
         };
         let Archive { input, head } = archive;
         drop(input);
+        // A dump that was written to its end in the same moment is in nobody's way any more.
+        if let (Err(_), Some(problem)) = (&written, verdict) {
+            child.stop().await;
+            return Err(problem);
+        }
         if let Err(WriteError::Vault(error)) = written {
             child.stop().await;
             return Err(error.into());
@@ -129,7 +153,8 @@ impl Dump<'_> {
             .args(["--format=custom", "--compress=0", "--no-password"])
             .arg(format!("--lock-wait-timeout={}", self.settings.lock_timeout().as_millis()))
             .envs(self.server.child_environment(database, self.program.major))
-            .pipe_stdout();
+            .pipe_stdout()
+            .limit_stdout(self.settings.read_limit_bytes_per_s);
         let since = Instant::now();
         let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;
         let stdout = child.take_stdout();
@@ -179,7 +204,7 @@ impl Dump<'_> {
         };
         let since = Instant::now();
         loop {
-            match locks::blocking(&session).await {
+            match locks::blocking(&session, self.server.application()).await {
                 Ok(holders) if holders.is_empty() => self.reporter.note(String::new()),
                 Ok(holders) => {
                     let seconds = since.elapsed().as_secs();
@@ -192,14 +217,6 @@ impl Dump<'_> {
                 }
             }
             tokio::time::sleep(WATCH_EVERY).await;
-        }
-    }
-
-    /// Tells for how long the snapshot is held.
-    async fn tell_age(&self, since: Instant) -> Infallible {
-        loop {
-            self.reporter.note(format!("the source's snapshot is held for {} s", since.elapsed().as_secs()));
-            tokio::time::sleep(AGE_EVERY).await;
         }
     }
 }

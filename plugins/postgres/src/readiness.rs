@@ -21,6 +21,7 @@ use crate::support;
 mod access;
 pub(crate) mod locks;
 mod pooler;
+mod standby;
 
 /// What was found.
 pub(crate) struct Readiness {
@@ -72,7 +73,7 @@ pub(crate) async fn look(
     let (asker, access) = session.run(access(session), Reason::DumpFailed, cancel).await?;
     findings.extend(access);
     findings.extend(support::large(asker.size));
-    findings.extend(session.run(surroundings(session, &asker), Reason::DumpFailed, cancel).await?);
+    findings.extend(session.run(surroundings(session, &asker, settings), Reason::DumpFailed, cancel).await?);
     findings.sort_by_key(|finding| !finding.blocking);
     Ok(Readiness { program, findings })
 }
@@ -84,9 +85,18 @@ async fn access(session: &Session) -> Result<(Asker, Vec<Finding>), tokio_postgr
 }
 
 /// What is only worth knowing. On whatever server this is, it must not keep anybody from a backup.
-async fn surroundings(session: &Session, asker: &Asker) -> Result<Vec<Finding>, tokio_postgres::Error> {
+async fn surroundings(
+    session: &Session,
+    asker: &Asker,
+    settings: &Settings,
+) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut findings = Vec::new();
-    for looked in [standby(session, asker).await, locks::look(session).await] {
+    let mut all = Vec::new();
+    if asker.standby {
+        all.extend([standby::cancels(session).await, standby::is_behind(session, settings.replica_lag()).await]);
+    }
+    all.push(locks::look(session).await);
+    for looked in all {
         match looked {
             Ok(finding) => findings.extend(finding),
             Err(error) if error.is_closed() => return Err(error),
@@ -112,26 +122,4 @@ impl Asker {
             size: u64::try_from(size).unwrap_or_default(),
         })
     }
-}
-
-/// A standby that will cancel a long dump.
-async fn standby(session: &Session, asker: &Asker) -> Result<Option<Finding>, tokio_postgres::Error> {
-    if !asker.standby {
-        return Ok(None);
-    }
-    let query = "
-        select current_setting('hot_standby_feedback')::bool, current_setting('max_standby_streaming_delay'),
-               (select setting::int8 from pg_settings where name = 'max_standby_streaming_delay')";
-    let row = session.client().query_one(query, &[]).await?;
-    let (feedback, text, delay_ms): (bool, String, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    if feedback || delay_ms < 0 {
-        return Ok(None);
-    }
-    let message = format!(
-        "the server is a standby that cancels whoever is in the way of replication for {text} (max_standby_streaming_delay), and does not \
-         tell the primary what it still reads (hot_standby_feedback = off): a long backup will be cancelled"
-    );
-    let fix =
-        "-- on the standby, as a superuser:\nALTER SYSTEM SET hot_standby_feedback = on;\nSELECT pg_reload_conf();";
-    Ok(Some(Finding::warning(Reason::ReplicaConflict, message).with_fix(fix)))
 }

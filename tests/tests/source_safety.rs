@@ -1,0 +1,353 @@
+//! What a backup does to its source, and what it does not: its sessions are known by its job, its snapshot has a budget, whoever waits for it is
+//! told and may have his way, it reads no faster than it may; and each right that it lacks is told with the statement that gives it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use vaultferry_tests::agent::{Agent, Job, Reply, Setup, number};
+use vaultferry_tests::postgres::{Server, quote};
+use vaultferry_tests::{process, sample, wait_for, workspace};
+
+/// Longest wait for what takes a moment.
+const SOON: Duration = Duration::from_secs(60);
+
+/// So slow that a dump of [`MEGABYTES`], which are twice as many when they are written as digits, lasts for ten seconds.
+const SLOWLY: &str = "read_limit = \"1500KB/s\"\n";
+const MEGABYTES: u32 = 7;
+
+/// A server with the database `shop`, whose table `bulk` takes a while to read.
+fn source() -> Server {
+    let server = Server::start();
+    sample::random(&server, "shop", MEGABYTES);
+    server
+}
+
+/// An agent that protects the database `shop`, with these keys in `[postgres]`.
+#[track_caller]
+fn agent(server: &Server, settings: &str) -> Agent {
+    let agent = Setup::new().config(&format!("[postgres]\n{settings}")).start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent
+}
+
+fn note(job: &Job) -> &str {
+    job.0["progress"]["note"].as_str().unwrap_or_default()
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+/// The reasons and messages of a job's warnings.
+fn warnings(job: &Job) -> Vec<(&str, &str)> {
+    let all = job.0["warnings"].as_array().into_iter().flatten();
+    all.map(|warning| (text(warning, "reason"), text(warning, "message"))).collect()
+}
+
+/// Starts a backup and waits until pg_dump has its locks, and reads.
+#[track_caller]
+fn reading(agent: &Agent) -> Job {
+    let job = agent.start_backup("shop");
+    agent.wait_job(job.id(), "bytes are read", SOON, |job| job.progress("bytes_read") > 100_000);
+    job
+}
+
+/// A statement of somebody else, at work.
+struct Statement(Child);
+
+impl Statement {
+    #[track_caller]
+    fn start(server: &Server, application: &str, sql: &str) -> Self {
+        let mut psql = server.client("psql", "shop");
+        psql.env("PGAPPNAME", application).args(["-Xq", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+        psql.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(psql.spawn().expect("start psql"))
+    }
+
+    /// True when it has ended well; it must not have failed.
+    #[track_caller]
+    fn is_done(&mut self) -> bool {
+        match self.0.try_wait().expect("ask for psql's state") {
+            None => false,
+            Some(status) => {
+                assert!(status.success(), "the statement failed: {status}");
+                true
+            }
+        }
+    }
+}
+
+impl Drop for Statement {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The value stands for somebody's secret.
+const MIGRATION: &str = "alter table bulk add column more text default 'a secret'";
+
+/// Every session of a backup is found by the job's id; who waits for one of its tables is told, with what he is known by and no more; and
+/// so is what the snapshot costs.
+#[test]
+fn sessions_are_named_by_their_job_and_who_waits_for_them_is_told() {
+    let server = source();
+    let agent = agent(&server, &format!("{SLOWLY}ddl_budget = \"1s\"\n"));
+    for text in ["DdlWaits", "waits for public.bulk"] {
+        agent.expect_log(text);
+    }
+    let job = reading(&agent);
+    let name = format!("vaultferry {}", job.id());
+    let sessions = format!("select count(*) from pg_stat_activity where application_name = '{name}'");
+    let copies = format!("{sessions} and query like 'COPY %'");
+    assert_eq!(server.psql("shop", &copies), "1", "pg_dump's own");
+    // The one that watches comes a second later.
+    wait_for("the second session", SOON, || (server.psql("shop", &sessions) == "2").then_some(()));
+    let others = "select count(*) from pg_stat_activity where application_name like 'vaultferry%'";
+    assert_eq!(server.psql("shop", others), "2", "there is none that is called otherwise");
+
+    server.psql("shop", &"select txid_current();\n".repeat(50));
+    let mut migration = Statement::start(&server, "migration", MIGRATION);
+    let waits = "waits for public.bulk";
+    let told = agent.wait_job(job.id(), "it is told who waits", SOON, |job| note(job).contains(waits));
+    assert!(note(&told).contains("(postgres, migration: ALTER) waits for public.bulk"), "{}", note(&told));
+    assert!(note(&told).contains("transactions have begun there since"), "{}", note(&told));
+    assert!(!migration.is_done());
+
+    let ended = agent.wait_job_end(job.id());
+    assert_eq!(ended.status(), "CompletedWithWarnings", "{:#}", ended.0);
+    let warnings = warnings(&ended);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].0, "DdlWaits");
+    assert!(warnings[0].1.contains("(postgres, migration: ALTER) waits for public.bulk"), "{warnings:?}");
+    assert!(!ended.0.to_string().contains("secret"), "{:#}", ended.0);
+    let report = &ended.0["backup_report"];
+    assert!(number(&report["snapshot_transactions"]) >= 50, "{report:#}");
+    assert!(number(&report["snapshot_held_ms"]) > 3000, "{report:#}");
+    let text = agent.cli(&["job", "show", job.id()]).success().stdout;
+    assert!(
+        text.contains("a snapshot was held at the source for ") && text.contains(" transactions began there"),
+        "{text}"
+    );
+    wait_for("the migration to go on", SOON, || migration.is_done().then_some(()));
+    wait_for("the end of our sessions", SOON, || (server.sessions_of("vaultferry") == 0).then_some(()));
+}
+
+/// When migrations matter more: the dump is ended, and leaves nothing that is in anybody's way.
+#[test]
+fn a_backup_gives_way_when_it_is_told_to() {
+    let server = source();
+    let agent = agent(&server, &format!("{SLOWLY}yield_to_ddl = \"2s\"\n"));
+    for text in ["DdlWaits", "gave way"] {
+        agent.expect_log(text);
+    }
+    let job = reading(&agent);
+    let mut migration = Statement::start(&server, "migration", MIGRATION);
+    let ended = agent.wait_job_end(job.id());
+    assert_eq!((ended.status(), ended.reason()), ("Failed", "DdlWaits"), "{:#}", ended.0);
+    let message = text(&ended.0["problem"], "message");
+    assert!(message.contains("gave way") && message.contains("migration: ALTER"), "{message}");
+    wait_for("the migration to go on", SOON, || migration.is_done().then_some(()));
+    wait_for("the end of our sessions", SOON, || (server.sessions_of("vaultferry") == 0).then_some(()));
+    assert!(agent.clients("pg_dump").is_empty());
+    assert!(agent.points("shop").is_empty());
+}
+
+/// An old snapshot is a warning, and, only if that is asked for, the end of the dump.
+#[test]
+fn a_snapshot_has_a_budget() {
+    let server = source();
+    let told = agent(&server, &format!("{SLOWLY}snapshot_budget = \"1s\"\n"));
+    told.expect_log("SnapshotTooOld");
+    told.expect_log("snapshot_budget");
+    let job = told.wait_job_end(told.start_backup("shop").id());
+    assert_eq!(job.status(), "CompletedWithWarnings", "{:#}", job.0);
+    let all = warnings(&job);
+    assert_eq!(all.len(), 1, "once: {all:?}");
+    assert!(all[0].0 == "SnapshotTooOld" && all[0].1.contains("the source's snapshot was held for "), "{all:?}");
+
+    let ended = agent(&server, &format!("{SLOWLY}snapshot_limit = \"3s\"\n"));
+    ended.expect_log("SnapshotTooOld");
+    ended.expect_log("snapshot_limit");
+    let job = ended.wait_job_end(ended.start_backup("shop").id());
+    assert_eq!((job.status(), job.reason()), ("Failed", "SnapshotTooOld"), "{:#}", job.0);
+    let message = text(&job.0["problem"], "message");
+    assert!(message.contains("was held for ") && message.contains("snapshot_limit"), "{message}");
+    wait_for("the end of our sessions", SOON, || (server.sessions_of("vaultferry") == 0).then_some(()));
+    assert!(ended.points("shop").is_empty());
+}
+
+/// The step of that name.
+#[track_caller]
+fn step<'a>(job: &'a Job, name: &str) -> &'a Value {
+    let steps = job.0["steps"].as_array().expect("steps");
+    steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no step {name}: {steps:#?}"))
+}
+
+/// A limit holds, and its step says that there was one. Without one a dump is quick, and its bytes are counted in its own step although it
+/// is over before anybody looks.
+#[test]
+fn a_source_is_read_no_faster_than_it_may() {
+    let server = Server::start();
+    // 21 MB, written as digits.
+    sample::random(&server, "shop", 10);
+    let limited = agent(&server, "read_limit = \"10MB/s\"\n");
+    let job = limited.backup("shop");
+    let held_ms = number(&job.0["backup_report"]["snapshot_held_ms"]);
+    assert!(held_ms >= 1900, "21 MB in {held_ms} ms");
+    assert!(number(&step(&job, "dumping, limited")["bytes_read"]) > 20_000_000, "{:#}", job.0["steps"]);
+
+    sample::random(&server, "small", 1);
+    let unlimited = Setup::new().start();
+    unlimited.protect("small", &server.uri("small"), server.passfile());
+    let job = unlimited.backup("small");
+    assert!(number(&step(&job, "dumping")["bytes_read"]) > 2_000_000, "{:#}", job.0["steps"]);
+    for before in ["looking at the database", "opening the vault"] {
+        assert_eq!(number(&step(&job, before)["bytes_read"]), 0, "{:#}", job.0["steps"]);
+    }
+}
+
+fn findings(agent: &Agent) -> Vec<Value> {
+    let reply = agent.cli_json(&["instance", "validate", "shop"]);
+    reply.json()["findings"].as_array().expect("a list of findings").clone()
+}
+
+/// A standby that is behind is told of; one whose primary has nothing new is not.
+#[test]
+fn a_standby_that_is_behind_is_told() {
+    let mut primary = Server::start();
+    primary.create_database("shop");
+    let standby = primary.standby();
+    primary.psql("shop", "create table one (n integer)");
+    let has_it = || standby.try_psql("shop", "select to_regclass('one') is not null").text().trim() == "t";
+    wait_for("the standby to follow", SOON, || has_it().then_some(()));
+    let agent = agent(&standby, "replica_lag = \"2s\"\n");
+    let behind = || findings(&agent).into_iter().find(|finding| text(finding, "reason") == "ReplicaBehind");
+    // As old as it may be, and nothing newer is there.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(behind(), None);
+
+    standby.psql("postgres", "select pg_wal_replay_pause()");
+    let is_paused = || standby.psql("postgres", "select pg_get_wal_replay_pause_state()") == "paused";
+    wait_for("replay to pause", SOON, || is_paused().then_some(()));
+    primary.psql("shop", "create table two (n integer)");
+    let found = wait_for("the standby to be behind", SOON, behind);
+    assert_eq!(found["blocking"], false, "{found:#}");
+    assert!(text(&found, "message").contains("has paused its replay"), "{found:#}");
+    for text in ["ReplicaBehind", "is a standby that"] {
+        agent.expect_log(text);
+    }
+    let job = agent.wait_job_end(agent.start_backup("shop").id());
+    assert_eq!(job.status(), "CompletedWithWarnings", "{:#}", job.0);
+    assert_eq!(warnings(&job)[0].0, "ReplicaBehind", "{:#}", job.0);
+
+    standby.psql("postgres", text(&found, "fix"));
+    wait_for("the standby to have caught up", SOON, || behind().is_none().then_some(()));
+    agent.backup("shop");
+}
+
+/// A role whose name has to be quoted wherever it stands.
+const ROLE: &str = "Sicherung \"1\" it's";
+const ROLE_IN_URI: &str = "Sicherung%20%221%22%20it%27s";
+const PASSWORD: &str = "a-password";
+
+/// Something of everything that has rights of its own.
+const SOURCE: &str = r#"
+create schema "Mixed Case";
+create table "Mixed Case"."a.b" (n integer); insert into "Mixed Case"."a.b" values (1);
+create sequence "Mixed Case".alone;
+create table parted (n integer) partition by range (n);
+create table part partition of parted for values from (0) to (10);
+create table watched (n integer); insert into watched values (-1), (1);
+alter table watched enable row level security;
+create policy "own rows" on watched using (n > 0);
+select lo_from_bytea(4711, '\x00ff');
+"#;
+
+/// Gives [`ROLE`] its rights one by one.
+#[track_caller]
+fn grant_all(server: &Server) {
+    let script = workspace().join("deploy/grant-backup-role.sql");
+    let mut psql = server.client("psql", "shop");
+    psql.args(["-X", "-q", "-v", &format!("role={ROLE}"), "-v", "per_database=1", "-f"]).arg(script);
+    process::run(&mut psql, b"", SOON).success();
+}
+
+/// What a refusal, or the first blocking finding, says: its reason and its fix.
+#[track_caller]
+fn refused(reply: &Reply) -> (String, String) {
+    assert_eq!(reply.code, 1, "{reply:?}");
+    let json: Value = serde_json::from_str(reply.stderr.lines().next_back().unwrap_or_default()).expect("JSON");
+    (text(&json["error"], "reason").to_owned(), text(&json["error"], "fix").to_owned())
+}
+
+/// Each right is taken away by itself. It is told when the source is looked at and when a backup begins, as the same thing, with what gives it
+/// back: the printed statements, run as they are, and nothing else is needed.
+#[test]
+fn each_right_that_is_taken_away_is_given_back_by_its_fix() {
+    let server = Server::start();
+    server.create_database("shop");
+    server.psql("shop", SOURCE);
+    let role = quote(ROLE);
+    grant_all(&server);
+    server.psql("postgres", &format!("alter role {role} password '{PASSWORD}'"));
+    let agent = Setup::new().start();
+    let passfile: PathBuf = agent.write("passfile-role", &format!("*:*:*:*:{PASSWORD}\n"));
+    agent.protect("shop", &format!("postgres://{ROLE_IN_URI}@127.0.0.1:{}/shop", server.port()), Path::new(&passfile));
+    assert_eq!(findings(&agent), Vec::<Value>::new());
+
+    let denied = "UserErrorMissingDBPermissions";
+    let read_all = "GRANT pg_read_all_data TO";
+    for (taken, reason, object, fix_begins) in [
+        (format!("revoke connect on database shop from public, {role}"), denied, None, "GRANT CONNECT ON DATABASE"),
+        (format!("alter role {role} nologin"), "UserErrorDBUserAuthFailed", None, "ALTER ROLE"),
+        (format!("revoke usage on schema \"Mixed Case\" from {role}"), denied, Some("\"Mixed Case\""), read_all),
+        (
+            format!("revoke select on \"Mixed Case\".\"a.b\" from {role}"),
+            denied,
+            Some("\"Mixed Case\".\"a.b\""),
+            read_all,
+        ),
+        (format!("revoke select on parted from {role}"), denied, Some("public.parted"), read_all),
+        (format!("revoke select on part from {role}"), denied, Some("public.part"), read_all),
+        (
+            format!("revoke select on sequence \"Mixed Case\".alone from {role}"),
+            denied,
+            Some("\"Mixed Case\".alone"),
+            read_all,
+        ),
+        (
+            format!("revoke select on large object 4711 from {role}"),
+            denied,
+            Some("4711"),
+            "GRANT SELECT ON LARGE OBJECT 4711",
+        ),
+        (format!("alter role {role} nobypassrls"), "RowSecurityHidesRows", Some("public.watched"), "ALTER ROLE"),
+    ] {
+        server.psql("shop", &taken);
+        let reply = agent.cli_json(&["instance", "validate", "shop"]);
+        let (told, fix) = refused(&reply);
+        assert_eq!(told, reason, "{taken}: {reply:?}");
+        if let Some(object) = object {
+            let found = reply.json()["findings"].as_array().cloned().unwrap_or_default();
+            assert_eq!(found.len(), 1, "{taken}: {found:#?}");
+            assert_eq!(found[0]["objects"], serde_json::json!([object]), "{taken}");
+            assert_eq!(found[0]["blocking"], true, "{taken}");
+        }
+        agent.expect_log(reason);
+        agent.cli_json(&["backup", "shop", "--wait"]).assert_failed(reason);
+
+        let statement = fix.lines().find(|line| !line.starts_with("--")).unwrap_or_default();
+        assert!(statement.starts_with(fix_begins) && statement.ends_with(';'), "{taken}: {fix}");
+        server.psql("shop", &fix);
+        let reply = agent.cli_json(&["instance", "validate", "shop"]);
+        assert_eq!((reply.code, reply.json()["findings"].as_array().map(Vec::len)), (0, Some(0)), "{taken}: {reply:?}");
+        // As it was before: a right that covers others would hide the next one that is taken.
+        server.psql("shop", &format!("revoke pg_read_all_data from {role}"));
+        grant_all(&server);
+    }
+    agent.backup("shop");
+    assert!(!agent.log().contains("pg_dump ended"), "pg_dump was started in vain");
+}

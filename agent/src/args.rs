@@ -250,6 +250,7 @@ pub struct Login {
   vaultferry backup shop --wait
   vaultferry backup shop --rule Monthly
   vaultferry backup shop --keep-until 2027-12-31
+  vaultferry backup shop --read-limit 20MB/s
 
 With --wait the exit code is the job's outcome. Ctrl-C stops the watching, not the job.")]
 pub struct Backup {
@@ -261,6 +262,9 @@ pub struct Backup {
     /// The last day on which it is kept, instead of a rule, or a time such as 2027-12-31T12:00; in the policy's time zone
     #[arg(long, value_name = "DATE", conflicts_with = "rule")]
     pub keep_until: Option<String>,
+    /// Read so many bytes of the source in a second at most, such as 20MB/s
+    #[arg(long, value_name = "RATE", value_parser = crate::config::read_limit)]
+    pub read_limit: Option<u64>,
     #[command(flatten)]
     pub wait: Wait,
 }

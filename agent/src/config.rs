@@ -25,7 +25,7 @@ mod tests;
 pub use endpoint::Endpoint;
 pub use service::Service;
 pub use surroundings::Surroundings;
-pub use values::is_variable_name;
+pub use values::{is_variable_name, read_limit};
 
 use reader::{Faults, Section};
 
@@ -42,8 +42,6 @@ const DEFAULT_MAINTENANCE_JOBS: usize = 1;
 const MOST_JOBS: usize = 64;
 /// With the longest pause between them more than a working day; whoever wants more wants another time of the day.
 const MOST_LOCK_RETRIES: u32 = 100;
-/// In bytes per second. A dump that is read slower takes a day for 9 GB, and holds its snapshot as long.
-const LEAST_READ_LIMIT: u64 = 100_000;
 /// Longer than a store's usual restart or failover, shorter than anybody's patience.
 pub const DEFAULT_STORE_DEADLINE: Duration = Duration::from_secs(120);
 /// A rehydration takes hours: asking more often costs requests and tells nothing.
@@ -378,10 +376,7 @@ fn postgres(mut section: Section, faults: &mut Faults) -> Postgres {
     let ddl_budget_s = seconds("ddl_budget", values::seconds);
     let yield_to_ddl_s = seconds("yield_to_ddl", values::seconds);
     let replica_lag_s = seconds("replica_lag", values::long_time);
-    let read_limit_bytes_per_s = section.parsed("read_limit", faults, |text| {
-        let bytes = values::rate(text)?;
-        if bytes < LEAST_READ_LIMIT { Err("must be at least 100KB/s".to_owned()) } else { Ok(bytes) }
-    });
+    let read_limit_bytes_per_s = section.parsed("read_limit", faults, values::read_limit);
     section.finish(faults);
     Postgres {
         client_dirs,

@@ -264,7 +264,7 @@ impl Jobs {
         };
         self.check_owner(cancel).await?;
         match &job.work {
-            Work::Backup { rule, slot, keep_until } => {
+            Work::Backup { rule, slot, keep_until, .. } => {
                 backup::run(self, job, backup::Kept { rule, slot: *slot, keep_until: *keep_until }, cancel).await
             }
             Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,

@@ -35,6 +35,9 @@ pub use offline::{
 pub use rebuild::Rebuilt;
 pub use service::{Config, Service};
 
+/// The least that a read limit may be. A source that is read slower takes a day for 9 GB, and holds its snapshot as long.
+pub const LEAST_READ_BYTES_PER_S: u64 = 100_000;
+
 /// What the configuration of a vault is made of, so that whoever configures a coordinator need not know the vault's own crate.
 pub mod vault {
     pub use vaultferry_vault::MIN_BYTES_IN_FLIGHT;

@@ -193,7 +193,7 @@ impl Scheduler {
         // Backups of an instance run one after the other, so no other point comes before this one's.
         let points = expiry::facts(&*self.catalog, &instance.id).await?;
         let rule = policy::rule_for(policy, slot, &points).name.clone();
-        let work = Work::Backup { rule, slot: Some(slot), keep_until: None };
+        let work = Work::Backup { rule, slot: Some(slot), keep_until: None, read_bytes_per_s: None };
         match self.jobs.start(instance, work, Some(request), true).await {
             Ok(job) => tracing::info!(job = job.id, instance = instance.name, %slot, late, "scheduled backup"),
             // The slot stays due, and is looked at again when that job has ended.

@@ -67,6 +67,7 @@ fn a_repeated_request_starts_one_job_and_failures_carry_reason_and_fix() {
             rule: String::new(),
             request_id: "6f1e0c6e-2b70-4f0c-9d36-0a4c5d1d5b11".to_owned(),
             keep_until: String::new(),
+            read_bytes_per_s: 0,
         };
         let mut ids = Vec::new();
         for _ in 0..3 {

@@ -199,6 +199,13 @@ fn a_source_is_read_no_faster_than_it_may() {
     assert!(held_ms >= 1900, "21 MB in {held_ms} ms");
     assert!(number(&step(&job, "dumping, limited")["bytes_read"]) > 20_000_000, "{:#}", job.0["steps"]);
 
+    // One backup may have a limit of its own.
+    let rate = ["backup", "shop", "--wait", "--read-limit", "500MB/s"];
+    let own = limited.cli_json(&rate).success().job().completed();
+    step(&own, "dumping, limited");
+    let own_ms = number(&own.0["backup_report"]["snapshot_held_ms"]);
+    assert!(own_ms < held_ms, "{own_ms} ms without the other limit, {held_ms} ms with it");
+
     sample::random(&server, "small", 1);
     let unlimited = Setup::new().start();
     unlimited.protect("small", &server.uri("small"), server.passfile());

@@ -123,6 +123,8 @@ fn wrong_usage_is_refused_with_code_2() {
         "--output yaml summary",
         "backup",
         "backup shop --rule Monthly --keep-until 2027-12-31",
+        "backup shop --read-limit 20MB",
+        "backup shop --read-limit 1KB/s",
         "discover postgres",
         "vault check --read-data --read-data-subset 5%",
         "vault check --read-data-subset 0%",

@@ -13,6 +13,7 @@ pub(super) async fn run(context: &Context, command: Backup) -> Result<Outcome, P
         rule: command.rule.unwrap_or_default(),
         keep_until: command.keep_until.unwrap_or_default(),
         request_id: job::new_request_id(),
+        read_bytes_per_s: command.read_limit.unwrap_or_default(),
     };
     let mut client = context.client().await?;
     let call = |client: Client| {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vaultferry_coordinator::LEAST_READ_BYTES_PER_S;
 use vaultferry_coordinator::vault::{InvalidKeyUrl, InvalidLocation, KeyUrl, Location};
 
 use super::CredentialKind;
@@ -35,6 +36,14 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 pub(super) fn rate(text: &str) -> Result<u64, String> {
     let bytes = text.strip_suffix("/s").and_then(|bytes| size(bytes.trim_end()).ok());
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "must be a rate such as \"50MB/s\"".to_owned())
+}
+
+/// How fast a source is read: a rate that lets a backup come to an end.
+pub fn read_limit(text: &str) -> Result<u64, String> {
+    match rate(text)? {
+        bytes if bytes >= LEAST_READ_BYTES_PER_S => Ok(bytes),
+        _ => Err("must be at least 100KB/s".to_owned()),
+    }
 }
 
 /// At least one whole second, at most a day: "120s", "2m", "PT2M", "120".

@@ -12,6 +12,7 @@ use vaultferry_proto::control::v1::{
 use vaultferry_proto::{Problem, Reason};
 
 use super::{Api, instance};
+use crate::LEAST_READ_BYTES_PER_S;
 use crate::catalog::{Instance, Work};
 use crate::policy::{self, DEFAULT_RULE};
 
@@ -41,7 +42,17 @@ impl Api {
                 return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Leave rule or keep_until out."));
             }
         };
-        self.start(&instance, Work::Backup { rule, slot: None, keep_until }, &request.request_id).await
+        let read_bytes_per_s = match request.read_bytes_per_s {
+            0 => None,
+            bytes if bytes >= LEAST_READ_BYTES_PER_S => Some(bytes),
+            bytes => {
+                let message =
+                    format!("a source is read with {LEAST_READ_BYTES_PER_S} bytes per second or more, not {bytes}");
+                return Err(Problem::new(Reason::InvalidRequest, message));
+            }
+        };
+        let work = Work::Backup { rule, slot: None, keep_until, read_bytes_per_s };
+        self.start(&instance, work, &request.request_id).await
     }
 
     async fn restore_database(&self, request: StartRestoreDatabaseRequest) -> Result<WireJob, Problem> {

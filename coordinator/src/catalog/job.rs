@@ -20,6 +20,9 @@ pub enum Work {
         /// Until when the point is kept, instead of a rule, whose name is empty then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         keep_until: Option<jiff::Timestamp>,
+        /// Bytes of the source that are read in a second at most; `None`: as configured.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        read_bytes_per_s: Option<u64>,
     },
     /// A point into a new database.
     RestoreDatabase {

@@ -12,7 +12,7 @@ use vaultferry_vault::{Error, Id, commit, immutability, manifest};
 
 use super::session::{self, Reporter};
 use super::{End, Jobs, pause};
-use crate::catalog::{Job, Point, Policy, Report, ReportFigures, StoredProblem};
+use crate::catalog::{Job, Point, Policy, Report, ReportFigures, StoredProblem, Work};
 use crate::plugin::Plugin;
 use crate::{policy, recorded};
 
@@ -53,6 +53,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         document.rule(kept.rule)?;
     }
     let vault = session::vault_access(shared, &instance.id, Role::Plugin, cancel).await?;
+    let read_bytes_per_s = if let Work::Backup { read_bytes_per_s: Some(limit), .. } = job.work { limit } else { 0 };
     let request = wire::BackupRequest {
         job_id: job.id.clone(),
         instance_name: instance.name.clone(),
@@ -61,6 +62,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         settings_json: session::command(shared, &instance.source_type)?.settings_json.clone(),
         compression_level: document.compression,
         tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), kept.tag()],
+        read_bytes_per_s,
     };
     let mut overtaken = false;
     loop {

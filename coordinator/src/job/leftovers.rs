@@ -90,7 +90,7 @@ mod tests {
             create_time: vaultferry_vault::clock::now(),
             instance_id: uuid::Uuid::now_v7().simple().to_string(),
             instance_name: "shop".to_owned(),
-            work: Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None },
+            work: Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None, read_bytes_per_s: None },
             status: Status::InProgress,
             scheduled: false,
             request_id: None,

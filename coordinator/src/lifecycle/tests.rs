@@ -96,7 +96,7 @@ fn what_is_brought_back_is_what_it_was_and_not_for_ever() {
 
 #[test]
 fn a_backup_begins_only_while_the_instance_is_protected() {
-    let backup = |slot| Work::Backup { rule: "Default".to_owned(), slot, keep_until: None };
+    let backup = |slot| Work::Backup { rule: "Default".to_owned(), slot, keep_until: None, read_bytes_per_s: None };
     let undelete = Work::UndeletePoint { point_id: vaultferry_vault::Id::of(b"a") };
     let allowed = |work: &Work| states().map(|state| check_allows(&instance(state), work, false).is_ok());
     assert_eq!(allowed(&backup(Some(time(9)))), [true, false, false, false, false]);
@@ -264,7 +264,7 @@ async fn no_job_begins_while_an_instance_changes_and_a_stopped_one_is_left_alone
     let cancel = CancellationToken::new();
     let shop = instance(Protection::Active);
     let change = Change::begin(&jobs, &shop.id, &cancel).await.expect("begun");
-    let backup = || Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None };
+    let backup = || Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None, read_bytes_per_s: None };
     let starting = tokio::spawn({
         let (jobs, shop) = (jobs.clone(), shop.clone());
         async move { jobs.start(&shop, backup(), None, false).await }

@@ -244,6 +244,7 @@ impl Assign {
             rule: wanted.rule.clone(),
             request_id: wanted.request_id.clone(),
             keep_until: wanted.keep_until.clone(),
+            read_bytes_per_s: 0,
         };
         let started = self.api.start_backup(Request::new(request)).await.map_err(problem)?;
         started.into_inner().job.map(|job| job.id).ok_or_else(|| unanswered("job"))

@@ -24,7 +24,7 @@ pub(crate) async fn backup(job: BackupJob, reporter: &Reporter, cancel: &Cancell
 }
 
 async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {
-    let settings = Settings::parse(&job.settings_json)?;
+    let settings = Settings::parse(&job.settings_json)?.limited(job.read_bytes_per_s);
     let server = Server::new(&job.source, None)?.for_job(&job.job_id);
     reporter.phase("looking at the database");
     let (program, facts) = look(&server, &settings, reporter, cancel).await?;

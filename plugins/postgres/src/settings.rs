@@ -78,6 +78,12 @@ impl Settings {
         self.yield_to_ddl_s.map(|seconds| Duration::from_secs(seconds.into()))
     }
 
+    /// The same with the limit that one backup has of its own, if it has one.
+    #[must_use]
+    pub fn limited(self, read_bytes_per_s: Option<u64>) -> Self {
+        Self { read_limit_bytes_per_s: read_bytes_per_s.or(self.read_limit_bytes_per_s), ..self }
+    }
+
     /// How far behind its primary a standby may be.
     pub fn replica_lag(&self) -> Duration {
         Duration::from_secs(self.replica_lag_s.into())
@@ -114,6 +120,8 @@ mod tests {
         assert_eq!(settings.snapshot_limit(), Some(Duration::from_secs(7200)));
         assert_eq!(settings.yield_to_ddl(), Some(Duration::from_secs(120)));
         assert_eq!(settings.read_limit_bytes_per_s, Some(5_000_000_000));
+        assert_eq!(settings.clone().limited(None), settings);
+        assert_eq!(settings.limited(Some(100_000)).read_limit_bytes_per_s, Some(100_000));
         let settings = Settings::parse(r#"{"lock_timeout_s": 0, "lock_retries": 0}"#).unwrap();
         assert_eq!((settings.lock_timeout(), settings.lock_retries), (Duration::from_secs(1), 0));
         let problem = Settings::parse(r#"{"client_dir": "/opt"}"#).unwrap_err();

@@ -66,6 +66,7 @@ pub fn backup_from(request: proto::BackupRequest) -> Result<BackupJob, Problem> 
         settings_json: request.settings_json,
         compression,
         tags: request.tags,
+        read_bytes_per_s: (request.read_bytes_per_s != 0).then_some(request.read_bytes_per_s),
     })
 }
 

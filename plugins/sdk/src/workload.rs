@@ -165,6 +165,8 @@ pub struct BackupJob {
     pub compression: Compression,
     /// To be written into the snapshot as they are.
     pub tags: Vec<String>,
+    /// Bytes of the source that are read in a second at most, on average; `None`: as the settings say.
+    pub read_bytes_per_s: Option<u64>,
 }
 
 /// One restore to make.

@@ -28,7 +28,7 @@ pub(super) fn job(id: u8, instance: &str, request: Option<&str>) -> Job {
         create_time: jiff::Timestamp::from_second(i64::from(id)).expect("a time"),
         instance_id: instance.to_owned(),
         instance_name: instance.to_owned(),
-        work: Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None },
+        work: Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None, read_bytes_per_s: None },
         status: Status::InProgress,
         scheduled: false,
         request_id: request.map(str::to_owned),

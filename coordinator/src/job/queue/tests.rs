@@ -115,7 +115,7 @@ fn what_a_job_needs() {
     ] {
         assert_eq!(of(uri), expected, "{uri}");
     }
-    let backup = Work::Backup { rule: String::new(), slot: None, keep_until: None };
+    let backup = Work::Backup { rule: String::new(), slot: None, keep_until: None, read_bytes_per_s: None };
     let on_db1 = Need::of(&backup, "postgres://db1:5432/shop").expect("a need");
     assert_eq!((on_db1.lane, on_db1.server.as_deref()), (Lane::Jobs, Some("db1:5432")));
     assert_eq!(Need::of(&Work::ConfigureProtection, "postgres://db1:5432/shop"), None);

@@ -29,7 +29,7 @@ fn time(text: &str) -> Timestamp {
 }
 
 fn backup(slot: Timestamp) -> Work {
-    Work::Backup { rule: "Default".to_owned(), slot: Some(slot), keep_until: None }
+    Work::Backup { rule: "Default".to_owned(), slot: Some(slot), keep_until: None, read_bytes_per_s: None }
 }
 
 #[test]
@@ -292,7 +292,7 @@ async fn an_attempt_is_given_up_when_the_schedule_goes_on_or_the_instance_does_n
     assert_eq!(begin(&retry, slot).await, (true, 0), "it is paused");
     catalog.save_instance(shop.clone()).await.expect("saved");
     // A backup on demand is at work: later.
-    let on_demand = Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None };
+    let on_demand = Work::Backup { rule: "Default".to_owned(), slot: None, keep_until: None, read_bytes_per_s: None };
     let job = jobs.start(&shop, on_demand, None, false).await.expect("started");
     assert_eq!(begin(&retry, slot).await, (false, 1));
     jobs.write_end(&job, Status::failed(&Problem::new(Reason::VaultUnavailable, "away")), Vec::new())

@@ -91,7 +91,7 @@ fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
             assert!(steps(job).contains(&name), "{name}: {:?}", steps(job));
         }
     }
-    // A phase that is over before the plugin tells of it is part of the one before; this one was held up.
+    // Each step has its own bytes.
     let all = held.0["steps"].as_array().expect("steps");
     let dumped = all.iter().find(|step| step["name"] == "dumping").expect("a step for the dump");
     assert!(number(&dumped["bytes_read"]) > 10_000_000, "{dumped:#}");

@@ -104,7 +104,7 @@ impl Dump<'_> {
         let Archive { input, head } = archive;
         drop(input);
         // A dump that was written to its end in the same moment is in nobody's way any more.
-        if let (Err(_), Some(problem)) = (&written, verdict) {
+        if let Some(problem) = verdict.filter(|_| written.is_err()) {
             child.stop().await;
             return Err(problem);
         }

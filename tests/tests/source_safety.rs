@@ -155,6 +155,22 @@ fn a_backup_gives_way_when_it_is_told_to() {
     assert!(agent.points("shop").is_empty());
 }
 
+/// The session that watches is nothing that a backup needs.
+#[test]
+fn a_dump_goes_on_without_the_session_that_watches_it() {
+    let server = source();
+    let agent = agent(&server, &format!("{SLOWLY}yield_to_ddl = \"1h\"\n"));
+    let job = reading(&agent);
+    let name = format!("application_name = 'vaultferry {}'", job.id());
+    let watching = format!("select pid from pg_stat_activity where {name} and query not like 'COPY %'");
+    let watcher = |pid: String| (!pid.is_empty()).then_some(pid);
+    let pid = wait_for("the session that watches", SOON, || watcher(server.psql("shop", &watching)));
+    assert_eq!(server.psql("shop", &format!("select pg_terminate_backend({pid})")), "t");
+    let all = format!("select count(*) from pg_stat_activity where {name}");
+    wait_for("its end", SOON, || (server.psql("shop", &all) == "1").then_some(()));
+    agent.wait_job_end(job.id()).completed();
+}
+
 /// An old snapshot is a warning, and, only if that is asked for, the end of the dump.
 #[test]
 fn a_snapshot_has_a_budget() {

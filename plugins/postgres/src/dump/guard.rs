@@ -55,14 +55,16 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// A look must never be what a server suffers from: unlike pg_dump's own session this one has limits.
 const SETTLE: &str = "set statement_timeout = '5s'; set lock_timeout = '1s'";
 
-/// Everybody who waits for a lock that the sessions called `$1` (pg_dump's) are in the way of, and how many wait behind him.
+/// Everybody who waits for a lock that the sessions called `$1` (pg_dump's; a pooler may put its client's address behind it) are in the way
+/// of, and how many wait behind him.
 const WAITERS: &str = "
 with locks as (
     select l.pid, l.relation, l.mode, l.granted from pg_locks l
     where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
 ), ours as (
     select distinct l.relation from locks l join pg_stat_activity a on a.pid = l.pid
-    where l.granted and a.application_name = $1::text and a.usename = session_user and a.pid <> pg_backend_pid()
+    where l.granted and left(a.application_name, length($1::text)) = $1::text and a.usename = session_user
+      and a.pid <> pg_backend_pid()
 )
 select w.pid, format('%I.%I', n.nspname, c.relname) as relation, coalesce(a.usename::text, '') as role,
        coalesce(a.application_name, '') as application, coalesce(a.query, '') as query,
@@ -76,7 +78,8 @@ order by w.pid limit 100";
 /// How many transactions began since the oldest snapshot of the sessions called `$1`.
 const TRANSACTIONS: &str = "
 select coalesce(max(age(backend_xmin)), 0)::int8 from pg_stat_activity
-where application_name = $1::text and usename = session_user and datname = current_database() and pid <> pg_backend_pid()";
+where left(application_name, length($1::text)) = $1::text and usename = session_user and datname = current_database()
+  and pid <> pg_backend_pid()";
 
 /// Watches one dump.
 pub(super) struct Guard<'a> {

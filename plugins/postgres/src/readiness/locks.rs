@@ -45,7 +45,7 @@ from (
                as relation,
            b.pid, null::text as gid, a.usename::text as usename, a.application_name, a.state, a.query, a.xact_start as began
     from pg_stat_activity w cross join lateral unnest(pg_blocking_pids(w.pid)) as b(pid) left join pg_stat_activity a on a.pid = b.pid
-    where w.application_name = $1::text and w.usename = session_user and w.datname = current_database()
+    where left(w.application_name, length($1::text)) = $1::text and w.usename = session_user and w.datname = current_database()
       and w.wait_event_type = 'Lock' and w.pid <> pg_backend_pid()
 ) as blocking
 order by relation, pid limit 20";

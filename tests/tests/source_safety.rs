@@ -248,6 +248,10 @@ fn a_standby_that_is_behind_is_told() {
     wait_for("the standby to follow", SOON, || has_it().then_some(()));
     let agent = agent(&standby, "replica_lag = \"2s\"\n");
     let behind = || findings(&agent).into_iter().find(|finding| text(finding, "reason") == "ReplicaBehind");
+    let passfile = standby.passfile().display().to_string();
+    let uri = standby.uri("postgres");
+    let listed = agent.cli(&["discover", "postgres", &uri, "--passfile", &passfile]).success().stdout;
+    assert!(listed.contains(", replica\n"), "{listed}");
     // As old as it may be, and nothing newer is there.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(behind(), None);

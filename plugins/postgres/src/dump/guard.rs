@@ -187,12 +187,13 @@ impl Guard<'_> {
                 let waited = since.elapsed();
                 let seconds = waited.as_secs();
                 if limit.is_some_and(|limit| waited >= limit) {
-                    let message = format!("the backup gave way: {waiter} for {seconds} s (yield_to_ddl)");
+                    let message = format!("the backup gave way after {seconds} s: {waiter} (yield_to_ddl)");
                     return Ok(Problem::new(Reason::DdlWaits, message));
                 }
                 if waited >= budget && !*warned {
                     *warned = true;
-                    let message = format!("{waiter} for {seconds} s, because the backup has locked it (ddl_budget)");
+                    let message =
+                        format!("for {seconds} s, because the backup reads that table, {waiter} (ddl_budget)");
                     self.warn(Reason::DdlWaits, message).await;
                 }
             }

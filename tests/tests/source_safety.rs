@@ -103,6 +103,9 @@ fn sessions_are_named_by_their_job_and_who_waits_for_them_is_told() {
     let sessions = format!("select count(*) from pg_stat_activity where application_name = '{name}'");
     let copies = format!("{sessions} and query like 'COPY %'");
     assert_eq!(server.psql("shop", &copies), "1", "pg_dump's own");
+    // What may not be read yet waits where it is: in the end the server's own process waits with it.
+    let held_up = format!("{copies} and wait_event = 'ClientWrite'");
+    wait_for("the limit to be felt at the server", SOON, || (server.psql("shop", &held_up) == "1").then_some(()));
     // The one that watches comes a second later.
     wait_for("the second session", SOON, || (server.psql("shop", &sessions) == "2").then_some(()));
     let others = "select count(*) from pg_stat_activity where application_name like 'vaultferry%'";

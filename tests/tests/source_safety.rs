@@ -13,9 +13,9 @@ use vaultferry_tests::{process, sample, wait_for, workspace};
 /// Longest wait for what takes a moment.
 const SOON: Duration = Duration::from_secs(60);
 
-/// So slow that a dump of [`MEGABYTES`], which are twice as many when they are written as digits, lasts for ten seconds.
+/// So slow that a dump of [`MEGABYTES`], which are twice as many when they are written as digits, lasts for twelve seconds.
 const SLOWLY: &str = "read_limit = \"1500KB/s\"\n";
-const MEGABYTES: u32 = 7;
+const MEGABYTES: u32 = 9;
 
 /// A server with the database `shop`, whose table `bulk` takes a while to read.
 fn source() -> Server {

@@ -165,6 +165,12 @@ reasons! {
     LockTimeout => Aborted, "Let the session that the message names come to its end, then start the backup again. [postgres] lock_timeout and lock_retries say how long it waits.";
     /// A standby cancelled the backup's query, because it was in the way of replication.
     ReplicaConflict => Aborted, "Start the backup again; on the standby, set hot_standby_feedback = on or a longer max_standby_streaming_delay, or back up the primary.";
+    /// The server has too few locks for a transaction that reads every table.
+    TooFewLocks => FailedPrecondition, "Raise max_locks_per_transaction in the server's configuration, and restart the server.";
+    /// A warning: pg_dump has made the dump, and has warned of something.
+    DumpWarned => FailedPrecondition, "Read what pg_dump says; a restore may need what it names.";
+    /// A warning: the server's roles and tablespaces could not be read, so the point has no globals.sql.
+    GlobalsNotRead => FailedPrecondition, "The dump is complete. Keep the roles otherwise (pg_dumpall --globals-only), or mend what pg_dumpall says.";
     /// The server ended the connection.
     UserErrorServerConnectionClosed => Unavailable, "Look at the server's log, then start the job again.";
     /// The server does not offer the TLS that was asked for, or its certificate is not trusted.

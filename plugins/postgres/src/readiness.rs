@@ -19,6 +19,7 @@ use crate::settings::Settings;
 use crate::support;
 
 mod access;
+mod lock_space;
 pub(crate) mod locks;
 mod pooler;
 
@@ -86,7 +87,7 @@ async fn access(session: &Session) -> Result<(Asker, Vec<Finding>), tokio_postgr
 /// What is only worth knowing. On whatever server this is, it must not keep anybody from a backup.
 async fn surroundings(session: &Session, asker: &Asker) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut findings = Vec::new();
-    for looked in [standby(session, asker).await, locks::look(session).await] {
+    for looked in [standby(session, asker).await, locks::look(session).await, lock_space::look(session).await] {
         match looked {
             Ok(finding) => findings.extend(finding),
             Err(error) if error.is_closed() => return Err(error),

@@ -52,6 +52,8 @@ async fn run(server: &Server, pg_dump: &Program, cancel: &CancellationToken) -> 
         // Without it pg_dumpall logs in to `postgres`, which the backup's user may not be let into.
         .arg(format!("--database={}", connection_string(database)))
         .envs(server.child_environment(database, pg_dump.major))
+        // Else it is the database's encoding, which whoever reads the stream would have to know.
+        .envs([("PGCLIENTENCODING", "UTF8".into())])
         .pipe_stdout();
     let mut child = command.spawn().await.map_err(|error| chain(&error))?;
     let mut globals = Vec::new();

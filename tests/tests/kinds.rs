@@ -458,10 +458,13 @@ fn heavy_fifty_thousand_tables_come_back() {
 #[test]
 fn a_dump_that_runs_out_of_locks_says_so() {
     let mut server = Server::start();
-    server.psql("postgres", "alter system set max_locks_per_transaction = 10");
+    // The room for predicate locks is a reserve of the others.
+    for setting in ["max_locks_per_transaction", "max_pred_locks_per_transaction"] {
+        server.psql("postgres", &format!("alter system set {setting} = 10"));
+    }
     server.restart();
     server.create_database("many");
-    make_tables(&server, "many", 2000);
+    make_tables(&server, "many", 3000);
     let agent = Setup::new().start();
     agent.protect("many", &server.uri("many"), server.passfile());
     assert_eq!(lock_findings(&agent, "many").len(), 1);

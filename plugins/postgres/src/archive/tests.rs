@@ -205,7 +205,7 @@ fn what_is_not_as_drawn_is_not_understood() {
         bytes[at] = byte;
         read(&bytes, &[bytes.len()])
     };
-    let unknown = |why: &'static str| Outcome::Unknown(why);
+    let unknown = Outcome::Unknown;
     assert_eq!(changed(0, b'p'), unknown("it does not begin as an archive does"));
     assert_eq!(changed(6, 17), unknown("the version of its format is not known here"));
     assert_eq!(changed(6, 11), unknown("the version of its format is not known here"));

@@ -171,6 +171,12 @@ reasons! {
     SnapshotTooOld => Aborted, "Find what makes the backup long (vaultferry job show ID), or raise [postgres] snapshot_budget and snapshot_limit.";
     /// Somebody waits for a table that the backup has locked against changes of its definition.
     DdlWaits => Aborted, "Run changes of tables at other times than backups; [postgres] ddl_budget and yield_to_ddl say how long they wait.";
+    /// The server has too few locks for a transaction that reads every table.
+    TooFewLocks => FailedPrecondition, "Raise max_locks_per_transaction in the server's configuration, and restart the server.";
+    /// A warning: pg_dump has made the dump, and has warned of something.
+    DumpWarned => FailedPrecondition, "Read what pg_dump says; a restore may need what it names.";
+    /// A warning: the server's roles and tablespaces could not be read, so the point has no globals.sql.
+    GlobalsNotRead => FailedPrecondition, "The dump is complete. Keep the roles otherwise (pg_dumpall --globals-only), or mend what pg_dumpall says.";
     /// The server ended the connection.
     UserErrorServerConnectionClosed => Unavailable, "Look at the server's log, then start the job again.";
     /// The server does not offer the TLS that was asked for, or its certificate is not trusted.

@@ -78,7 +78,8 @@ fn restore_files_to_the_other_account(agent: &Agent, azurite: &azurite::Server, 
     agent.expect_log("TargetExists");
     files("restored").assert_failed("TargetExists");
     let blobs = azurite.other.blobs("restored");
-    assert_eq!(blobs.iter().map(|blob| blob.name.as_str()).collect::<Vec<_>>(), ["database.dump", "database.json"]);
+    let names: Vec<&str> = blobs.iter().map(|blob| blob.name.as_str()).collect();
+    assert_eq!(names, ["database.dump", "database.json", "globals.sql"]);
 }
 
 /// A world behind a proxy, protected, with one good backup.

@@ -140,7 +140,8 @@ fn files_come_back_as_restic_reads_them() {
     agent.expect_log("TargetExists");
     agent.cli_json(&["restore", "files", "shop", "--to", &to, "--wait"]).assert_failed("TargetExists");
     let names = fs::read_dir(&target).expect("the target").map(|entry| entry.expect("an entry").file_name());
-    assert_eq!(names.collect::<BTreeSet<_>>(), BTreeSet::from(["database.dump".into(), "database.json".into()]));
+    let expected = ["database.dump".into(), "database.json".into(), "globals.sql".into()];
+    assert_eq!(names.collect::<BTreeSet<_>>(), BTreeSet::from(expected));
 }
 
 #[test]

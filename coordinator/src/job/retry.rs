@@ -95,6 +95,9 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::UserErrorMissingDBPermissions
         | Reason::RowSecurityHidesRows
         | Reason::PoolerUnsupported
+        | Reason::TooFewLocks
+        | Reason::DumpWarned
+        | Reason::GlobalsNotRead
         | Reason::TlsFailed
         | Reason::ClientNotFound
         | Reason::ClientTooOld

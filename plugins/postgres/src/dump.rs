@@ -10,7 +10,8 @@
 //! - pg_dump writes nothing before it has every lock, so a try that waited in vain has left nothing in the vault's stream.
 //! - Between two tries pg_dump holds no lock: whoever queued up behind it goes on.
 //! - The order at the end is what makes a half dump impossible to stage: the output ends, then pg_dump's exit status must be 0, then what came
-//!   must begin as an archive does; only then is it good. A pg_dump that dies closes its output like one that is done.
+//!   must begin as an archive does, and end as one, as far as it was understood ([`crate::archive`]); only then is it good. A pg_dump that dies
+//!   closes its output like one that is done.
 //! - Time limits that the database or the role has set do not end a dump: pg_dump takes all of them away before its transaction begins
 //!   (`statement_timeout`, `lock_timeout`, `idle_in_transaction_session_timeout`, since 17 `transaction_timeout`). They are not given through
 //!   PGOPTIONS, which poolers in session mode would refuse.
@@ -29,11 +30,13 @@ use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::writer::{Backup, WriteError};
 
-use crate::DUMP_STREAM;
+use crate::archive::{Contents, Outcome, Reader};
 use crate::client::Program;
 use crate::connection::{Server, words_reason};
+use crate::facts::SnapshotFacts;
 use crate::readiness::locks::{self, Holder};
 use crate::settings::Settings;
+use crate::{DUMP_STREAM, snapshot};
 
 mod guard;
 
@@ -71,6 +74,19 @@ struct Begun {
     child: child::Child,
     input: Chain<Cursor<Vec<u8>>, child::Output>,
     since: Instant,
+    snapshot: SnapshotFacts,
+}
+
+/// A good dump, and what was seen of it.
+pub(crate) struct Dumped {
+    /// What it shows.
+    pub(crate) snapshot: SnapshotFacts,
+    /// What is in it, or why that was not understood.
+    pub(crate) counted: Result<Contents, &'static str>,
+    /// What pg_dump has said: its warnings.
+    pub(crate) words: String,
+    /// pg_dump's exit status.
+    pub(crate) exit_status: Option<i32>,
 }
 
 impl Dump<'_> {
@@ -84,10 +100,10 @@ impl Dump<'_> {
 
     /// Streams the dump. When it returns Ok, the stream is a complete archive, and the reporter knows for how long its snapshot was held;
     /// after an error the backup is good for nothing but [`Backup::abandon`]. No pg_dump is left behind.
-    pub(crate) async fn run(&self, backup: &mut Backup, cancel: &CancellationToken) -> Result<(), Problem> {
+    pub(crate) async fn run(&self, backup: &mut Backup, cancel: &CancellationToken) -> Result<Dumped, Problem> {
         self.reporter.set_snapshot_transactions(0);
-        let Begun { child, input, since } = self.begin(cancel).await?;
-        let mut archive = Archive { input, head: Vec::new() };
+        let Begun { child, input, since, snapshot } = self.begin(cancel).await?;
+        let mut archive = Archive::new(input);
         let guard = Guard { server: self.server, settings: self.settings, reporter: self.reporter, since };
         let stop = cancel.child_token();
         let (written, verdict) = {
@@ -101,7 +117,7 @@ impl Dump<'_> {
                 }
             }
         };
-        let Archive { input, head } = archive;
+        let Archive { input, head, reader } = archive;
         drop(input);
         // A dump that was written to its end in the same moment is in nobody's way any more.
         if let Some(problem) = verdict.filter(|_| written.is_err()) {
@@ -119,8 +135,9 @@ impl Dump<'_> {
             return Err(broke_off(&chain(error)));
         }
         judge(&ended, &head)?;
+        let counted = whole(reader)?;
         self.reporter.set_snapshot_held(since.elapsed());
-        Ok(())
+        Ok(Dumped { snapshot, counted, exit_status: ended.status.code(), words: ended.words })
     }
 
     /// Starts pg_dump until it has its locks, or has waited for them as often as it may.
@@ -155,6 +172,7 @@ impl Dump<'_> {
             .envs(self.server.child_environment(database, self.program.major))
             .pipe_stdout()
             .limit_stdout(self.settings.read_limit_bytes_per_s);
+        let snapshot = snapshot::look(self.server, cancel).await;
         let since = Instant::now();
         let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;
         let stdout = child.take_stdout();
@@ -171,7 +189,7 @@ impl Dump<'_> {
             Some(Ok(count @ 1..)) => {
                 first.truncate(count);
                 self.reporter.note(String::new());
-                return Ok(Begun { child, input: Cursor::new(first).chain(stdout), since });
+                return Ok(Begun { child, input: Cursor::new(first).chain(stdout), since, snapshot });
             }
             Some(read) => read,
             None => {
@@ -258,9 +276,6 @@ fn judge(ended: &child::Ended, head: &[u8]) -> Result<(), Problem> {
         let reason = words_reason(&ended.words, Reason::DumpFailed);
         return Err(Problem::new(reason, format!("pg_dump ended with {}: {words}", ended.how())));
     }
-    if !ended.words.is_empty() {
-        tracing::warn!("pg_dump says: {}", ended.words);
-    }
     match head {
         [] => Err(Problem::new(Reason::DumpFailed, "pg_dump ended with exit status 0 and wrote nothing")),
         head if head == ARCHIVE_MAGIC => Ok(()),
@@ -268,10 +283,32 @@ fn judge(ended: &child::Ended, head: &[u8]) -> Result<(), Problem> {
     }
 }
 
-/// Passes an archive on, and keeps its first bytes.
+/// What was counted in an archive whose pg_dump has ended well. One that breaks off is none, whatever pg_dump says.
+fn whole(reader: Reader) -> Result<Result<Contents, &'static str>, Problem> {
+    match reader.finish() {
+        Outcome::Whole(contents) => Ok(Ok(contents)),
+        Outcome::Unknown(why) => {
+            tracing::info!("the rows of the dump were not counted: {why}");
+            Ok(Err(why))
+        }
+        Outcome::Cut(place) => {
+            let message = format!("pg_dump ended with exit status 0, but the archive that it wrote breaks off {place}");
+            Err(Problem::new(Reason::DumpFailed, message))
+        }
+    }
+}
+
+/// Passes an archive on, keeps its first bytes, and has it read as it passes.
 struct Archive<R> {
     input: R,
     head: Vec<u8>,
+    reader: Reader,
+}
+
+impl<R> Archive<R> {
+    fn new(input: R) -> Self {
+        Self { input, head: Vec::new(), reader: Reader::default() }
+    }
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Archive<R> {
@@ -285,6 +322,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Archive<R> {
         let wanted = ARCHIVE_MAGIC.len() - self.head.len();
         let new = &buffer.filled()[before..];
         self.head.extend_from_slice(&new[..wanted.min(new.len())]);
+        self.reader.feed(new);
         polled
     }
 }
@@ -320,13 +358,26 @@ mod tests {
         }
     }
 
+    /// A proof besides the exit status. What is not understood is not held against a dump that ended well.
+    #[test]
+    fn an_archive_that_breaks_off_is_none_whatever_pg_dump_says() {
+        let mut reader = Reader::default();
+        reader.feed(b"PGDMP\x01\x0e\0\x04\x08\x01\0");
+        let problem = whole(reader).unwrap_err();
+        assert_eq!(problem.reason, Reason::DumpFailed);
+        assert!(problem.message.ends_with("breaks off in its table of contents"), "{problem}");
+        let mut reader = Reader::default();
+        reader.feed(b"PGDMP\x02\x01\0\x04\x08\x01");
+        assert_eq!(whole(reader), Ok(Err("the version of its format is not known here")));
+    }
+
     #[tokio::test]
     async fn the_first_bytes_are_kept_however_they_come() {
         for piece in 1..7 {
             let input = tokio_util::io::StreamReader::new(futures::stream::iter(
                 b"PGDMP and more".chunks(piece).map(Ok::<_, std::io::Error>),
             ));
-            let mut archive = Archive { input, head: Vec::new() };
+            let mut archive = Archive::new(input);
             let mut all = Vec::new();
             archive.read_to_end(&mut all).await.unwrap();
             assert_eq!((archive.head.as_slice(), all.as_slice()), (&b"PGDMP"[..], &b"PGDMP and more"[..]));

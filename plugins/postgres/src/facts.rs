@@ -1,18 +1,40 @@
 //! `database.json`, the second stream of every point: what a restore must know before it touches the target, and what people ask of
 //! a backup without restoring it.
+//!
+//! | what | when it is read |
+//! |---|---|
+//! | the database, its roles, extensions, settings, tablespaces, collations | just before the dump: a change in the moment between is in one only |
+//! | [`Facts::tables`], [`Facts::large_objects`], [`Facts::objects`] | counted in the dump as it passes ([`crate::archive`]) |
+//! | [`Facts::snapshot`], [`Facts::exit_status`], [`Facts::warnings`] | of the dump itself |
+//!
+//! Invariants:
+//! - Every field that came after the first version is optional: a point of any age is readable.
+//! - Only what a user who may connect can ask; what the server does not tell is left out, and keeps nobody from a backup.
+//! - It fits into [`SIZE_MAX`]: the tables of a schema that is too large for that are left out, and a warning says so.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Error;
 use vaultferry_proto::{Problem, Reason};
 
+use crate::archive::Contents;
 use crate::client::{Major, Program};
 use crate::connection::Session;
+
+mod surroundings;
+
+pub use surroundings::SETTINGS;
+use surroundings::Surroundings;
 
 /// The version of the format below. Fields may be added without a new one.
 pub const FORMAT_VERSION: u32 = 1;
 
 /// Larger than any real one (100,000 roles), and small enough to be held in memory.
 pub const SIZE_MAX: u64 = 16 * 1024 * 1024;
+
+/// Lines of pg_dump's words that are kept. They are at most 8 KiB (`child::WORDS_MAX`).
+const WARNINGS_MAX: usize = 100;
 
 /// What is known of a backed-up database besides its dump.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +67,68 @@ pub struct Facts {
     pub roles: Vec<String>,
     /// The extensions of the database.
     pub extensions: Vec<Extension>,
+    /// The tables whose rows are in the dump, in its order; empty when they were not counted.
+    #[serde(default)]
+    pub tables: Vec<TableData>,
+    /// The large objects in the dump; `None` when they were not counted.
+    #[serde(default)]
+    pub large_objects: Option<LargeObjects>,
+    /// How many entries of each kind the dump's table of contents has, `TABLE` for example; empty when they were not counted.
+    #[serde(default)]
+    pub objects: BTreeMap<String, u64>,
+    /// Settings of the server that matter to whoever restores, as it tells them to us: those of [`SETTINGS`].
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// What `ALTER DATABASE … SET` has set, as `name=value`.
+    #[serde(default)]
+    pub database_settings: Vec<String>,
+    /// The state that the dump shows.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotFacts>,
+    /// The names of tablespaces that objects of the database are in, without the default one.
+    #[serde(default)]
+    pub tablespaces: Vec<String>,
+    /// The database's collation and those that somebody has made in it, as `name (provider, locale, version)`; without the version where the
+    /// server has none.
+    #[serde(default)]
+    pub collations: Vec<String>,
+    /// pg_dump's warnings, line by line, and what could not be found out for this file.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// pg_dump's exit status.
+    #[serde(default)]
+    pub exit_status: Option<i32>,
+}
+
+/// A table's rows in the dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableData {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// How many.
+    pub rows: u64,
+    /// Their bytes as COPY writes them.
+    pub bytes: u64,
+}
+
+/// Large objects in the dump.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargeObjects {
+    /// How many.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// The state of the database that the dump shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFacts {
+    /// Just before pg_dump was started: what was committed then is in it.
+    pub taken: jiff::Timestamp,
+    /// Where the server's WAL was at that time, or on a standby what was replayed of it: `0/1A2B3C4D`. `None` when the server did not tell.
+    pub start_lsn: Option<String>,
 }
 
 /// `pg_database.datlocprovider`.
@@ -118,6 +202,7 @@ impl Facts {
         for row in client.query(ROLES, &[]).await? {
             roles.push(row.try_get(0)?);
         }
+        let surroundings = Surroundings::gather(session).await;
         Ok(Self {
             format_version: FORMAT_VERSION,
             database: row.try_get("name")?,
@@ -137,12 +222,60 @@ impl Facts {
             size_bytes: u64::try_from(size).unwrap_or_default(),
             roles,
             extensions,
+            tables: Vec::new(),
+            large_objects: None,
+            objects: BTreeMap::new(),
+            settings: surroundings.settings,
+            database_settings: surroundings.database_settings,
+            snapshot: None,
+            tablespaces: surroundings.tablespaces,
+            collations: surroundings.collations,
+            warnings: Vec::new(),
+            exit_status: None,
         })
     }
 
-    /// As the stream's bytes.
+    /// Adds what was seen of the dump. `counted` is the reason when it was not.
+    pub(crate) fn add_dump(&mut self, snapshot: SnapshotFacts, counted: Result<Contents, &'static str>) {
+        self.snapshot = Some(snapshot);
+        match counted {
+            Ok(Contents { tables, large_objects, objects, .. }) => {
+                self.tables = tables;
+                self.large_objects = Some(large_objects);
+                self.objects = objects;
+            }
+            Err(why) => self.warnings.push(format!("the rows were not counted: {why}")),
+        }
+    }
+
+    /// Adds what pg_dump has said, and how it has ended.
+    pub(crate) fn add_ended(&mut self, words: &str, exit_status: Option<i32>) {
+        let lines = words.lines().map(str::trim_end).filter(|line| !line.is_empty());
+        self.warnings.extend(lines.take(WARNINGS_MAX).map(str::to_owned));
+        self.exit_status = exit_status;
+    }
+
+    /// As the stream's bytes; at most [`SIZE_MAX`] of them.
     pub fn to_json(&self) -> Result<Vec<u8>, Problem> {
-        serde_json::to_vec_pretty(self).map_err(|error| Problem::new(Reason::Internal, error.to_string()))
+        self.to_json_within(SIZE_MAX)
+    }
+
+    fn to_json_within(&self, max: u64) -> Result<Vec<u8>, Problem> {
+        let internal = |error: serde_json::Error| Problem::new(Reason::Internal, error.to_string());
+        let fits = |json: &Vec<u8>| json.len() as u64 <= max;
+        let json = Some(serde_json::to_vec_pretty(self).map_err(internal)?).filter(fits);
+        if let Some(json) = json {
+            return Ok(json);
+        }
+        let json = Some(serde_json::to_vec(self).map_err(internal)?).filter(fits);
+        if let Some(json) = json {
+            return Ok(json);
+        }
+        let mut small = Self { tables: Vec::new(), ..self.clone() };
+        small
+            .warnings
+            .push(format!("the rows of {} tables were counted, and too many to be kept here", self.tables.len()));
+        serde_json::to_vec_pretty(&small).map_err(internal)
     }
 
     /// Reads the stream's bytes.
@@ -204,6 +337,16 @@ mod tests {
             size_bytes: 7_000_000,
             roles: vec!["app".into(), "postgres".into()],
             extensions: vec![Extension { name: "plpgsql".into(), version: "1.0".into() }],
+            tables: vec![TableData { schema: "한글".into(), name: "sales".into(), rows: 7, bytes: 700 }],
+            large_objects: Some(LargeObjects { count: 2, bytes: 5 }),
+            objects: [("TABLE".to_owned(), 12)].into(),
+            settings: [("wal_level".to_owned(), "minimal".to_owned())].into(),
+            database_settings: vec!["search_path=public, app".into()],
+            snapshot: Some(SnapshotFacts { taken: jiff::Timestamp::UNIX_EPOCH, start_lsn: Some("0/1A2B3C4D".into()) }),
+            tablespaces: vec!["fast".into()],
+            collations: vec!["database (libc, C.UTF-8)".into()],
+            warnings: vec!["pg_dump: warning: it's late".into()],
+            exit_status: Some(0),
         }
     }
 
@@ -213,6 +356,48 @@ mod tests {
         assert_eq!(Facts::from_json(&json).unwrap(), facts());
         assert_eq!(facts().pg_dump_major().unwrap(), Major::new(15));
         assert!(String::from_utf8(json).unwrap().contains("\"locale_provider\": \"libc\""));
+    }
+
+    /// As the first version wrote it. Its points are to be readable for ever.
+    #[test]
+    fn a_point_of_the_first_version_is_read() {
+        let first = r#"{
+          "format_version": 1, "database": "shop", "owner": "postgres", "server_version_num": 150014, "pg_dump_version": "15.14",
+          "encoding": "UTF8", "collate": "C.UTF-8", "ctype": "C.UTF-8", "locale_provider": "libc", "locale": null,
+          "icu_rules": null, "size_bytes": 7000000, "roles": ["app"], "extensions": [{"name": "plpgsql", "version": "1.0"}]
+        }"#;
+        let facts = Facts::from_json(first.as_bytes()).unwrap();
+        assert_eq!((facts.roles.as_slice(), facts.extensions.len()), (["app".to_owned()].as_slice(), 1));
+        assert_eq!((facts.tables.len(), facts.large_objects, facts.snapshot, facts.exit_status), (0, None, None, None));
+        assert!(facts.objects.is_empty() && facts.settings.is_empty() && facts.warnings.is_empty());
+    }
+
+    /// What the size costs first is the layout, then the tables; never more than that, and never the point.
+    #[test]
+    fn too_many_tables_are_left_out_and_told() {
+        let mut facts = facts();
+        let table = |number: u64| TableData { schema: "s".into(), name: format!("t{number}"), rows: number, bytes: 1 };
+        facts.tables = (0..1000).map(table).collect();
+        let (pretty, dense) =
+            (serde_json::to_vec_pretty(&facts).unwrap().len() as u64, serde_json::to_vec(&facts).unwrap().len() as u64);
+        for max in [pretty, dense] {
+            let json = facts.to_json_within(max).unwrap();
+            assert_eq!((json.len() as u64, Facts::from_json(&json).unwrap()), (max, facts.clone()));
+        }
+        let json = facts.to_json_within(dense - 1).unwrap();
+        let read = Facts::from_json(&json).unwrap();
+        assert_eq!((read.tables.len(), read.large_objects), (0, facts.large_objects));
+        assert!(read.warnings[1].contains("1000 tables"), "{:?}", read.warnings);
+    }
+
+    #[test]
+    fn what_pg_dump_has_said_is_bounded() {
+        let mut facts = Facts { warnings: Vec::new(), exit_status: None, ..facts() };
+        facts.add_ended("pg_dump: warning: one\r\n\npg_dump: detail: two\n", Some(0));
+        assert_eq!(facts.warnings, ["pg_dump: warning: one", "pg_dump: detail: two"]);
+        assert_eq!(facts.exit_status, Some(0));
+        facts.add_ended(&"word\n".repeat(1000), Some(0));
+        assert_eq!(facts.warnings.len(), 2 + WARNINGS_MAX);
     }
 
     #[test]

@@ -3,26 +3,31 @@
 //! Invariants:
 //! - A password is read where its reference says, given to our own connection and to the children's environment, and never to an
 //!   argument, a log, an error or a file.
-//! - A point holds two streams: `database.dump` (pg_dump's custom format, uncompressed: the vault compresses and deduplicates) and
-//!   `database.json` ([`facts::Facts`]: what a restore must know before it begins).
+//! - A point holds up to three streams: `database.dump` (pg_dump's custom format, uncompressed: the vault compresses and deduplicates),
+//!   `globals.sql` (the server's roles and tablespaces, without passwords, where they could be read) and `database.json` ([`facts::Facts`]:
+//!   what a restore must know before it begins, and what the dump holds).
 //! - Nobody is backed up whose rows the user may not read, or cannot see: `readiness` says what is missing, before pg_dump begins.
-//! - A dump that ends with anything but status 0, is empty, or is no archive fails the job with pg_dump's own words.
+//! - A dump that ends with anything but status 0, is empty, is no archive or breaks off fails the job with pg_dump's own words.
 //! - A restored database has its name if and only if it is complete; until then it is called `vaultferry_restore_<job>`.
 //!
-//! What it does not do: roles and other things that belong to the whole server (P19), physical backup, several databases at once.
+//! What it does not do: physical backup, several databases at once.
 
+pub mod archive;
 mod backup;
 pub mod client;
 pub mod connection;
 mod discover;
 mod dump;
+pub mod extension;
 pub mod facts;
+mod globals;
 pub mod grants;
 pub mod passfile;
 pub mod quote;
 mod readiness;
 mod restore;
 pub mod settings;
+mod snapshot;
 mod support;
 pub mod uri;
 mod validate;
@@ -40,6 +45,9 @@ pub const DUMP_STREAM: &str = "database.dump";
 
 /// The name of the stream with [`facts::Facts`].
 pub const FACTS_STREAM: &str = "database.json";
+
+/// The name of the stream with the server's roles and tablespaces as SQL, which a point may lack.
+pub const GLOBALS_STREAM: &str = "globals.sql";
 
 /// The workload `postgres`.
 #[derive(Debug, Clone, Copy, Default)]

@@ -19,6 +19,7 @@ use crate::settings::Settings;
 use crate::support;
 
 mod access;
+mod lock_space;
 pub(crate) mod locks;
 mod pooler;
 mod standby;
@@ -95,7 +96,7 @@ async fn surroundings(
     if asker.standby {
         all.extend([standby::cancels(session).await, standby::is_behind(session, settings.replica_lag()).await]);
     }
-    all.push(locks::look(session).await);
+    all.extend([locks::look(session).await, lock_space::look(session).await]);
     for looked in all {
         match looked {
             Ok(finding) => findings.extend(finding),

@@ -5,7 +5,8 @@
 //! - On Linux a child gets SIGKILL when this process dies, however it dies.
 //! - The environment is what the caller gives, and a few variables that every program needs; nothing else leaks in. Secrets go through
 //!   the environment, never through the arguments, which every user of the machine can read.
-//! - Of standard error the last [`WORDS_MAX`] bytes are kept, whatever the child writes.
+//! - Of standard error the beginning and the end are kept, [`WORDS_MAX`] bytes in all, whatever the child writes: pg_dump says what is wrong
+//!   first, and the query that went wrong after it, which may name every table of a database.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -178,7 +179,7 @@ pub struct Child {
 pub struct Ended {
     /// As the system tells it.
     pub status: ExitStatus,
-    /// The end of what it wrote to standard error, trimmed.
+    /// What it wrote to standard error, trimmed; of much of it the beginning and the end.
     pub words: String,
 }
 
@@ -288,23 +289,34 @@ impl Drop for Child {
     }
 }
 
-/// Reads to the end, and keeps the last [`WORDS_MAX`] bytes.
+/// Reads to the end, and keeps [`WORDS_MAX`] bytes.
 async fn collect(stderr: Option<ChildStderr>) -> Vec<u8> {
     match stderr {
-        Some(stderr) => keep_last(stderr, WORDS_MAX).await,
+        Some(stderr) => keep_ends(stderr, WORDS_MAX).await,
         None => Vec::new(),
     }
 }
 
-async fn keep_last(mut input: impl AsyncRead + Unpin, max: usize) -> Vec<u8> {
-    let mut kept = Vec::new();
+/// In the place of what is left out.
+const GAP: &[u8] = "\n…\n".as_bytes();
+
+/// The first half of `max` bytes, and the last ones.
+async fn keep_ends(mut input: impl AsyncRead + Unpin, max: usize) -> Vec<u8> {
+    let (mut first, mut last, mut is_cut) = (Vec::new(), Vec::new(), false);
     let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = input.read(&mut buffer).await {
-        kept.extend_from_slice(&buffer[..count]);
-        let excess = kept.len().saturating_sub(max);
-        kept.drain(..excess);
+        let (head, tail) = buffer[..count].split_at(count.min(max / 2 - first.len()));
+        first.extend_from_slice(head);
+        last.extend_from_slice(tail);
+        let excess = last.len().saturating_sub(max / 2 - GAP.len());
+        is_cut |= excess > 0;
+        last.drain(..excess);
     }
-    kept
+    if is_cut {
+        first.extend_from_slice(GAP);
+    }
+    first.append(&mut last);
+    first
 }
 
 /// A start that was asked of the starter thread.

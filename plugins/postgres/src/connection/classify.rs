@@ -90,6 +90,9 @@ pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
     if says(&"due to lock timeout") || (says(&"due to statement timeout") && says(&"LOCK TABLE")) {
         return Reason::LockTimeout;
     }
+    if says(&"increase max_locks_per_transaction") || says(&"increase \"max_locks_per_transaction\"") {
+        return Reason::TooFewLocks;
+    }
     if says(&"would be affected by row-level security") {
         return Reason::RowSecurityHidesRows;
     }
@@ -222,6 +225,12 @@ mod tests {
                 Reason::RowSecurityHidesRows,
             ),
             ("FATAL:  unsupported startup parameter: options", Reason::PoolerUnsupported),
+            (
+                "pg_dump: error: query failed: ERROR:  out of shared memory\n\
+                 HINT:  You might need to increase max_locks_per_transaction.",
+                Reason::TooFewLocks,
+            ),
+            ("HINT:  You might need to increase \"max_locks_per_transaction\".", Reason::TooFewLocks),
             ("pg_dump: error: something else", Reason::DumpFailed),
         ];
         for (words, reason) in cases {

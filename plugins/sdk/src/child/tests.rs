@@ -40,6 +40,18 @@ async fn words_are_bounded_and_lossy() {
     assert!(ended.words.ends_with("x\u{fffd}end") && ended.words.len() <= WORDS_MAX + 2, "{}", ended.words.len());
 }
 
+/// What is said first names the fault; the query that follows may be longer than all that is kept.
+#[tokio::test]
+async fn the_first_words_are_kept_before_a_long_query() {
+    let script = "echo 'error: out of memory' >&2; for i in 1 2 3; do head -c 9000 /dev/zero | tr '\\0' x >&2; done; echo end >&2";
+    let ended = shell(script).spawn().await.unwrap().finish(&CancellationToken::new()).await.unwrap();
+    assert!(ended.words.starts_with("error: out of memory\nxxx") && ended.words.ends_with("xxxend"), "{}", ended.words);
+    assert!(ended.words.contains("x\n…\nx") && ended.words.len() <= WORDS_MAX, "{}", ended.words.len());
+    let ended = shell("head -c 6000 /dev/zero | tr '\\0' x >&2").spawn().await.unwrap();
+    let words = ended.finish(&CancellationToken::new()).await.unwrap().words;
+    assert_eq!(words, "x".repeat(6000));
+}
+
 #[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let error = Command::new("/nowhere/program").spawn().await.unwrap_err();

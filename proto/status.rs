@@ -151,10 +151,10 @@ reasons! {
     UserErrorMissingNetworkSecurityPermissions => FailedPrecondition, "Look at host name and port, that the server runs and listens there, and that firewalls let this machine in.";
     /// The server refused the login.
     UserErrorDBUserAuthFailed => FailedPrecondition, "Correct user or password (--passfile or --password-env), and the server's pg_hba.conf.";
-    /// The identity has no right there: none on this machine, none in Entra, or no role of it in the database server (P71).
-    UserErrorMSIMissingPermissions => FailedPrecondition, "Give the machine the identity (az vm identity assign), and make its role at the server: SELECT * FROM pgaadauth_create_principal('NAME', false, false);";
-    /// The server does not take tokens of Entra, or lets this role not in by one (P74).
-    UserErrorBackupUserAuthFailed => FailedPrecondition, "Set a Microsoft Entra administrator of the server, let them make the role, and name it in the source's URI.";
+    /// This machine's identity lacks a right: in Azure, or in the database that a token logs in to (P71).
+    UserErrorMSIMissingPermissions => FailedPrecondition, "Give the machine's identity the role that the message names; for a subscription or a server it is Reader.";
+    /// The server takes no logins by Microsoft Entra ID, or has no such user for this identity (P74).
+    UserErrorBackupUserAuthFailed => FailedPrecondition, "Set a Microsoft Entra administrator on the server, and let it make the user: select * from pgaadauth_create_principal('NAME', false, false);";
     /// The service that issues tokens did not answer.
     IdentityUnavailable => Unavailable, "See that it answers: curl -H Metadata:true 'http://169.254.169.254/metadata/instance?api-version=2021-02-01'. Only machines of Azure have it; elsewhere use another login.";
     /// The database does not exist on the server.

@@ -43,10 +43,10 @@ fn shop(server: &Server) {
 
 /// A server that takes tokens of the role `app`, and the agent of a machine with an identity.
 struct World {
+    agent: Agent,
     server: Server,
     azure: FakeAzure,
     front: TokenFront,
-    agent: Agent,
 }
 
 impl World {
@@ -383,9 +383,9 @@ impl Certificates {
 
 /// A server with TLS, and the agent that backs it up.
 struct Secured {
+    agent: Agent,
     server: Server,
     certificates: Certificates,
-    agent: Agent,
     passfile: String,
 }
 

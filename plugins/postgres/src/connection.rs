@@ -64,8 +64,8 @@ pub struct Session {
 }
 
 impl Server {
-    /// Reads the source's URI and where its password is; no service is asked. The URI's database, or else `default_database`, is the one that the password is for;
-    /// without either it is [`Reason::InvalidSource`].
+    /// Reads the source's URI and where its password is; no service is asked. The URI's database, or else `default_database`, is the one
+    /// that the password is for; without either it is [`Reason::InvalidSource`].
     pub fn new(source: &Source, default_database: Option<&str>) -> Result<Self, Problem> {
         let mut uri: Uri = source.uri.parse()?;
         if uri.database.is_none() {

@@ -96,8 +96,8 @@ enum Names {
     Any,
 }
 
-/// Checks the chain, and the name if it counts. As libpq does, it also takes a server's own self-signed certificate when that is what sslrootcert
-/// holds; rustls refuses it as the certificate of an authority, which such a certificate commonly says it is.
+/// Checks the chain, and the name if it counts. As libpq does, it also takes a server's own self-signed certificate when that is what
+/// sslrootcert holds; rustls refuses it as the certificate of an authority, which such a certificate commonly says it is.
 #[derive(Debug)]
 struct TrustedServer {
     chain: Arc<WebPkiServerVerifier>,

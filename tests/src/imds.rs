@@ -108,6 +108,11 @@ impl FakeAzure {
         self.state().faults.extend(faults);
     }
 
+    /// Nothing fails any more.
+    pub fn fail_no_more(&self) {
+        self.state().faults.clear();
+    }
+
     /// Keeps a secret; its address.
     pub fn set_secret(&self, name: &str, value: &str) -> String {
         self.state().secret = Some((name.to_owned(), value.to_owned()));

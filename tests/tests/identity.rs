@@ -128,11 +128,15 @@ fn refused_and_missing_tokens_have_reasons() {
     world.agent.expect_log("UserErrorMSIMissingPermissions");
     world.azure.fail(&[Fault::Worthless]);
     backup(&world.agent).assert_failed("UserErrorMSIMissingPermissions");
-    // The look is let in, pg_dump is not.
-    world.agent.expect_log("pg_dump says");
-    world.agent.expect_log("UserErrorDBUserAuthFailed");
-    world.azure.fail(&[Fault::Fine, Fault::Worthless]);
-    backup(&world.agent).assert_failed("UserErrorDBUserAuthFailed");
+    // The look is let in, and nothing after it: pg_dump above all, whose refusal is in its own words.
+    for text in ["pg_dump says", "UserErrorDBUserAuthFailed"] {
+        world.agent.expect_log(text);
+    }
+    world.azure.fail(&[&[Fault::Fine][..], &[Fault::Worthless; 8]].concat());
+    let refused = backup(&world.agent);
+    let reasons = ["UserErrorDBUserAuthFailed", "UserErrorMSIMissingPermissions"];
+    assert!(refused.code == 1 && reasons.iter().any(|reason| refused.stderr.contains(reason)), "{refused:?}");
+    world.azure.fail_no_more();
     let before = world.azure.issued(POSTGRES).len();
     world.agent.backup("shop");
     assert!(world.azure.issued(POSTGRES).len() >= before + 2);

@@ -62,7 +62,10 @@ pub fn classify(error: &Error, server: &str, otherwise: Reason) -> Problem {
     }
     // TLS 1.3 tells a client that its certificate is refused only when it reads its first answer.
     if is_kind(error, "error communicating with the server") && chain(error).contains(REFUSED_IN_TLS) {
-        return Problem::new(Reason::TlsFailed, format!("{server} refuses our certificate: {}", chain(error)));
+        let problem = Problem::new(Reason::TlsFailed, format!("{server} refuses our certificate: {}", chain(error)));
+        return problem.with_fix(
+            "Its authority must be in the server's ssl_ca_file, and it must not have expired: openssl x509 -noout -issuer -enddate -in FILE.",
+        );
     }
     if error.is_closed() || is_kind(error, "error communicating with the server") {
         return Problem::new(Reason::UserErrorServerConnectionClosed, format!("{server}: {}", chain(error)));

@@ -100,6 +100,12 @@ fn a_managed_identity_gets_a_fresh_token_for_each_login() {
     world.azure.fail(&[Fault::Busy(1), Fault::Broken]);
     world.agent.backup("shop");
     world.restored_is_equal();
+    // A restore logs in here and there, and pg_restore does.
+    world.server.psql("postgres", "alter role app createdb");
+    let target = format!("postgres://app@127.0.0.1:{}/", world.front.port());
+    let into = ["--target", &target, "--database", "by_token", "--no-owner", "--identity", "managed", "--wait"];
+    world.agent.cli_json(&[&["restore", "database", "shop"][..], &into].concat()).success().job().completed();
+    assert_eq!(world.server.psql("by_token", "select count(*) from sales"), "1000");
     let questions = world.azure.questions();
     assert!(
         questions.iter().all(|question| question.starts_with("GET /metadata/") && !question.contains("client_id")),

@@ -114,12 +114,13 @@ impl Identity {
 
     /// Where its tokens come from. Sends nothing.
     pub fn source(&self) -> Result<Box<dyn TokenSource>, Problem> {
-        Ok(match self {
+        let source: Box<dyn TokenSource> = match self {
             Self::Managed { client_id } => {
                 Box::new(Imds { service: Service::new(IMDS_SETTINGS)?, client_id: client_id.clone() })
             }
             Self::Workload => Box::new(Workload { service: Service::new(ENTRA_SETTINGS)? }),
-        })
+        };
+        Ok(source)
     }
 }
 

@@ -21,7 +21,10 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
         return grants::print(context, &command.grants);
     }
     let request = DiscoverSourcesRequest {
-        server_uris: list::with_file(command.servers, command.file.as_deref())?,
+        server_uris: login::with_certificates(
+            &command.login,
+            list::with_file(command.servers, command.file.as_deref())?,
+        )?,
         credential: login::reference(&command.login)?,
     };
     let client = context.client().await?;
@@ -62,7 +65,7 @@ pub(super) async fn server(context: &Context, command: Server) -> Result<Outcome
 /// The same again is no error, so a broken connection is no reason to doubt.
 async fn add(context: &Context, command: ServerAdd) -> Result<Outcome, Problem> {
     let request = AddServerRequest {
-        server_uri: command.server,
+        server_uri: login::with_certificate(&command.login, command.server)?,
         policy: command.policy.unwrap_or_default(),
         include: command.include,
         exclude: command.exclude,

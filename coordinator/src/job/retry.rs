@@ -32,6 +32,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         Reason::AgentUnreachable
         | Reason::VaultUnavailable
         | Reason::KeyVaultUnavailable
+        | Reason::IdentityUnavailable
         | Reason::UserErrorMissingNetworkSecurityPermissions
         | Reason::UserErrorServerConnectionClosed
         | Reason::LockTimeout
@@ -90,6 +91,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::VaultSettingsLocked
         | Reason::VaultOwnedByOther
         | Reason::UserErrorDBUserAuthFailed
+        | Reason::UserErrorMSIMissingPermissions
+        | Reason::UserErrorBackupUserAuthFailed
         | Reason::UserErrorDBNotFound
         | Reason::UserErrorDatabaseNameAlreadyInUse
         | Reason::UserErrorMissingDBPermissions

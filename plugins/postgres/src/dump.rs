@@ -166,13 +166,13 @@ impl Dump<'_> {
 
     async fn try_to_begin(&self, cancel: &CancellationToken) -> Result<Begun, Problem> {
         let database = self.server.uri().source_database()?;
+        let snapshot = snapshot::look(self.server, cancel).await;
         let command = child::Command::new(&self.program.path)
             .args(["--format=custom", "--compress=0", "--no-password"])
             .arg(format!("--lock-wait-timeout={}", self.settings.lock_timeout().as_millis()))
-            .envs(self.server.child_environment(database, self.program.major))
+            .envs(self.server.child_environment(database, self.program.major, cancel).await?)
             .pipe_stdout()
             .limit_stdout(self.settings.read_limit_bytes_per_s);
-        let snapshot = snapshot::look(self.server, cancel).await;
         let since = Instant::now();
         let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;
         let stdout = child.take_stdout();

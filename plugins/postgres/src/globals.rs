@@ -47,11 +47,13 @@ async fn run(server: &Server, pg_dump: &Program, cancel: &CancellationToken) -> 
     if !program.is_file() {
         return Err(format!("{} is missing", program.display()));
     }
+    let environment = server.child_environment(database, pg_dump.major, cancel).await;
+    let environment = environment.map_err(|problem| problem.message)?;
     let command = child::Command::new(&program)
         .args(["--globals-only", "--no-role-passwords", "--no-password"])
         // Without it pg_dumpall logs in to `postgres`, which the backup's user may not be let into.
         .arg(format!("--database={}", connection_string(database)))
-        .envs(server.child_environment(database, pg_dump.major))
+        .envs(environment)
         // Else it is the database's encoding, which whoever reads the stream would have to know.
         .envs([("PGCLIENTENCODING", "UTF8".into())])
         .pipe_stdout();

@@ -11,6 +11,7 @@
 //!
 //! What is not here: any knowledge of a workload, of policies or of points. Several plugins need it, or it does not belong here.
 
+pub mod azure;
 pub mod child;
 pub mod files;
 mod host;

@@ -46,7 +46,10 @@ async fn take_from(
     root: &store::Shared,
     key: &Key,
 ) -> Result<Result<u64, String>, Problem> {
-    let body = root.get(key, None).await?;
+    let body = match copy::fetch(root, key).await? {
+        Ok(body) => body,
+        Err(detail) => return Ok(Err(detail)),
+    };
     let path = config.state_dir.join(UNPACKED);
     remove_all(&path)?;
     let read = async {

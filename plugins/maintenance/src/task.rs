@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::{Reporter, VaultAccess};
+use vaultferry_plugin_sdk::{Reporter, VaultAccess, Warning};
 use vaultferry_proto::Problem;
+use vaultferry_vault::location::Location;
 use vaultferry_vault::manifest::{self, Scope};
 use vaultferry_vault::{Error, Id, holds, points, store};
 
@@ -121,7 +122,48 @@ pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationTok
         // The next commit or task does it.
         tracing::warn!("the newest records are not covered by a manifest yet: {error}");
     }
+    if let Err(problem) = complete_holds(job, &store, cancel).await {
+        reporter.warn(not_on_hold(&problem)).await;
+    }
     Ok(done)
+}
+
+/// What the task has written for points that are held is put on legal hold, where the storage can. A prune completes every point's: what
+/// others have written since, and what a kill left.
+async fn complete_holds(job: &Job, store: &store::Shared, cancel: &CancellationToken) -> Result<(), Problem> {
+    let (only, with_key) = match &job.task {
+        Task::ArchivePoint { id, .. } => (Some(id), true),
+        Task::Prune { dry_run: false } => (None, true),
+        Task::VerifyPoint(id) | Task::UndeletePoint(id) => (Some(id), false),
+        Task::Finish => (None, false),
+        // A deletion is refused for a point that is held, the last is the hold itself, and the others write nothing for a point.
+        Task::Check { .. }
+        | Task::Prune { dry_run: true }
+        | Task::Rehydrate(_)
+        | Task::CleanUpRehydrated
+        | Task::DeletePoint { .. }
+        | Task::LegalHold { .. } => return Ok(()),
+    };
+    if matches!(job.vault.access.location, Location::Folder(_)) {
+        return Ok(());
+    }
+    if !holds::is_any_held(&**store, only, cancel).await? || !holds::is_supported(&**store, cancel).await? {
+        return Ok(());
+    }
+    let changed = match with_key {
+        true => holds::complete(&*job.vault.open(cancel).await?, only, cancel).await?,
+        false => holds::complete_own(&**store, only, cancel).await?,
+    };
+    tracing::info!(files = changed.files, "files of held points are on legal hold");
+    Ok(())
+}
+
+fn not_on_hold(problem: &Problem) -> Warning {
+    Warning {
+        reason: problem.reason.as_str().to_owned(),
+        message: format!("what was written for points that are held is not on legal hold yet: {}", problem.message),
+        fix: "The next prune does it, or: vaultferry point hold, again with the same note.".to_owned(),
+    }
 }
 
 async fn perform(

@@ -24,6 +24,7 @@ pub mod memory;
 pub mod meter;
 pub mod percent;
 pub mod points;
+pub mod process;
 pub mod prune;
 pub mod reader;
 pub mod records;

@@ -13,7 +13,8 @@ mod archive;
 pub(crate) mod check;
 mod prune;
 
-/// How long the maintenance lease of a task that was killed stands in the way of the next one. Renewed three times within it.
+/// How long the maintenance lease of a task that was killed stands in the way of the next one, where nobody can tell that it is dead. Renewed
+/// three times within it.
 const LEASE_TERM: Duration = Duration::from_secs(60);
 /// How long a task waits for the lease: a dead holder's has expired by then, and whoever still holds it is alive.
 const LEASE_PATIENCE: Duration = Duration::from_secs(90);

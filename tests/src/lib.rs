@@ -15,6 +15,7 @@ pub mod azurite;
 pub mod compare;
 pub mod fake_service;
 pub mod fault_proxy;
+pub mod folder;
 pub mod key_vault;
 pub mod policy;
 pub mod pooler;

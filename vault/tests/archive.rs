@@ -26,6 +26,8 @@ use vaultferry_vault::store::{self, Entry, Key, Shared, Tier};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta};
 use vaultferry_vault::{Error, Id};
 
+#[path = "archive/checks.rs"]
+mod checks;
 #[path = "support/dying.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod dying;

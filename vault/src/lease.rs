@@ -30,7 +30,7 @@ const RENEWALS_PER_TERM: u32 = 3;
 const LEAST_RENEWAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct LeaseRecord {
+pub(crate) struct LeaseRecord {
     version: u32,
     /// Random, 32 hexadecimal digits: made anew for each lease.
     holder: String,

@@ -9,6 +9,8 @@ use vaultferry_vault::records::{PointCreated, PointStream, Protection};
 use super::*;
 use crate::catalog::{Credential, Finding, Instance, Job, JobFilter, Policy, Report, Server, Status, Work};
 
+mod damaged;
+
 fn config(dir: &Path) -> Config {
     let location = Location::Folder(dir.join("vault"));
     Config {

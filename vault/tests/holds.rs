@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
-use vaultferry_vault::commit::{self, Record};
+use vaultferry_vault::commit;
 use vaultferry_vault::location::Access;
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points::{self, PointState};
 use vaultferry_vault::prune;
-use vaultferry_vault::records::{self, PointCreated};
+use vaultferry_vault::records;
 use vaultferry_vault::repository::{FileKind, Repository};
 use vaultferry_vault::store::folder::Folder;
 use vaultferry_vault::store::memory::Memory;
@@ -25,9 +25,12 @@ mod dying;
 #[path = "support/fake_blob.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake_blob;
+#[path = "support/record.rs"]
+mod record;
 
 use dying::{Dying, Last};
 use fake_blob::FakeBlob;
+use record::record;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -47,26 +50,7 @@ async fn point(repository: &Arc<Repository>, job: &str, own: &'static [u8]) -> I
     backup.write_stream("own", own, &cancel).await.expect("write");
     let meta = SnapshotMeta { time: jiff::Timestamp::now(), hostname: "host".to_owned(), tags: Vec::new() };
     let staged = backup.stage(meta, &cancel).await.expect("stage");
-    let record = Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed,
-        prune_epoch: 0,
-        packs: staged.packs,
-        time: staged.time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    };
+    let record = record(job, &staged);
     commit::prepare(&**repository.store(), &record, &cancel).await.expect("prepare");
     commit::publish(&**repository.store(), &record, &cancel).await.expect("publish");
     record.snapshot_id

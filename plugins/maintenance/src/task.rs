@@ -1,5 +1,6 @@
 //! The tasks, in domain words, and what each tells at its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -7,6 +8,8 @@ use vaultferry_plugin_sdk::{Reporter, VaultAccess, Warning};
 use vaultferry_proto::Problem;
 use vaultferry_vault::location::Location;
 use vaultferry_vault::manifest::{self, Scope};
+use vaultferry_vault::points::PointState;
+use vaultferry_vault::repository::Repository;
 use vaultferry_vault::{Error, Id, holds, points, store};
 
 mod archive;
@@ -218,6 +221,22 @@ async fn legal_hold(
         tracing::warn!(point = %id, missing = changed.missing, "files of the point are not in the vault: run a check");
     }
     Ok(Done::default())
+}
+
+/// The instance's repository, and a point that has to be listed.
+async fn open_listed(
+    job: &Job,
+    id: Id,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<(Arc<Repository>, PointState), Problem> {
+    reporter.phase("opening the vault");
+    let repository = job.vault.open(cancel).await?;
+    let state = points::read(&**repository.store(), &id, cancel).await?;
+    if !state.is_listed() {
+        return Err(Error::PointNotFound { id }.into());
+    }
+    Ok((repository, state))
 }
 
 /// Does what needs the maintenance lease, as soon as it is free. The coordinator starts one task of an instance at a time: what holds the

@@ -5,9 +5,9 @@ use vaultferry_plugin_sdk::{Reporter, Warning};
 use vaultferry_proto::plugin::v1::CheckReport;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::check::{self, Depth, PointReport, Severity};
-use vaultferry_vault::{Error, Id, points, store};
+use vaultferry_vault::{Id, points, store};
 
-use super::{Affected, Done, Finding, Job, Report};
+use super::{Affected, Done, Finding, Job, Report, open_listed};
 
 /// A check of the whole store. Damage that was read is written down, so that the next backup stores again what it held.
 pub(super) async fn run(
@@ -87,12 +87,7 @@ pub(super) async fn verify_point(
     reporter: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<Done, Problem> {
-    reporter.phase("opening the vault");
-    let repository = job.vault.open(cancel).await?;
-    let state = points::read(&**repository.store(), &id, cancel).await?;
-    if !state.is_listed() {
-        return Err(Error::PointNotFound { id }.into());
-    }
+    let (repository, state) = open_listed(job, id, reporter, cancel).await?;
     reporter.phase("verifying");
     reporter.expect_bytes(state.created.streams.iter().map(|stream| stream.size).sum());
     let report = check::point(&repository, id, reporter.meter(), cancel).await?;

@@ -229,7 +229,8 @@ pub async fn full(
     with_cancel::<_, Error>(cancel, check).await
 }
 
-/// Reads every blob of one point, of the vault store's or else of the archive store's. When [`PointReport::is_proven`], the caller may note that the point is proven.
+/// Reads every blob of one point, of the vault store's or else of the archive store's. When [`PointReport::is_proven`], the caller may note
+/// that the point is proven.
 pub async fn point(
     repository: &Arc<Repository>,
     snapshot_id: Id,

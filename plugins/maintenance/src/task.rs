@@ -154,9 +154,11 @@ async fn complete_holds(job: &Job, store: &store::Shared, cancel: &CancellationT
     if !holds::is_any_held(&**store, only, cancel).await? || !holds::is_supported(&**store, cancel).await? {
         return Ok(());
     }
-    let changed = match with_key {
-        true => holds::complete(&*job.vault.open(cancel).await?, only, cancel).await?,
-        false => holds::complete_own(&**store, only, cancel).await?,
+    let changed = if with_key {
+        let repository = job.vault.open(cancel).await?;
+        holds::complete(&repository, only, cancel).await?
+    } else {
+        holds::complete_own(&**store, only, cancel).await?
     };
     tracing::info!(files = changed.files, "files of held points are on legal hold");
     Ok(())

@@ -1,8 +1,11 @@
-//! What a killed backup leaves in the vault: packs that no point needs. Prunes give their space back, and touch nothing else.
+//! What the killed leave in the vault: packs of a backup that no point needs, whose space prunes give back, and a prune's lease, which stands in
+//! nobody's way.
 
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use vaultferry_tests::agent::{Agent, Setup, number};
 use vaultferry_tests::compare::{assert_equal, contents};
 use vaultferry_tests::fault_proxy::{Fault, FaultProxy};
@@ -76,4 +79,31 @@ fn the_space_of_a_killed_backup_comes_back() {
     agent.restore("shop", kept.point_id(), &server, "back");
     assert_equal(&held, &contents(&server, "back"));
     agent.backup("shop");
+}
+
+#[test]
+fn a_prune_does_not_wait_for_the_dead() {
+    let server = Server::start();
+    server.create_database("shop");
+    let agent = Setup::new().start();
+    let instance = agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.backup("shop");
+    let mut holder = Command::new("sleep").arg("600").spawn().expect("sleep");
+    let pid = holder.id();
+    let seen = process::tree(pid as i32).into_iter().find(|seen| seen.pid == pid as i32).expect("it runs");
+    holder.kill().expect("killed");
+    holder.wait().expect("gone");
+    // As it stands in the vault when a prune was killed a moment ago, but for much longer.
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux tells it");
+    let namespace = fs::read_link("/proc/self/ns/pid").expect("Linux tells it").display().to_string();
+    let record = json!({
+        "version": 1, "holder": "0".repeat(32), "purpose": "prune",
+        "create_time": "2026-01-01T00:00:00Z", "expire_time": "2100-01-01T00:00:00Z",
+        "process": { "boot": boot.trim(), "namespace": namespace, "pid": pid, "start": seen.start },
+    });
+    let leases = agent.state_dir().join("vault/instances").join(&instance).join("lease");
+    fs::create_dir_all(&leases).expect("a folder");
+    fs::write(leases.join("0000000001.json"), record.to_string()).expect("a lease");
+    prune(&agent);
+    assert_eq!(fs::read_dir(&leases).map_or(0, Iterator::count), 0, "the lease was given back");
 }

@@ -203,7 +203,8 @@ async fn check_range(
             return Ok(checked);
         }
         Err(Error::Store(store::Error::Archived { .. })) => {
-            checked.not_readable = blobs;
+            // Nothing of it was read.
+            (checked.not_readable, checked.raw) = (blobs, 0);
             return Ok(checked);
         }
         Err(error) => return Err(error),

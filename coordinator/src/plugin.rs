@@ -211,7 +211,11 @@ impl Plugin {
             #[cfg(test)]
             Host::Here(_) => 0,
         };
-        PluginProcess { job_id: job_id.to_owned(), pid, start_time: reap::start_time(pid).unwrap_or(0) }
+        PluginProcess {
+            job_id: job_id.to_owned(),
+            pid,
+            start_time: vaultferry_vault::process::start_time(pid).unwrap_or(0),
+        }
     }
 
     /// The problem behind a failed call: the plugin's own, or that its process is gone, with its last words.

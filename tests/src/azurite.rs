@@ -11,7 +11,7 @@ use crate::{free_port, process, wait_for, workspace};
 
 mod client;
 
-pub use client::Account;
+pub use client::{Account, elements};
 
 /// A running emulator with two accounts. Dropping it kills it and removes what it stored.
 #[derive(Debug)]

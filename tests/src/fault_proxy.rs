@@ -1,13 +1,17 @@
 //! A TCP proxy whose faults are switched while it runs.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
+
+/// Enough for the speed of a local connection.
+const RECEIVE_BUFFER: u32 = 256 << 10;
 
 /// What the proxy does to connections. A change is felt by open connections, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +124,7 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>) {
         Fault::Http(status) => return answer(client, status).await,
         _ => {}
     }
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", shared.target)).await else { return reset(&client) };
+    let Ok(mut server) = connect(shared.target).await else { return reset(&client) };
     // Small exchanges must not wait for each other's acknowledgements.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ended = {
@@ -134,6 +138,14 @@ async fn connection(mut client: TcpStream, shared: Arc<Shared>) {
         reset(&client);
         reset(&server);
     }
+}
+
+/// A connection to the server that has little room for what the proxy does not take. Left to itself the kernel gives it up to 32 MiB, so
+/// that a server whose bytes are held back would have sent all of them all the same.
+async fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ pub mod azurite;
 pub mod compare;
 pub mod fake_service;
 pub mod fault_proxy;
+pub mod folder;
 pub mod imds;
 pub mod key_vault;
 pub mod policy;
@@ -91,4 +92,10 @@ pub fn free_port() -> u16 {
 pub fn random_hex(bytes: usize) -> String {
     let random: Vec<u8> = (0..bytes).map(|_| rand::random()).collect();
     hex::encode(random)
+}
+
+/// Percent-encodes every byte but what RFC 3986 calls unreserved.
+pub fn percent(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
 }

@@ -10,7 +10,7 @@ use nix::unistd::{Pid, Uid, User, chown};
 
 use crate::process::{self, Output};
 use crate::scratch::Scratch;
-use crate::{free_port, random_hex};
+use crate::{free_port, percent, random_hex};
 
 mod standby;
 
@@ -267,11 +267,6 @@ pub fn uri_for(port: u16, database: &str) -> String {
 /// An identifier in quotes.
 pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn percent(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// PostgreSQL refuses to run as root; then it runs as nobody.

@@ -1,13 +1,14 @@
 //! What lies in the vault is looked after: checked, proven, held, deleted, brought back, pruned, archived; and killed in the middle of it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use vaultferry_tests::agent::{Agent, Reply, Setup, number};
 use vaultferry_tests::compare::{Contents, assert_equal, contents};
+use vaultferry_tests::folder::{bytes_below, files};
 use vaultferry_tests::postgres::Server;
 use vaultferry_tests::process::{self, Seen};
 use vaultferry_tests::{azurite, binary, measured, sample};
@@ -112,26 +113,6 @@ impl World {
 
 fn ids(points: &[Value]) -> Vec<String> {
     points.iter().map(|point| point["id"].as_str().expect("an id").to_owned()).collect()
-}
-
-/// The files below a folder with their sizes, largest first.
-fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let data = entry.metadata().expect("its metadata");
-        if data.is_dir() {
-            found.extend(files(&entry.path()));
-        } else {
-            found.push((entry.path(), data.len()));
-        }
-    }
-    found.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-    found
-}
-
-fn bytes_below(dir: &Path) -> u64 {
-    files(dir).iter().map(|(_, size)| size).sum()
 }
 
 #[test]

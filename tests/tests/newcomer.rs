@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vaultferry_tests::agent::{Agent, Job, Reply, Setup, number};
 use vaultferry_tests::compare::{assert_equal, contents};
+use vaultferry_tests::fault_proxy::{Fault, FaultProxy};
 use vaultferry_tests::postgres::{Server, uri_for};
 use vaultferry_tests::{binary, free_port, sample, wait_for};
 
@@ -371,6 +372,33 @@ fn a_server_that_goes_away_is_told_and_what_it_has_stays_protected() {
     server.restart();
     agent.cli(&["server", "scan"]).success();
     agent.backup("shop");
+}
+
+#[test]
+fn a_server_that_does_not_answer_holds_up_no_other() {
+    let server = Server::start();
+    let mut agent = Setup::new().start();
+    let passfile = server.passfile_for_anything().display().to_string();
+    let proxies = [FaultProxy::start(server.port()), FaultProxy::start(server.port())];
+    for proxy in &proxies {
+        let uri = format!("postgres://postgres@127.0.0.1:{}/", proxy.port());
+        agent.cli(&["server", "add", &uri, "--passfile", &passfile, "--exclude", "postgres"]).success();
+    }
+    // In the order in which they would be asked one after the other.
+    let listed = servers(agent.cli_json(&["server", "list"]));
+    let silent = proxies.iter().find(|proxy| listed[0]["name"] == format!("127.0.0.1:{}", proxy.port()));
+    silent.expect("the first server has its proxy").set(Fault::BlackHole);
+    server.create_database("later");
+    agent.expect_log("the server could not be scanned");
+    agent.restart();
+    wait_for("the other server's database to be protected", SOON, || (instances(&agent) == ["later"]).then_some(()));
+    let listed = servers(agent.cli_json(&["server", "list"]));
+    // The silent one is still being asked.
+    assert_eq!((&listed[0]["problem"], listed[0]["scan_time"].is_string()), (&Value::Null, false), "{listed:#?}");
+    // `server scan` tells of each, after the same wait.
+    agent.cli_json(&["server", "scan"]).assert_failed("UserErrorMissingNetworkSecurityPermissions");
+    let listed = servers(agent.cli_json(&["server", "list"]));
+    assert_eq!(database(&listed[1]["databases"], "later")["state"], "Protected", "{listed:#?}");
 }
 
 /// The agent is killed when the vault has the record and the catalog has not.

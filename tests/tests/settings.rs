@@ -139,6 +139,12 @@ fn holds_and_immutability_reach_the_storage() {
     assert!(packs(&of_second) >= 2 && of_second.len() < of_both.len(), "{of_second:?}");
     point(&["delete", "--yes", "--wait"], &points[1]).assert_failed("DataProtected");
     point(&["delete", "--yes", "--wait"], &points[0]).success();
+    // What comes to a held point later is held by the job that brings it.
+    assert!(!of_second.iter().any(|file| file.starts_with("archive/")), "{of_second:?}");
+    point(&["archive", "--wait"], &points[1]).success();
+    let with_copy = fake.on_hold(&container);
+    let there = |prefix: &str| with_copy.iter().any(|file| file.starts_with(prefix));
+    assert!(there(&format!("archive/{}", snapshot(&points[1]))) && there("archive/repo/data/"), "{with_copy:?}");
     point(&["release"], &points[1]).success();
     assert!(fake.on_hold(&container).is_empty(), "{:?}", fake.on_hold(&container));
     point(&["release"], &points[1]).success();

@@ -1,7 +1,6 @@
 //! Points go to the archive store when their policy says so, are restored from there, and end there; a kill on the way leaves them whole.
 //! Points that were made with an end of their own stay where they are until then.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vaultferry_tests::agent::{Agent, Reply, Setup};
 use vaultferry_tests::compare::{Contents, assert_equal, contents};
+use vaultferry_tests::folder::bytes_below;
 use vaultferry_tests::postgres::Server;
 use vaultferry_tests::process::{self, Seen};
 use vaultferry_tests::{binary, policy, sample, wait_for};
@@ -140,15 +140,6 @@ fn time_of(value: &Value) -> jiff::Timestamp {
 fn older(time: &Value, days: i64) -> Value {
     let time = time_of(time).as_microsecond() - days * DAY_US;
     jiff::Timestamp::from_microsecond(time).expect("a time").to_string().into()
-}
-
-fn bytes_below(dir: &std::path::Path) -> u64 {
-    let entries = fs::read_dir(dir).expect("a folder").map(|entry| entry.expect("an entry"));
-    let size = |entry: fs::DirEntry| match entry.metadata().expect("its metadata") {
-        data if data.is_dir() => bytes_below(&entry.path()),
-        data => data.len(),
-    };
-    entries.map(size).sum()
 }
 
 #[test]

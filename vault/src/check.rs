@@ -211,7 +211,7 @@ pub async fn keyless(
 }
 
 /// Everything that [`keyless`] checks and, with the key, that indexes, headers, trees and blobs agree, and which points a damage touches.
-/// The repository is the hot one; the archive's is checked as in [`keyless`].
+/// The repository is the hot one, and the archive's is checked with it, as far as it is online.
 pub async fn full(
     repository: &Arc<Repository>,
     depth: Depth,
@@ -229,7 +229,8 @@ pub async fn full(
     with_cancel::<_, Error>(cancel, check).await
 }
 
-/// Reads every blob of one point. When [`PointReport::is_proven`], the caller may note that the point is proven.
+/// Reads every blob of one point, of the vault store's or else of the archive store's. When [`PointReport::is_proven`], the caller may note
+/// that the point is proven.
 pub async fn point(
     repository: &Arc<Repository>,
     snapshot_id: Id,

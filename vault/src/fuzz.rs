@@ -5,23 +5,27 @@
 
 use secrecy::SecretString;
 
+use crate::archive::Request;
 use crate::id::Id;
+use crate::lease::LeaseRecord;
 use crate::manifest::Manifest;
+use crate::percent;
 use crate::records::{
     self, DamageRecord, InstanceRecord, OwnerRecord, PackList, PasswordRecord, PointEvent, PolicyRecord,
 };
-use crate::records::{PruneMark, RecoveryKeyRecord, VaultRecord};
+use crate::records::{PruneMark, RecoveryKeyRecord, ServerRecord, VaultKeyRecord, VaultRecord};
 use crate::repository::crypto::{OVERHEAD, SealKey};
 use crate::repository::index::{Index, IndexFile};
 use crate::repository::snapshot::Snapshot;
 use crate::repository::tree::Tree;
 use crate::repository::{self, key_file, pack};
+use crate::settings::Settings;
 
 /// A target's name, and the target.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("pack", pack_file),
     ("pack-header", pack_header),
     ("blob", blob),
@@ -31,6 +35,7 @@ pub const TARGETS: [Target; 9] = [
     ("key-file", key_file),
     ("config", config),
     ("record", record),
+    ("percent", percent),
 ];
 
 fn key() -> SealKey {
@@ -111,4 +116,16 @@ pub fn record(bytes: &[u8]) {
     let _ = records::from_bytes::<OwnerRecord>("fuzz", bytes);
     let _ = records::from_bytes::<Manifest>("fuzz", bytes);
     let _ = records::from_bytes::<PointEvent>("fuzz", bytes);
+    let _ = records::from_bytes::<VaultKeyRecord>("fuzz", bytes);
+    let _ = records::from_bytes::<ServerRecord>("fuzz", bytes);
+    let _ = records::from_bytes::<Settings>("fuzz", bytes);
+    let _ = records::from_bytes::<Request>("fuzz", bytes);
+    let _ = records::from_bytes::<LeaseRecord>("fuzz", bytes);
+}
+
+/// A name in an identity. What it says, encoded again, says the same.
+pub fn percent(bytes: &[u8]) {
+    if let Some(name) = std::str::from_utf8(bytes).ok().and_then(percent::decode) {
+        assert_eq!(percent::decode(&percent::encode(&name)), Some(name));
+    }
 }

@@ -14,13 +14,16 @@
 //!   snapshot file).
 //! - Repeating either does no harm.
 //!
-//! One hold or release of an instance at a time: the caller sees to it. A hold that is set while a release reads the logs could lose a file
-//! that both points stand on.
+//! What is written for a point after its hold (an undeleted snapshot file, an event, a copy in the archive, a password record, a pack that
+//! takes a damaged one's place) is put on hold by whoever wrote it, after the fact: [`complete`], [`complete_own`]. A kill between leaves such a
+//! file without its hold until the next prune, which completes every point's.
+//!
+//! One hold or release of an instance at a time: the caller sees to it. A completion may run beside either. It looks afterwards for points
+//! that were released meanwhile, and a release for points that have more files than it knew of.
 //!
 //! Limits: memory as for one index and 64 bytes for each blob of the points that are held. A hold that somebody set by other means on a file
 //! of the point goes with its release. When a chunk lies in two packs one of them is held, and that may be another one when the hold is
-//! released: then the first stays on hold, and a prune tells of a protected pack. What is written after the hold (an undeleted snapshot
-//! file, a copy in the archive, a new password record) is not on hold until [`hold`] is repeated.
+//! released: then the first stays on hold, and a prune tells of a protected pack.
 //!
 //! A folder can do none of it ([`is_supported`]): there the event alone holds. What Azure does was tried on a fake service only.
 
@@ -77,15 +80,102 @@ pub async fn release(repository: &Repository, id: &Id, cancel: &CancellationToke
         if let Some(note) = &state.held {
             return Err(Error::PointProtected { id: *id, detail: format!("it is held: {note}") });
         }
-        let held: Vec<&PointState> = states.iter().filter(|other| other.held.is_some() && exists(other)).collect();
+        let held: Vec<&PointState> = states.iter().filter(|other| is_held(other)).collect();
         let files = files_of(repository, &[state], cancel).await?;
         let kept = match held.is_empty() {
             true => BTreeSet::new(),
             false => files_of(repository, &held, cancel).await?,
         };
-        Ok(set(store, to_release(files, &kept), false).await?)
+        let changed = set(store, to_release(files, &kept), false).await?;
+        // A point that came to the archive meanwhile may stand on packs that were let go just now.
+        let told = |states: &[&PointState]| states.iter().map(|state| (state.id, state.events)).collect::<Vec<_>>();
+        let now = held_points(store, None, cancel).await?;
+        let now: Vec<&PointState> = now.iter().collect();
+        if told(&now) != told(&held) {
+            set_missing(repository, &now, cancel).await?;
+        }
+        Ok(changed)
     };
     with_cancel::<_, Error>(cancel, release).await
+}
+
+/// True when the log of the point holds it, or of any point.
+pub async fn is_any_held(store: &dyn Store, only: Option<&Id>, cancel: &CancellationToken) -> Result<bool, Error> {
+    Ok(!held_points(store, only, cancel).await?.is_empty())
+}
+
+/// Puts on hold what the point, or every point that is held, stands on and what is not on hold yet. Does nothing for points that the log does
+/// not hold. Gives the files that it had to hold. Repeat it after an error.
+pub async fn complete(
+    repository: &Repository,
+    only: Option<&Id>,
+    cancel: &CancellationToken,
+) -> Result<Changed, Error> {
+    let complete = async {
+        let store = &**repository.store();
+        let held = held_points(store, only, cancel).await?;
+        let changed = set_missing(repository, &held.iter().collect::<Vec<_>>(), cancel).await?;
+        for state in &held {
+            // Released meanwhile: the release may have been at these files before.
+            if points::read(store, &state.id, cancel).await?.held.is_none() {
+                match release(repository, &state.id, cancel).await {
+                    // And held again.
+                    Ok(_) | Err(Error::PointProtected { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(changed)
+    };
+    with_cancel::<_, Error>(cancel, complete).await
+}
+
+/// The same for the files that are the point's alone, its log and its snapshot files, which needs no key. A hold that is released meanwhile
+/// may stay on a few of them until it is released again.
+pub async fn complete_own(store: &dyn Store, only: Option<&Id>, cancel: &CancellationToken) -> Result<Changed, Error> {
+    let complete = async {
+        let mut files = BTreeSet::new();
+        for state in held_points(store, only, cancel).await? {
+            files.extend(own_files(store, &state).await?);
+        }
+        Ok(set(store, files, true).await?)
+    };
+    with_cancel::<_, Error>(cancel, complete).await
+}
+
+/// The point, or all points, that the log holds.
+async fn held_points(
+    store: &dyn Store,
+    only: Option<&Id>,
+    cancel: &CancellationToken,
+) -> Result<Vec<PointState>, Error> {
+    let mut states = match only {
+        Some(id) => vec![points::read(store, id, cancel).await?],
+        None => points::read_all(store, cancel).await?,
+    };
+    states.retain(is_held);
+    Ok(states)
+}
+
+/// Holds what is not on hold of what these points stand on: one listing, and a request for each such file.
+async fn set_missing(
+    repository: &Repository,
+    states: &[&PointState],
+    cancel: &CancellationToken,
+) -> Result<Changed, Error> {
+    if states.is_empty() {
+        return Ok(Changed::default());
+    }
+    let store = &**repository.store();
+    let mut files = files_of(repository, states, cancel).await?;
+    let mut entries = store::list(store, "");
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        if entry.protection.legal_hold {
+            files.remove(&entry.key);
+        }
+    }
+    Ok(set(store, files, true).await?)
 }
 
 /// What may be let go of a point's files when those in `kept` belong to points that are held.
@@ -96,6 +186,10 @@ pub fn to_release(mut files: BTreeSet<Key>, kept: &BTreeSet<Key>) -> BTreeSet<Ke
 
 fn exists(state: &PointState) -> bool {
     !state.purged && !state.abandoned
+}
+
+fn is_held(state: &PointState) -> bool {
+    state.held.is_some() && exists(state)
 }
 
 /// Every file that these points stand on together, each once, by its key in the instance's store.
@@ -112,22 +206,35 @@ async fn files_of(
     let archived = |state: &&PointState| state.in_archive || (deleted(state) && state.archived);
     let archived: Vec<&PointState> = standing.iter().copied().filter(archived).collect();
     if !hot.is_empty() {
-        let with_file = hot.iter().filter(|state| state.in_vault).map(|state| state.id);
-        files.extend(with_file.map(|id| FileKind::Snapshot.key(&id)));
         files.extend(data_of(repository, &hot, cancel).await?);
     }
     if !archived.is_empty() {
-        let mut below: Vec<Key> = data_of(&archive::open(repository)?, &archived, cancel).await?;
-        let with_file = archived.iter().filter(|state| state.in_archive).map(|state| state.id);
-        below.extend(with_file.map(|id| FileKind::Snapshot.key(&id)));
-        for key in below {
-            files.insert(Key::new(format!("{}{key}", records::ARCHIVE)).map_err(Error::internal)?);
+        for key in data_of(&archive::open(repository)?, &archived, cancel).await? {
+            files.insert(archived_key(&key)?);
         }
     }
     for state in hot.iter().chain(&archived) {
-        files.extend(immutability::keys(&**repository.store(), &records::point_events(&state.id)).await?);
+        files.extend(own_files(&**repository.store(), state).await?);
     }
     Ok(files)
+}
+
+/// The point's log, and its snapshot files where they are.
+async fn own_files(store: &dyn Store, state: &PointState) -> Result<Vec<Key>, Error> {
+    let mut files = immutability::keys(store, &records::point_events(&state.id)).await?;
+    let snapshot = FileKind::Snapshot.key(&state.id);
+    if state.in_archive {
+        files.push(archived_key(&snapshot)?);
+    }
+    if state.in_vault {
+        files.push(snapshot);
+    }
+    Ok(files)
+}
+
+/// The key in the instance's store of a file of its archive.
+fn archived_key(key: &Key) -> Result<Key, Error> {
+    Key::new(format!("{}{key}", records::ARCHIVE)).map_err(Error::internal)
 }
 
 /// The packs of these points, and what opens them, by their keys in the repository's own store.

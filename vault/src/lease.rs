@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - Nothing that must be right rests on a lease: prunes are fenced by their epochs. It saves work, and deletions from being asked twice.
-//! - A holder that was killed blocks for [`TERM`] at most. Clocks that disagree make that longer or shorter, no more.
+//! - A holder that was killed blocks for [`TERM`] at most. Clocks that disagree make that longer or shorter, no more. It does not block at
+//!   all where its death can be proven: on the same machine, since the same boot ([`Process::is_surely_dead`]).
 //! - A holder that could not renew in time, or was overtaken, hears of it ([`Lease::lost`]) and stops.
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::blocking::with_cancel;
 use crate::error::Error;
+use crate::process::Process;
 use crate::records::{self, LEASES};
 use crate::repository::crypto;
 use crate::store::{self, Put, Store};
@@ -28,7 +30,7 @@ const RENEWALS_PER_TERM: u32 = 3;
 const LEAST_RENEWAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct LeaseRecord {
+pub(crate) struct LeaseRecord {
     version: u32,
     /// Random, 32 hexadecimal digits: made anew for each lease.
     holder: String,
@@ -36,6 +38,17 @@ struct LeaseRecord {
     purpose: String,
     create_time: jiff::Timestamp,
     expire_time: jiff::Timestamp,
+    /// Who works, where that can be told. Records of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    process: Option<Process>,
+}
+
+impl LeaseRecord {
+    /// True when somebody may be at work, who is not this holder.
+    fn is_in_the_way(&self, holder: &str, now: jiff::Timestamp) -> bool {
+        let is_dead = || self.process.as_ref().is_some_and(Process::is_surely_dead);
+        self.holder != holder && self.expire_time > now && !is_dead()
+    }
 }
 
 /// A lease that is held and renewed until it is released. Dropped, it is no longer renewed, and expires.
@@ -89,14 +102,14 @@ impl Lease {
     }
 }
 
-/// Creates the next lease record, when the newest one is the holder's own or has expired.
+/// Creates the next lease record, when the newest one is the holder's own, has expired, or is a dead process's.
 async fn take(store: &dyn Store, holder: &str, purpose: &str, term: Duration) -> Result<(), Error> {
     let busy = |detail: String| Error::MaintenanceBusy { store: store.location().to_owned(), detail };
     let numbers = records::numbers(store, LEASES).await?;
     let now = crate::clock::now();
     if let Some(newest) = numbers.last() {
         match records::get::<LeaseRecord>(store, &records::numbered(LEASES, *newest)).await {
-            Ok(other) if other.holder != holder && other.expire_time > now => {
+            Ok(other) if other.is_in_the_way(holder, now) => {
                 return Err(busy(format!("{} since {}", other.purpose, other.create_time)));
             }
             // Given back just now.
@@ -110,6 +123,7 @@ async fn take(store: &dyn Store, holder: &str, purpose: &str, term: Duration) ->
         purpose: purpose.to_owned(),
         create_time: now,
         expire_time: now + term,
+        process: Process::this(),
     };
     let next = numbers.last().map_or(0, |newest| *newest) + 1;
     if records::put(store, &records::numbered(LEASES, next), &record).await? == Put::Existed {
@@ -138,5 +152,54 @@ async fn renew(store: store::Shared, holder: String, purpose: String, term: Dura
             }
             Err(error) => tracing::info!(store = store.location(), "the maintenance lease is renewed later: {error}"),
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::memory::Memory;
+
+    /// A lease of an hour, of that process.
+    async fn of(process: Option<Process>) -> store::Shared {
+        let store: store::Shared = Arc::new(Memory::new("lease"));
+        let now = crate::clock::now();
+        let record = LeaseRecord {
+            version: records::VERSION,
+            holder: "0".repeat(32),
+            purpose: "prune".to_owned(),
+            create_time: now,
+            expire_time: now + Duration::from_secs(3600),
+            process,
+        };
+        records::put(&*store, &records::numbered(LEASES, 1), &record).await.expect("put");
+        store
+    }
+
+    async fn acquire(store: &store::Shared) -> Result<Lease, Error> {
+        Lease::acquire(store, "prune", TERM, &CancellationToken::new()).await
+    }
+
+    #[tokio::test]
+    async fn only_who_is_surely_dead_is_not_waited_for() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let process = Process::of(child.id()).expect("it runs");
+        let (living, unknown) = (of(Some(process.clone())).await, of(None).await);
+        for store in [&living, &unknown] {
+            let refused = acquire(store).await;
+            assert!(matches!(refused, Err(Error::MaintenanceBusy { .. })), "{refused:?}");
+        }
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+        let lease = acquire(&living).await.expect("its holder is dead");
+        assert!(matches!(acquire(&living).await, Err(Error::MaintenanceBusy { .. })), "this one lives");
+        lease.release().await;
+        assert!(records::numbers(&*living, LEASES).await.expect("listed").is_empty(), "nothing of the dead is left");
+        assert!(matches!(acquire(&unknown).await, Err(Error::MaintenanceBusy { .. })));
+        // As a version of before wrote it.
+        let old = r#"{"version":1,"holder":"1","purpose":"prune","create_time":"2026-01-02T03:04:05Z","expire_time":"2026-01-02T03:14:05Z"}"#;
+        assert_eq!(serde_json::from_str::<LeaseRecord>(old).expect("it is read").process, None);
     }
 }

@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_tests::{azurite, restic};
 use vaultferry_vault::archive::{self, Copied};
 use vaultferry_vault::check;
-use vaultferry_vault::commit::{self, Record};
+use vaultferry_vault::commit;
 use vaultferry_vault::location::Access;
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points;
 use vaultferry_vault::reader::PointReader;
-use vaultferry_vault::records::{self, PointCreated, PointEvent, PointEventKind};
+use vaultferry_vault::records::{self, PointEvent, PointEventKind};
 use vaultferry_vault::repository::{FileKind, Repository, pack_key};
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::store::faulty::{Faulty, Operation, Plan};
@@ -26,6 +26,8 @@ use vaultferry_vault::store::{self, Entry, Key, Shared, Tier};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta};
 use vaultferry_vault::{Error, Id};
 
+#[path = "archive/checks.rs"]
+mod checks;
 #[path = "support/dying.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod dying;
@@ -34,9 +36,12 @@ mod dying;
 mod fake_blob;
 #[path = "archive/moves.rs"]
 mod moves;
+#[path = "support/record.rs"]
+mod record;
 
 use dying::{Dying, Last};
 use fake_blob::FakeBlob;
+use record::record;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -66,26 +71,7 @@ async fn point(repository: &Arc<Repository>, job: &str, bytes: &[u8]) -> Id {
     let time = jiff::Timestamp::from_second(1_800_000_000).expect("a time");
     let meta = SnapshotMeta { time, hostname: "host".to_owned(), tags: vec![format!("job={job}")] };
     let staged = backup.stage(meta, &cancel).await.expect("stage");
-    let record = Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed.clone(),
-        prune_epoch: staged.prune_epoch,
-        packs: staged.packs.clone(),
-        time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    };
+    let record = record(job, &staged);
     let store = repository.store();
     commit::verify(&**store, &record, &cancel).await.expect("verify");
     commit::prepare(&**store, &record, &cancel).await.expect("prepare");

@@ -64,10 +64,18 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
         "config" => vec![
             br#"{"version":2,"id":"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881","chunker_polynomial":"25b468838dcb75"}"#.to_vec(),
         ],
-        _ => ["vault", "recovery-key", "policy", "instance", "password", "point-event", "packs-next", "prune"]
+        "percent" => vec![b"%EB%B0%B1%EC%97%85%20%22a%2Fb".to_vec(), b"100%25".to_vec()],
+        _ => ["vault", "recovery-key", "policy", "instance", "server", "password", "point-event", "packs-next", "prune"]
             .iter()
             .map(|name| golden(&format!("records/{name}.json")))
-            .chain([records::to_bytes(&serde_json::json!({"version": 1, "files": [], "previous": []})).expect("JSON")])
+            .chain([
+                serde_json::json!({"version": 1, "files": [], "previous": []}),
+                serde_json::json!({"version": 1, "create_time": time, "immutability": "enabled", "immutability_days": 30,
+                    "soft_delete_days": 14, "redundancy": "geo-redundant"}),
+                serde_json::json!({"version": 1, "holder": "1", "purpose": "prune", "create_time": time, "expire_time": time,
+                    "process": {"boot": "b", "namespace": "pid:[1]", "pid": 1, "start": 2}}),
+                serde_json::json!({"version": 1, "create_time": time, "job_id": "1", "snapshot_id": id}),
+            ].map(|record| records::to_bytes(&record).expect("JSON")))
             .collect(),
     }
 }

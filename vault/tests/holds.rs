@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
-use vaultferry_vault::commit::{self, Record};
+use vaultferry_vault::commit;
 use vaultferry_vault::location::Access;
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points::{self, PointState};
 use vaultferry_vault::prune;
-use vaultferry_vault::records::PointCreated;
+use vaultferry_vault::records;
 use vaultferry_vault::repository::{FileKind, Repository};
 use vaultferry_vault::store::folder::Folder;
 use vaultferry_vault::store::memory::Memory;
@@ -25,9 +25,12 @@ mod dying;
 #[path = "support/fake_blob.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake_blob;
+#[path = "support/record.rs"]
+mod record;
 
 use dying::{Dying, Last};
 use fake_blob::FakeBlob;
+use record::record;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -47,26 +50,7 @@ async fn point(repository: &Arc<Repository>, job: &str, own: &'static [u8]) -> I
     backup.write_stream("own", own, &cancel).await.expect("write");
     let meta = SnapshotMeta { time: jiff::Timestamp::now(), hostname: "host".to_owned(), tags: Vec::new() };
     let staged = backup.stage(meta, &cancel).await.expect("stage");
-    let record = Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed,
-        prune_epoch: 0,
-        packs: staged.packs,
-        time: staged.time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    };
+    let record = record(job, &staged);
     commit::prepare(&**repository.store(), &record, &cancel).await.expect("prepare");
     commit::publish(&**repository.store(), &record, &cancel).await.expect("publish");
     record.snapshot_id
@@ -272,6 +256,56 @@ async fn a_point_is_held_wherever_it_is() {
     assert_eq!(on_hold(&store).await, BTreeSet::new());
     assert_eq!(points::purge_due(&*store, jiff::Timestamp::now(), &never()).await.expect("purge"), [deleted]);
     assert_eq!(holds::hold(&repository, &deleted, &never()).await.expect("nothing").files, 0, "purged");
+}
+
+async fn what_is_written_later_is_held_too(store: Shared) {
+    let (repository, archived, deleted) = two_points(&store).await;
+    let complete = async |only: Option<&Id>| holds::complete(&repository, only, &never()).await.expect("complete");
+    assert_eq!(complete(None).await.files, 0);
+    assert_eq!(on_hold(&store).await, BTreeSet::new(), "nothing is held that the log does not hold");
+
+    hold(&repository, &archived).await.expect("hold");
+    archive::copy_point(&repository, &archived, "job", &Arc::default(), &never()).await.expect("archive");
+    let below = |files: &BTreeSet<String>, prefix: &str| files.iter().any(|file| file.starts_with(prefix));
+    assert!(!below(&on_hold(&store).await, "archive/"));
+    // Without the key, what is the point's alone: its snapshot file there, and the events since.
+    holds::complete_own(&*store, Some(&archived), &never()).await.expect("complete");
+    let held = on_hold(&store).await;
+    assert!(held.contains(&format!("archive/repo/snapshots/{archived}")), "{held:?}");
+    let event = records::numbered(&records::point_events(&archived), 3);
+    assert!(held.contains(event.as_str()), "{event} is not on hold: {held:?}");
+    assert!(!below(&held, "archive/repo/data/"), "{held:?}");
+    let changed = complete(Some(&archived)).await;
+    assert!(changed.files > 0 && changed.missing == 0, "{changed:?}");
+    let held = on_hold(&store).await;
+    let in_archive = needed(&archive::open(&repository).expect("archive"), &archived).await;
+    assert!(below(&in_archive, "repo/data/"), "{in_archive:?}");
+    for file in in_archive {
+        assert!(held.contains(&format!("archive/{file}")), "{file} is not on hold: {held:?}");
+    }
+    assert!(!held.contains(&format!("repo/snapshots/{deleted}")), "the other point is not held");
+    assert_eq!(complete(None).await.files, 0, "only what is missing is asked for");
+
+    points::soft_delete(&*store, &deleted, soon(), &never()).await.expect("delete");
+    hold(&repository, &deleted).await.expect("hold");
+    points::undelete(&*store, &deleted, &never()).await.expect("undelete");
+    let snapshot = format!("repo/snapshots/{deleted}");
+    assert!(!on_hold(&store).await.contains(&snapshot));
+    holds::complete_own(&*store, None, &never()).await.expect("complete");
+    assert!(on_hold(&store).await.contains(&snapshot));
+
+    // A release lets go of all of it.
+    release(&repository, &archived).await.expect("release");
+    assert!(!below(&on_hold(&store).await, "archive/"));
+    release(&repository, &deleted).await.expect("release");
+    assert_eq!(on_hold(&store).await, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn files_that_come_after_a_hold_are_held_by_whoever_brought_them() {
+    what_is_written_later_is_held_too(Arc::new(Memory::new("later"))).await;
+    let fake = FakeBlob::start(fake_blob::Account::default()).await;
+    what_is_written_later_is_held_too(fake_store(&fake).await).await;
 }
 
 /// A release that stopped before the files: the data is not needed any more, and a prune leaves it as long as it is on hold.

@@ -10,7 +10,6 @@ use vaultferry_vault::commit::{self, Record};
 use vaultferry_vault::immutability;
 use vaultferry_vault::location::{Access, RoleAccess};
 use vaultferry_vault::meter::Meter;
-use vaultferry_vault::records::PointCreated;
 use vaultferry_vault::repository::Repository;
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::store::azure::sas::Role;
@@ -22,8 +21,11 @@ use vaultferry_vault::writer::{Backup, Options, SnapshotMeta};
 #[path = "support/fake_blob.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod fake_blob;
+#[path = "support/record.rs"]
+mod record;
 
 use fake_blob::FakeBlob;
+use record::record;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
 const HOUR: Duration = Duration::from_secs(3600);
@@ -44,26 +46,7 @@ async fn staged(repository: &Arc<Repository>, job: &str, bytes: &[u8]) -> Record
     backup.write_stream("s", bytes, &cancel).await.expect("write");
     let meta = SnapshotMeta { time: jiff::Timestamp::now(), hostname: "host".to_owned(), tags: Vec::new() };
     let staged = backup.stage(meta, &cancel).await.expect("stage");
-    Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed,
-        prune_epoch: 0,
-        packs: staged.packs,
-        time: staged.time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    }
+    record(job, &staged)
 }
 
 async fn entries(store: &Shared, prefix: &str) -> Vec<Entry> {

@@ -13,14 +13,14 @@ use rand::{RngExt as _, SeedableRng as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 use vaultferry_vault::check::{self, Depth};
-use vaultferry_vault::commit::{self, Record};
+use vaultferry_vault::commit;
 use vaultferry_vault::keys::WrapKey;
 use vaultferry_vault::manifest::{self, Scope};
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points::{self, PointState};
 use vaultferry_vault::prune;
 use vaultferry_vault::reader::PointReader;
-use vaultferry_vault::records::{self, InstanceRecord, PasswordRecord, PointCreated, SourceLogin};
+use vaultferry_vault::records::{self, InstanceRecord, PasswordRecord, SourceLogin};
 use vaultferry_vault::repository::Repository;
 use vaultferry_vault::store::memory::Memory;
 use vaultferry_vault::store::{self, Shared, Store as _};
@@ -29,8 +29,11 @@ use vaultferry_vault::{Error, Id, archive};
 
 #[path = "support/dying.rs"]
 mod dying;
+#[path = "support/record.rs"]
+mod record;
 
 use dying::{Dying, Last};
+use record::record;
 
 const STEPS: usize = 60;
 
@@ -118,27 +121,7 @@ impl Life {
         let tags = vec![format!("job={job_id}")];
         let meta = SnapshotMeta { time: jiff::Timestamp::now(), hostname: "host".to_owned(), tags };
         let staged = backup.stage(meta, &never()).await?;
-        let created = PointCreated {
-            job_id,
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        };
-        let record = Record {
-            snapshot_id: staged.snapshot_id,
-            sealed: staged.sealed,
-            prune_epoch: staged.prune_epoch,
-            packs: staged.packs,
-            time: staged.time,
-            created,
-        };
+        let record = record(&job_id, &staged);
         // Journaled: from here on a kill is gone on from, with prunes between, as a restart of the agent does it.
         let mut store = store;
         loop {

@@ -16,7 +16,7 @@ use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points;
 use vaultferry_vault::prune::{self, Options, Plan, Report};
 use vaultferry_vault::reader::PointReader;
-use vaultferry_vault::records::{self, PointCreated};
+use vaultferry_vault::records;
 use vaultferry_vault::repository::{FileKind, PACKS, Repository};
 use vaultferry_vault::store::faulty::{Faulty, Operation};
 use vaultferry_vault::store::{self, Key, memory::Memory};
@@ -27,10 +27,13 @@ use vaultferry_vault::{Error, Id};
 mod dying;
 #[path = "prune/orders.rs"]
 mod orders;
+#[path = "support/record.rs"]
+mod record;
 #[path = "support/scheduler.rs"]
 mod scheduler;
 
 use dying::{Dying, Last};
+use record::record;
 use scheduler::Scheduler;
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
@@ -75,29 +78,6 @@ async fn stage(repository: &Arc<Repository>, streams: &[u64]) -> Result<Staged, 
     backup.stage(meta, &never()).await
 }
 
-fn record(job: &str, staged: Staged) -> Record {
-    Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed,
-        prune_epoch: staged.prune_epoch,
-        packs: staged.packs,
-        time: staged.time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    }
-}
-
 /// As the coordinator does it: a commit that is refused is abandoned.
 async fn commit(store: &store::Shared, record: &Record) -> Result<(), Error> {
     let prepare = async {
@@ -112,7 +92,7 @@ async fn commit(store: &store::Shared, record: &Record) -> Result<(), Error> {
 }
 
 async fn back_up(repository: &Arc<Repository>, job: &str, streams: &[u64]) -> Result<Id, Error> {
-    let record = record(job, stage(repository, streams).await?);
+    let record = record(job, &stage(repository, streams).await?);
     commit(repository.store(), &record).await?;
     Ok(record.snapshot_id)
 }
@@ -228,7 +208,7 @@ async fn what_nothing_needs_goes_with_the_second_prune_and_a_leftover_with_the_t
     let third = run(&repository).await.expect("prune");
     assert_eq!((third.deleted.packs, third.plan.mark.packs), (2, 0));
     assert_eq!(names(&store, PACKS).await.len(), all - 1);
-    let refused = commit(&store, &record("4", leftover)).await;
+    let refused = commit(&store, &record("4", &leftover)).await;
     assert!(matches!(refused, Err(Error::StagedIncomplete { .. })), "{refused:?}");
     assert_eq!(read_everything(&store).await, Ok(2));
     restic_check(&access.restic_repository(INSTANCE).to_string());
@@ -263,7 +243,7 @@ async fn a_backup_is_committed_beside_one_prune_and_refused_after_two() {
     let store: store::Shared = Arc::new(Memory::new("memory"));
     let repository = repository(&store).await;
     for (prunes, committed) in [(0, true), (1, true), (2, false)] {
-        let record = record(&format!("{prunes}"), stage(&repository, &[prunes]).await.expect("stage"));
+        let record = record(&format!("{prunes}"), &stage(&repository, &[prunes]).await.expect("stage"));
         for _ in 0..prunes {
             run(&repository).await.expect("prune");
         }
@@ -277,7 +257,7 @@ async fn a_backup_is_committed_beside_one_prune_and_refused_after_two() {
     }
     assert_eq!(read_everything(&store).await, Ok(2));
     // One that is suspended between its check and its end is waited for.
-    let record = record("slow", stage(&repository, &[7]).await.expect("stage"));
+    let record = record("slow", &stage(&repository, &[7]).await.expect("stage"));
     commit::prepare(&*store, &record, &never()).await.expect("prepare");
     for _ in 0..4 {
         assert_eq!(run(&repository).await.expect("prune").plan.kept_unpublished.packs, 2);
@@ -286,7 +266,7 @@ async fn a_backup_is_committed_beside_one_prune_and_refused_after_two() {
     assert_eq!(read_everything(&store).await, Ok(3));
     // One that reuses what is marked meanwhile is refused; its packs go when it is abandoned, and its job may try again.
     let old = back_up(&repository, "old", &[8]).await.expect("back up");
-    let late = self::record("late", stage(&repository, &[8]).await.expect("stage"));
+    let late = self::record::record("late", &stage(&repository, &[8]).await.expect("stage"));
     delete(&store, &old).await;
     run(&repository).await.expect("prune");
     let refused = commit(&store, &late).await;
@@ -457,7 +437,7 @@ async fn a_commit_reads_from_the_newest_checkpoint_on() {
     let store: store::Shared = Arc::new(Memory::new("memory"));
     let repository = repository(&store).await;
     let gone = back_up(&repository, "gone", &[1000]).await.expect("back up");
-    let waits = record("waits", stage(&repository, &[999]).await.expect("stage"));
+    let waits = record("waits", &stage(&repository, &[999]).await.expect("stage"));
     commit::prepare(&*store, &waits, &never()).await.expect("prepare");
     for number in 0..40 {
         back_up(&repository, &format!("{number}"), &[number]).await.expect("back up");
@@ -481,11 +461,11 @@ async fn a_commit_reads_from_the_newest_checkpoint_on() {
     let counting = Arc::new(Faulty::new(store.clone(), store::faulty::Plan::new()));
     let counted: store::Shared = counting.clone();
     let staged = stage(&repository, &[5, 50]).await.expect("stage");
-    let again = record("again", staged);
+    let again = record("again", &staged);
     commit(&counted, &again).await.expect("commit");
     assert!(counting.calls(Operation::Get) < 25, "{} reads", counting.calls(Operation::Get));
     // The commit that waited is found behind the checkpoint, and its job may not commit anything else.
-    let other = record("waits", stage(&repository, &[998]).await.expect("stage"));
+    let other = record("waits", &stage(&repository, &[998]).await.expect("stage"));
     let refused = commit::prepare(&*store, &other, &never()).await;
     assert!(matches!(refused, Err(Error::JobAlreadyCommitted { .. })), "{refused:?}");
     commit::publish(&*store, &waits, &never()).await.expect("publish");

@@ -7,15 +7,20 @@ use futures::StreamExt as _;
 use rand::{RngExt as _, SeedableRng as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
-use vaultferry_vault::commit::{self, Record};
+use vaultferry_vault::commit;
 use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::reader::PointReader;
-use vaultferry_vault::records::{self, PointCreated, PolicyRecord, PruneMark};
+use vaultferry_vault::records::{self, PolicyRecord, PruneMark};
 use vaultferry_vault::repository::{FileKind, PACKS, Repository};
 use vaultferry_vault::store::{self, memory::Memory};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta, Staged};
 use vaultferry_vault::{Error, Id, admin};
+
+#[path = "support/record.rs"]
+mod record;
+
+use record::record;
 
 fn password() -> SecretString {
     SecretString::from("5e".repeat(32))
@@ -42,29 +47,6 @@ async fn stage(repository: &Arc<Repository>, streams: &[(&str, &[u8])]) -> Stage
     let time = jiff::Timestamp::from_second(1_800_000_000).expect("a time");
     let meta = SnapshotMeta { time, hostname: "host".to_owned(), tags: vec!["job=1".to_owned()] };
     backup.stage(meta, &cancel).await.expect("stage")
-}
-
-fn record(job: &str, staged: &Staged) -> Record {
-    Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed.clone(),
-        prune_epoch: staged.prune_epoch,
-        packs: staged.packs.clone(),
-        time: staged.time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    }
 }
 
 async fn commit(store: &store::Shared, job: &str, staged: &Staged) -> Result<(), Error> {

@@ -63,6 +63,9 @@ pub fn to_text(checked: &[Checked], read_data_percent: f64) -> String {
         if checked.findings.is_empty() {
             lines.push("  nothing is wrong".to_owned());
         }
+        if report.files_unreadable > 0 {
+            lines.push(format!("  {}", super::job::not_readable(report.files_unreadable)));
+        }
         lines.extend(checked.findings.iter().take(PRINTED).map(|finding| format!("  {}", line(finding))));
         if checked.findings.len() > PRINTED {
             lines.push(format!("  and {} more", checked.findings.len() - PRINTED));

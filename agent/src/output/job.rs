@@ -168,13 +168,20 @@ fn check_report(report: &CheckReport) -> String {
         size(report.bytes_read)
     )];
     if report.files_unreadable > 0 {
-        lines.push(format!("{} archived files: only their sizes were checked", report.files_unreadable));
+        lines.push(not_readable(report.files_unreadable));
     }
     if report.read_data_percent > 0.0 && report.read_data_percent < 100.0 {
         lines.push(format!("{} of {} packs were drawn (seed {})", report.packs_drawn, report.packs, report.seed));
         lines.push(probability(report.detects_one, report.detects_one_percent));
     }
     lines.join("\n")
+}
+
+/// What a check could not look at.
+pub fn not_readable(files: u64) -> String {
+    format!(
+        "{files} files lie in the archive tier and cannot be read without rehydration: only their sizes were checked"
+    )
 }
 
 /// What a check of a part can find.

@@ -14,6 +14,8 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use vaultferry_tests::azurite::elements;
+use vaultferry_tests::percent;
 
 use super::{ACCOUNT, HOST};
 use crate::Result;
@@ -94,7 +96,7 @@ impl Client {
         text.push_str(&format!("/{ACCOUNT}{path}"));
         query.iter().for_each(|(name, value)| text.push_str(&format!("\n{name}:{value}")));
         let signature = STANDARD.encode(hmac::sign(&self.key, text.as_bytes()));
-        let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+        let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", percent(value))).collect();
         let mut head = format!("{method} {path}?{} HTTP/1.0\r\nHost: {}\r\n", query.join("&"), self.address);
         signed.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
         head.push_str(&format!(
@@ -126,16 +128,4 @@ impl Client {
         }
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
-}
-
-/// Enough for Azurite's listings, whose names need no unescaping here.
-fn elements(xml: &str, name: &str) -> Vec<String> {
-    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
-    let parts = xml.split(open.as_str()).skip(1);
-    parts.filter_map(|part| part.split_once(close.as_str()).map(|(text, _)| text.to_owned())).collect()
-}
-
-fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
 }

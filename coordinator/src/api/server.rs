@@ -120,9 +120,9 @@ impl Api {
             "" => self.catalog.servers().await?,
             name => vec![self.find_server(name).await?],
         };
+        self.scan_each(&servers).await;
         let mut scanned = Vec::with_capacity(servers.len());
         for server in servers {
-            self.scan(&server.id).await;
             scanned.push(self.to_wire_server(server).await?);
         }
         Ok(scanned)

@@ -9,8 +9,11 @@
 //! - Nobody waits for a copy: the catalog is read by a connection of its own, which in WAL mode stops no writer.
 //! - A vault is rebuilt without copies (`vault rebuild-catalog`); they are for people, and for the history of jobs (`--with-history`).
 //!
-//! Limits: the compressed copy is in memory while it is sent; a catalog of a million points has some 60 MiB then.
+//! - What a copy unpacks to is bounded ([`unpacked_limit`]), as is what is read of it: the vault's bytes are not trusted with this disk.
+//!
+//! Limits: the compressed copy is in memory while it is sent or read; a catalog of a million points has some 60 MiB then.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +44,12 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const KEPT: usize = 7;
 /// Level 3 of zstd is the library's own choice between time and size.
 const LEVEL: i32 = 3;
+/// A larger copy is not read: ten times that of a million points.
+const MAX_COPY: u64 = 600 << 20;
+/// What any copy may unpack to: empty pages and equal rows of a small catalog compress to almost nothing.
+const UNPACKED_ANYWAY: u64 = 64 << 20;
+/// And for each byte of a copy. Catalogs are five to fifteen times their copies; zstd itself goes to tens of thousands.
+const UNPACKED_PER_BYTE: u64 = 64;
 const ENDING: &str = ".sqlite.zst";
 /// A name that sorts by its time.
 const TIME: &str = "%Y%m%dT%H%M%SZ";
@@ -158,12 +167,37 @@ async fn delete_old(shared: &Shared, before: Vec<Key>) {
     }
 }
 
-/// Unpacks a copy into a file, which must not be there. After an error a part of it may be.
+/// Reads a copy. The inner error: it is larger than any copy, or gone.
+pub(crate) async fn fetch(root: &store::Shared, key: &Key) -> Result<Result<Bytes, String>, store::Error> {
+    match root.head(key).await? {
+        None => Ok(Err("it is not there any more".to_owned())),
+        Some(entry) if entry.size > MAX_COPY => {
+            let detail =
+                format!("it has {} bytes, a copy has at most {MAX_COPY}: this is no copy of a catalog", entry.size);
+            Ok(Err(detail))
+        }
+        Some(_) => root.get(key, None).await.map(Ok),
+    }
+}
+
+/// Bytes that a copy of so many bytes may unpack to.
+fn unpacked_limit(size: u64) -> u64 {
+    UNPACKED_ANYWAY.saturating_add(size.saturating_mul(UNPACKED_PER_BYTE))
+}
+
+/// Unpacks a copy into a file, which must not be there. After an error a part of it may be; it has no more bytes than the limit.
 pub(crate) async fn unpack(body: Bytes, to: &Path) -> Result<(), Problem> {
     let to = to.to_owned();
     let unpack = move || -> std::io::Result<()> {
+        let limit = unpacked_limit(body.len() as u64);
         let mut file = std::fs::File::create_new(&to)?;
-        zstd::stream::copy_decode(&body[..], &mut file)?;
+        let mut decoder = zstd::stream::read::Decoder::new(&body[..])?;
+        std::io::copy(&mut decoder.by_ref().take(limit), &mut file)?;
+        // One byte more, or the end of the last frame, whose checksum counts.
+        if decoder.read(&mut [0])? > 0 {
+            let (packed, text) = (body.len(), "this is no copy of a catalog, or it was altered");
+            return Err(std::io::Error::other(format!("its {packed} bytes are more than {limit} unpacked: {text}")));
+        }
         file.sync_all()
     };
     let failed = |detail: String| Problem::new(Reason::Internal, format!("the copy cannot be unpacked: {detail}"));

@@ -1,22 +1,8 @@
 //! Ending processes that an earlier life of the agent left behind, and nobody else's.
 
+use vaultferry_vault::process::start_time;
+
 use crate::catalog::PluginProcess;
-
-/// When the process started, as the system counts it (Linux: clock ticks since boot). `None` when there is no such process, or the
-/// system does not tell.
-#[cfg(target_os = "linux")]
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses, and may hold anything; the 22nd is the start time (proc(5)).
-    let (_, fields) = stat.rsplit_once(") ")?;
-    fields.split(' ').nth(19)?.parse().ok()
-}
-
-/// When the process started: not told by this system.
-#[cfg(not(target_os = "linux"))]
-pub fn start_time(_: u32) -> Option<u64> {
-    None
-}
 
 /// Kills the process's group at once. Of a group that is gone nothing happens.
 pub fn kill_group(pid: u32) {

@@ -2,6 +2,8 @@
 //!
 //! Jobs that had not ended when the copy was made are left out: nothing tells how they ended.
 
+use std::path::{Path, PathBuf};
+
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::Problem;
 use vaultferry_vault::store::{self, Key};
@@ -12,8 +14,12 @@ use crate::catalog::copy;
 use crate::catalog::sqlite::Sqlite;
 use crate::catalog::{Catalog as _, Finding, Job, JobFilter};
 
-/// In the state folder, while the history is taken.
-const UNPACKED: &str = "catalog-history.sqlite";
+/// In the state folder, while the history is taken from the copy of that number. Each has a name of its own: who has had one open that could not
+/// be read lets it go a moment later, and takes a journal of its name away then.
+fn unpacked(config: &Config, number: usize) -> PathBuf {
+    config.state_dir.join(format!("catalog-history-{number}.sqlite"))
+}
+
 /// Jobs in one transaction.
 const BATCH: usize = 1000;
 
@@ -28,8 +34,11 @@ pub(super) async fn take(
     let root = config.vault.open_root()?;
     let stopped = || Problem::from(vaultferry_vault::Error::Cancelled);
     let copies = cancel.run_until_cancelled(copy::list(&root)).await.unwrap_or_else(|| Err(stopped()))?;
-    for key in copies.into_iter().rev() {
-        let taken = cancel.run_until_cancelled(take_from(catalog, config, &root, &key)).await;
+    // What a kill has left of an earlier rebuild.
+    (0..copies.len()).try_for_each(|number| remove_all(&unpacked(config, number)))?;
+    for (number, key) in copies.into_iter().rev().enumerate() {
+        let path = unpacked(config, number);
+        let taken = cancel.run_until_cancelled(take_from(catalog, &path, &root, &key)).await;
         match taken.unwrap_or_else(|| Err(stopped()))? {
             Ok(count) => return Ok(count),
             Err(detail) => problems.push(format!("the copy {key} is passed over: {detail}")),
@@ -42,23 +51,24 @@ pub(super) async fn take(
 /// The inner error: this copy is of no use.
 async fn take_from(
     catalog: &Sqlite,
-    config: &Config,
+    path: &Path,
     root: &store::Shared,
     key: &Key,
 ) -> Result<Result<u64, String>, Problem> {
-    let body = root.get(key, None).await?;
-    let path = config.state_dir.join(UNPACKED);
-    remove_all(&path)?;
+    let body = match copy::fetch(root, key).await? {
+        Ok(body) => body,
+        Err(detail) => return Ok(Err(detail)),
+    };
     let read = async {
-        copy::unpack(body, &path).await.map_err(|problem| problem.message)?;
-        let old = Sqlite::open(&path).map_err(|error| error.to_string())?;
+        copy::unpack(body, path).await.map_err(|problem| problem.message)?;
+        let old = Sqlite::open(path).map_err(|error| error.to_string())?;
         let jobs = history(&old).await.map_err(|error| error.to_string())?;
         // Closed before its file is removed.
         old.into_single_file().await.map_err(|error| error.to_string())?;
         Ok(jobs)
     };
     let jobs: Result<_, String> = read.await;
-    remove_all(&path)?;
+    remove_all(path)?;
     let mut jobs = match jobs {
         Ok(jobs) => jobs,
         Err(detail) => return Ok(Err(detail)),

@@ -9,6 +9,8 @@ use vaultferry_vault::records::{PointCreated, PointStream, Protection};
 use super::*;
 use crate::catalog::{Credential, Finding, Instance, Job, JobFilter, Policy, Report, Server, Status, Work};
 
+mod damaged;
+
 fn config(dir: &Path) -> Config {
     let location = Location::Folder(dir.join("vault"));
     Config {
@@ -387,13 +389,18 @@ async fn the_history_of_jobs_comes_from_the_newest_copy_that_can_be_read() {
     put("20260102T000000Z", crate::catalog::copy::read(&config.state_dir).await.expect("read")).await;
     put("20260103T000000Z", bytes::Bytes::from_static(b"no copy of anything")).await;
     put("20260104T000000Z", zstd::stream::encode_all(&b"no catalog"[..], 1).expect("zstd").into()).await;
+    // Some KiB that would fill a disk.
+    let endless = std::io::Read::take(std::io::repeat(0), 100 << 20);
+    put("20260105T000000Z", zstd::stream::encode_all(endless, 1).expect("zstd").into()).await;
     let before = all(&catalog).await;
     catalog.into_single_file().await.expect("closed");
 
     let rebuilt = offline::rebuild_catalog(&config, true).await.expect("rebuilt");
     assert_eq!(rebuilt.jobs, 1);
     let told = rebuilt.problems.join("\n");
-    assert!(rebuilt.problems.len() == 2 && told.contains("20260103") && told.contains("20260104"), "{told}");
+    assert!(rebuilt.problems.len() == 3 && told.contains("20260103") && told.contains("20260104"), "{told}");
+    let hostile = rebuilt.problems.iter().find(|problem| problem.contains("20260105")).expect("it is told");
+    assert!(hostile.contains("is passed over") && hostile.contains("this is no copy of a catalog"), "{hostile}");
     let catalog = opened(&config);
     assert_eq!(all(&catalog).await, before);
     let jobs = catalog.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.expect("jobs");

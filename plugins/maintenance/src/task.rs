@@ -1,18 +1,23 @@
 //! The tasks, in domain words, and what each tells at its end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::{Reporter, VaultAccess};
+use vaultferry_plugin_sdk::{Reporter, VaultAccess, Warning};
 use vaultferry_proto::Problem;
+use vaultferry_vault::location::Location;
 use vaultferry_vault::manifest::{self, Scope};
+use vaultferry_vault::points::PointState;
+use vaultferry_vault::repository::Repository;
 use vaultferry_vault::{Error, Id, holds, points, store};
 
 mod archive;
 pub(crate) mod check;
 mod prune;
 
-/// How long the maintenance lease of a task that was killed stands in the way of the next one. Renewed three times within it.
+/// How long the maintenance lease of a task that was killed stands in the way of the next one, where nobody can tell that it is dead. Renewed
+/// three times within it.
 const LEASE_TERM: Duration = Duration::from_secs(60);
 /// How long a task waits for the lease: a dead holder's has expired by then, and whoever still holds it is alive.
 const LEASE_PATIENCE: Duration = Duration::from_secs(90);
@@ -121,7 +126,50 @@ pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationTok
         // The next commit or task does it.
         tracing::warn!("the newest records are not covered by a manifest yet: {error}");
     }
+    if let Err(problem) = complete_holds(job, &store, cancel).await {
+        reporter.warn(not_on_hold(&problem)).await;
+    }
     Ok(done)
+}
+
+/// What the task has written for points that are held is put on legal hold, where the storage can. A prune completes every point's: what
+/// others have written since, and what a kill left.
+async fn complete_holds(job: &Job, store: &store::Shared, cancel: &CancellationToken) -> Result<(), Problem> {
+    let (only, with_key) = match &job.task {
+        Task::ArchivePoint { id, .. } => (Some(id), true),
+        Task::Prune { dry_run: false } => (None, true),
+        Task::VerifyPoint(id) | Task::UndeletePoint(id) => (Some(id), false),
+        Task::Finish => (None, false),
+        // A deletion is refused for a point that is held, the last is the hold itself, and the others write nothing for a point.
+        Task::Check { .. }
+        | Task::Prune { dry_run: true }
+        | Task::Rehydrate(_)
+        | Task::CleanUpRehydrated
+        | Task::DeletePoint { .. }
+        | Task::LegalHold { .. } => return Ok(()),
+    };
+    if matches!(job.vault.access.location, Location::Folder(_)) {
+        return Ok(());
+    }
+    if !holds::is_any_held(&**store, only, cancel).await? || !holds::is_supported(&**store, cancel).await? {
+        return Ok(());
+    }
+    let changed = if with_key {
+        let repository = job.vault.open(cancel).await?;
+        holds::complete(&repository, only, cancel).await?
+    } else {
+        holds::complete_own(&**store, only, cancel).await?
+    };
+    tracing::info!(files = changed.files, "files of held points are on legal hold");
+    Ok(())
+}
+
+fn not_on_hold(problem: &Problem) -> Warning {
+    Warning {
+        reason: problem.reason.as_str().to_owned(),
+        message: format!("what was written for points that are held is not on legal hold yet: {}", problem.message),
+        fix: "The next prune does it, or: vaultferry point hold, again with the same note.".to_owned(),
+    }
 }
 
 async fn perform(
@@ -175,6 +223,22 @@ async fn legal_hold(
         tracing::warn!(point = %id, missing = changed.missing, "files of the point are not in the vault: run a check");
     }
     Ok(Done::default())
+}
+
+/// The instance's repository, and a point that has to be listed.
+async fn open_listed(
+    job: &Job,
+    id: Id,
+    reporter: &Reporter,
+    cancel: &CancellationToken,
+) -> Result<(Arc<Repository>, PointState), Problem> {
+    reporter.phase("opening the vault");
+    let repository = job.vault.open(cancel).await?;
+    let state = points::read(&**repository.store(), &id, cancel).await?;
+    if !state.is_listed() {
+        return Err(Error::PointNotFound { id }.into());
+    }
+    Ok((repository, state))
 }
 
 /// Does what needs the maintenance lease, as soon as it is free. The coordinator starts one task of an instance at a time: what holds the

@@ -9,11 +9,12 @@ use tokio_postgres::{Error, Row};
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::{Discovered, DiscoveredSource, Source, Warning};
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::percent::encode;
 
 use crate::connection::Server;
 use crate::quote::identifier;
 use crate::settings::Settings;
-use crate::uri::{Uri, encode};
+use crate::uri::Uri;
 
 /// Every server has it, but where somebody has dropped it.
 const LOGIN_DATABASE: &str = "postgres";

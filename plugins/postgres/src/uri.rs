@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::percent::{self, encode};
 
 /// PostgreSQL's registered port.
 pub const DEFAULT_PORT: u16 = 5432;
@@ -308,38 +309,11 @@ impl Parameters {
 /// Percent-decodes; `what` names the part in an error, which never repeats the text.
 fn decode(text: &str, what: &str) -> Result<String, Problem> {
     let bad = || invalid(format!("the {what} in the URI is not percent-encoded UTF-8"));
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        if *first == b'%' {
-            let [high, low, tail @ ..] = tail else { return Err(bad()) };
-            let digit = |byte: u8| char::from(byte).to_digit(16);
-            let (Some(high), Some(low)) = (digit(*high), digit(*low)) else { return Err(bad()) };
-            bytes.push(u8::try_from(high * 16 + low).map_err(|_| bad())?);
-            rest = tail;
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    let decoded = String::from_utf8(bytes).map_err(|_| bad())?;
+    let decoded = percent::decode(text).ok_or_else(bad)?;
     if decoded.chars().any(char::is_control) {
         return Err(invalid(format!("the {what} in the URI has a control character in it")));
     }
     Ok(decoded)
-}
-
-/// Percent-encodes everything but what RFC 3986 calls unreserved.
-pub(crate) fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }
 
 #[cfg(test)]

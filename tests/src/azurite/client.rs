@@ -10,6 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
+use crate::percent;
+
 const VERSION: &str = "2021-12-02";
 
 /// A storage account of the emulator.
@@ -158,7 +160,7 @@ impl Account {
         let key = STANDARD.decode(&self.key).expect("the key is base64");
         let signature = STANDARD.encode(hmac_sha256(&key, text.as_bytes()));
 
-        let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", escape(value))).collect();
+        let query: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", percent(value))).collect();
         let mut request = format!("{method} {path}?{} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n", query.join("&"), self.port);
         signed.iter().for_each(|(name, value)| request.push_str(&format!("{name}: {value}\r\n")));
         request.push_str(&format!(
@@ -211,15 +213,10 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> Vec<u8> {
 }
 
 /// The texts of all elements of that name. Enough for Azurite's listings, whose names need no unescaping here.
-fn elements(xml: &str, name: &str) -> Vec<String> {
+pub fn elements(xml: &str, name: &str) -> Vec<String> {
     let (open, close) = (format!("<{name}>"), format!("</{name}>"));
     let parts = xml.split(open.as_str()).skip(1);
     parts.filter_map(|part| part.split_once(close.as_str()).map(|(text, _)| text.to_owned())).collect()
-}
-
-fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    text.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// The time as HTTP writes it, for example "Sun, 06 Nov 1994 08:49:37 GMT".

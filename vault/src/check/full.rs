@@ -1,12 +1,14 @@
-//! What only the key can tell: indexes against the headers of packs, trees against indexes, and which points a damage touches.
+//! What only the key can tell: indexes against the headers of packs, trees against indexes, and which points a damage touches. Of the hot
+//! store and of the archive store, one after the other; of packs in the Archive tier their sizes only.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 
-use super::files::State;
+use super::files::{Files, State};
 use super::{AffectedPoint, Finding, FindingKind as Kind, Report, rules};
+use crate::archive;
 use crate::error::Error;
 use crate::id::Id;
 use crate::reader::ranges::raw_length;
@@ -24,20 +26,34 @@ const READS: usize = 16;
 const MAX_DEPTH: usize = 8;
 
 pub(super) async fn check(repository: &Arc<Repository>, state: &State, report: &mut Report) -> Result<(), Error> {
-    let mut check = Check { repository, state, findings: Vec::new(), bad: known_bad(repository, report).await? };
-    let index = check.indexes(report).await?;
-    let facts = check.points(&index).await?;
-    let Check { findings, .. } = check;
+    let archive = Arc::new(archive::open(repository)?);
+    let (mut findings, mut facts) = (Vec::new(), Vec::new());
+    for (repository, files) in [(repository, &state.hot), (&archive, &state.archive)] {
+        let bad = known_bad(repository, files, report).await?;
+        let mut check = Check { repository, state, files, findings: Vec::new(), bad };
+        let index = check.indexes(report).await?;
+        facts.push(check.points(&index).await?);
+        findings.append(&mut check.findings);
+    }
     findings.into_iter().for_each(|finding| report.add(finding));
     name_points(state, &facts, report);
     Ok(())
 }
 
+/// True for what lies in these files' repository.
+fn is_in(files: &Files, finding: &Finding) -> bool {
+    finding.file.starts_with(records::ARCHIVE) != files.base.is_empty()
+}
+
 /// Packs that are not as they should be, as far as the files have shown, now or in an earlier check.
-async fn known_bad(repository: &Repository, report: &Report) -> Result<HashSet<Id>, Error> {
-    let hot = report.findings.iter().filter(|finding| !finding.file.starts_with(records::ARCHIVE));
-    let wrong = hot.filter(|finding| matches!(finding.kind, Kind::Altered | Kind::Missing | Kind::WrongSize));
+async fn known_bad(repository: &Repository, files: &Files, report: &Report) -> Result<HashSet<Id>, Error> {
+    let here = report.findings.iter().filter(|finding| is_in(files, finding));
+    let wrong = here.filter(|finding| matches!(finding.kind, Kind::Altered | Kind::Missing | Kind::WrongSize));
     let mut bad: HashSet<Id> = wrong.filter_map(Finding::pack).collect();
+    if !files.base.is_empty() {
+        // Of the archive nothing is written down.
+        return Ok(bad);
+    }
     let store = &**repository.store();
     for number in records::numbers(store, records::DAMAGED).await? {
         // One that cannot be read is a finding of its own.
@@ -77,6 +93,8 @@ impl Facts {
 struct Check<'a> {
     repository: &'a Arc<Repository>,
     state: &'a State,
+    /// The repository's.
+    files: &'a Files,
     findings: Vec<Finding>,
     bad: HashSet<Id>,
 }
@@ -85,8 +103,8 @@ impl Check<'_> {
     /// Reads every index file, and compares it with the packs. Bad packs are in the returned index too, but only for what no other has.
     async fn indexes(&mut self, report: &Report) -> Result<Index, Error> {
         let (mut index, mut aside, mut seen) = (Index::default(), Vec::new(), HashSet::new());
-        for id in self.state.hot.indexes.keys() {
-            let file = self.state.hot.key("repo/index/", id);
+        for id in self.files.indexes.keys() {
+            let file = self.files.key("repo/index/", id);
             let packs = match self.repository.index_file(id).await {
                 Ok(Some(index)) => index.packs,
                 // Merged into another one since the listing.
@@ -139,8 +157,8 @@ impl Check<'_> {
         if self.bad.contains(&id) {
             return false;
         }
-        let key = || self.state.hot.key("repo/data/", &id);
-        let finding = match self.state.hot.packs.get(&id) {
+        let key = || self.files.key("repo/data/", &id);
+        let finding = match self.files.packs.get(&id) {
             Some(file) if file.size == size => return true,
             Some(file) => {
                 Finding::new(Kind::WrongSize, key(), format!("it has {} bytes, the index says {size}", file.size))
@@ -161,7 +179,7 @@ impl Check<'_> {
 
     /// What the header of the pack says against what the index says.
     async fn compare_header(&self, index: &str, id: &Id, blobs: &[PackedBlob]) -> Result<Option<Finding>, Error> {
-        let Some(file) = self.state.hot.packs.get(id).filter(|file| file.tier != Tier::Archive) else {
+        let Some(file) = self.files.packs.get(id).filter(|file| file.tier != Tier::Archive) else {
             return Ok(None);
         };
         let start = file.size.saturating_sub(pack::tail_len(blobs.iter()));
@@ -170,7 +188,7 @@ impl Check<'_> {
             Err(store::Error::NotFound { .. } | store::Error::Archived { .. }) => return Ok(None),
             tail => tail?,
         };
-        let key = || self.state.hot.key("repo/data/", id);
+        let key = || self.files.key("repo/data/", id);
         Ok(match pack::parse_tail(id, file.size, &tail, self.repository.key()) {
             Ok(header) if header == blobs => None,
             Ok(_) => {
@@ -183,18 +201,18 @@ impl Check<'_> {
 
     /// Packs of commits that no index names.
     fn unindexed(&mut self, indexed: &HashSet<Id>) {
-        let there = self.state.hot.packs.keys().filter(|id| self.state.hot.listed.contains_key(*id));
+        let there = self.files.packs.keys().filter(|id| self.files.listed.contains_key(*id));
         for id in there.filter(|id| !indexed.contains(*id) && !self.state.marked.contains(*id)) {
             let detail = "no index names it: an index file was removed or altered";
-            self.findings.push(Finding::new(Kind::Inconsistent, self.state.hot.key("repo/data/", id), detail));
+            self.findings.push(Finding::new(Kind::Inconsistent, self.files.key("repo/data/", id), detail));
         }
     }
 
-    /// Walks through the trees of every point in the hot store.
+    /// Walks through the trees of every point in the repository.
     async fn points(&mut self, index: &Index) -> Result<BTreeMap<Id, Facts>, Error> {
         let (mut known, mut points) = (HashMap::new(), BTreeMap::new());
-        for id in self.state.hot.snapshots.keys() {
-            let file = self.state.hot.key("repo/snapshots/", id);
+        for id in self.files.snapshots.keys() {
+            let file = self.files.key("repo/snapshots/", id);
             let snapshot = match self.repository.snapshot_file(id).await {
                 Ok(Some(snapshot)) => snapshot,
                 // Deleted since the listing.
@@ -222,10 +240,9 @@ impl Check<'_> {
     /// Packs that a prune took away though a point needs them.
     fn needed_and_pruned(&mut self, points: &BTreeMap<Id, Facts>) {
         let needed: BTreeSet<Id> = points.values().flat_map(|facts| facts.packs.iter().copied()).collect();
-        for id in needed.iter().filter(|id| self.state.marked.contains(*id) && !self.state.hot.packs.contains_key(*id))
-        {
+        for id in needed.iter().filter(|id| self.state.marked.contains(*id) && !self.files.packs.contains_key(*id)) {
             let detail = "a prune took it away, and a point needs it";
-            self.findings.push(Finding::new(Kind::Missing, self.state.hot.key("repo/data/", id), detail));
+            self.findings.push(Finding::new(Kind::Missing, self.files.key("repo/data/", id), detail));
         }
     }
 
@@ -248,6 +265,8 @@ impl Check<'_> {
                 // Lost, or in a bad pack: known already.
                 Err(Error::Damaged { .. }) if facts.lost.is_some() || !facts.packs.is_empty() => {}
                 Err(Error::Damaged { what, detail }) => facts.wrong = Some(format!("{what} is damaged: {detail}")),
+                // Trees are kept online; somebody has moved this one's pack, which is counted as not readable.
+                Err(Error::Store(store::Error::Archived { .. })) => {}
                 Err(error) => return Err(error),
             }
             known.insert(id, facts.clone());
@@ -302,22 +321,25 @@ impl Check<'_> {
     }
 }
 
-/// Which points each finding touches.
-fn name_points(state: &State, facts: &BTreeMap<Id, Facts>, report: &mut Report) {
+/// Which points each finding touches. `facts` are those of the hot store's points, then those of the archive's.
+fn name_points(state: &State, facts: &[BTreeMap<Id, Facts>], report: &mut Report) {
     let affected = |id: &Id| AffectedPoint { id: *id, time: state.time(id) };
-    let lost: Vec<AffectedPoint> =
-        facts.iter().filter(|(_, facts)| facts.lost.is_some()).map(|(id, _)| affected(id)).collect();
+    let those = |archived: bool, wanted: &dyn Fn(&Facts) -> bool| -> Vec<AffectedPoint> {
+        let facts = facts.get(usize::from(archived)).into_iter().flatten();
+        facts.filter(|(_, facts)| wanted(facts)).map(|(id, _)| affected(id)).collect()
+    };
     for finding in &mut report.findings {
-        let archived = finding.file.starts_with(records::ARCHIVE);
+        let (archived, below) = match finding.file.strip_prefix(records::ARCHIVE) {
+            Some(below) => (true, below),
+            None => (false, finding.file.as_str()),
+        };
         finding.points = match finding.pack() {
-            Some(pack) if !archived => {
-                facts.iter().filter(|(_, facts)| facts.packs.contains(&pack)).map(|(id, _)| affected(id)).collect()
-            }
-            _ if finding.file.starts_with(FileKind::Index.prefix()) => {
+            Some(pack) => those(archived, &|facts| facts.packs.contains(&pack)),
+            None if below.starts_with(FileKind::Index.prefix()) => {
                 finding.points_certain = false;
-                lost.clone()
+                those(archived, &|facts| facts.lost.is_some())
             }
-            _ => rules::own_point(&finding.file, state),
+            None => rules::own_point(below, state),
         };
     }
 }

@@ -1,4 +1,8 @@
 //! One point: every blob of it is read, opened, unpacked and hashed. Packs are read in order, each range once, whatever the streams' order.
+//!
+//! A point that only the archive store has is read there. What lies in the Archive tier cannot be read now, and is counted; that its packs are
+//! there in the sizes that the index says is known all the same, because the index is read that way, and the snapshot and the trees are
+//! online. Copies that a restore has rehydrated are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,6 +11,7 @@ use futures::{StreamExt as _, stream};
 use tokio::sync::Semaphore;
 
 use super::{AffectedPoint, Finding, FindingKind as Kind};
+use crate::archive;
 use crate::blocking;
 use crate::error::Error;
 use crate::id::Id;
@@ -14,6 +19,7 @@ use crate::meter::Meter;
 use crate::reader::decode::{self, Pool};
 use crate::reader::ranges::{Range, Ranges, raw_length};
 use crate::reader::{self, streams};
+use crate::records;
 use crate::repository::index::Index;
 use crate::repository::{FileKind, Repository, pack_key};
 use crate::store;
@@ -32,8 +38,12 @@ pub struct PointReport {
     pub bytes: u64,
     /// Different chunks of it that were read and were right.
     pub blobs: u64,
+    /// It was looked for in the archive store, because the vault store does not have it.
+    pub in_archive: bool,
     /// Chunks in the Archive tier, which cannot be read now.
     pub not_readable: u64,
+    /// The packs that they lie in.
+    pub packs_not_readable: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
@@ -47,14 +57,24 @@ impl PointReport {
     /// Packs whose bytes are not those that were written: for [`super::record_damage`].
     pub fn altered_packs(&self) -> BTreeSet<Id> {
         let altered = self.findings.iter().filter(|finding| finding.kind == Kind::Altered);
-        altered.filter_map(Finding::pack).collect()
+        altered.filter(|finding| !finding.file.starts_with(records::ARCHIVE)).filter_map(Finding::pack).collect()
     }
 }
 
 pub(super) async fn check(repository: &Arc<Repository>, id: Id, meter: &Meter) -> Result<PointReport, Error> {
-    let mut report = PointReport { id, streams: 0, bytes: 0, blobs: 0, not_readable: 0, findings: Vec::new() };
+    let archived = archived_only(repository, &id).await?;
+    let mut report = PointReport {
+        id,
+        streams: 0,
+        bytes: 0,
+        blobs: 0,
+        in_archive: archived.is_some(),
+        not_readable: 0,
+        packs_not_readable: 0,
+        findings: Vec::new(),
+    };
     let mut time = None;
-    match check_now(repository, id, meter, &mut report, &mut time).await {
+    match check_now(archived.as_ref().unwrap_or(repository), id, meter, &mut report, &mut time).await {
         // A snapshot or tree that cannot be read.
         Err(Error::Damaged { what, detail }) => {
             let detail = format!("{what} is damaged: {detail}");
@@ -64,8 +84,21 @@ pub(super) async fn check(repository: &Arc<Repository>, id: Id, meter: &Meter) -
     }
     for finding in &mut report.findings {
         finding.points = vec![AffectedPoint { id, time }];
+        if report.in_archive {
+            finding.file.insert_str(0, records::ARCHIVE);
+        }
     }
     Ok(report)
+}
+
+/// The archive's repository, when it has the point and the hot one does not.
+async fn archived_only(repository: &Arc<Repository>, id: &Id) -> Result<Option<Arc<Repository>>, Error> {
+    let place = FileKind::Snapshot.key(id);
+    if repository.store().head(&place).await?.is_some() {
+        return Ok(None);
+    }
+    let archive = Arc::new(archive::open(repository)?);
+    Ok(archive.store().head(&place).await?.is_some().then_some(archive))
 }
 
 async fn check_now(
@@ -90,16 +123,20 @@ async fn check_now(
             async move { check_range(repository, range?, pool, workers).await }
         })
         .buffer_unordered(READS);
-    let mut wrong: BTreeMap<Id, (Kind, String)> = BTreeMap::new();
+    let (mut wrong, mut offline): (BTreeMap<Id, (Kind, String)>, BTreeSet<Id>) = Default::default();
     while let Some(checked) = checked.next().await {
         let checked = checked?;
         meter.add_read(checked.raw);
         report.blobs += checked.right;
         report.not_readable += checked.not_readable;
+        if checked.not_readable > 0 {
+            offline.insert(checked.pack);
+        }
         for (kind, detail) in checked.wrong {
             wrong.entry(checked.pack).or_insert((kind, detail));
         }
     }
+    report.packs_not_readable = offline.len() as u64;
     for (pack, (kind, detail)) in wrong {
         report.findings.push(Finding::new(kind, pack_key(&pack).as_str(), detail));
     }
@@ -166,7 +203,8 @@ async fn check_range(
             return Ok(checked);
         }
         Err(Error::Store(store::Error::Archived { .. })) => {
-            checked.not_readable = blobs;
+            // Nothing of it was read.
+            (checked.not_readable, checked.raw) = (blobs, 0);
             return Ok(checked);
         }
         Err(error) => return Err(error),

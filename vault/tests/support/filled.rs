@@ -7,14 +7,18 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use rand::{RngExt as _, SeedableRng as _};
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
-use vaultferry_vault::commit::{self, Record};
+use vaultferry_vault::commit;
 use vaultferry_vault::meter::Meter;
-use vaultferry_vault::records::PointCreated;
 use vaultferry_vault::repository::Repository;
 use vaultferry_vault::store::memory::Memory;
 use vaultferry_vault::store::{self, Key, Store as _};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta, Staged};
 use vaultferry_vault::{Error, Id};
+
+#[path = "record.rs"]
+mod record;
+
+use record::record;
 
 pub fn password() -> SecretString {
     SecretString::from("5e".repeat(32))
@@ -50,29 +54,6 @@ pub async fn stage(repository: &Arc<Repository>, job: &str, streams: &[(&str, &[
     }
     let meta = SnapshotMeta { time: time(), hostname: "host".to_owned(), tags: vec![format!("job={job}")] };
     backup.stage(meta, &cancel).await.expect("stage")
-}
-
-pub fn record(job: &str, staged: &Staged) -> Record {
-    Record {
-        snapshot_id: staged.snapshot_id,
-        sealed: staged.sealed.clone(),
-        prune_epoch: staged.prune_epoch,
-        packs: staged.packs.clone(),
-        time: staged.time,
-        created: PointCreated {
-            job_id: job.to_owned(),
-            rule: "Default".to_owned(),
-            policy: "nightly".to_owned(),
-            policy_version: 1,
-            slot: None,
-            keep_until: None,
-            streams: Vec::new(),
-            source_bytes: staged.source_bytes,
-            stored_bytes: staged.stored_bytes,
-            sealed_snapshot: String::new(),
-            prune_epoch: 0,
-        },
-    }
 }
 
 /// Makes a point.

@@ -7,19 +7,24 @@
 //!              └─ has none ─ the same way as CreateBackupInstances: ready ─> protected; not ready ─> told, and tried again by the next scan
 //! ```
 //! Invariants:
-//! - One scan at a time, and never a second instance of a source: identities are unique.
+//! - One scan of a server at a time, and never a second instance of a source: identities are unique, and the lock of the policies is held
+//!   while instances are made.
+//! - A server that does not answer holds up its own scan. Others wait for it when [`AT_ONCE`] are silent at a time.
 //! - A database that has gone is told as missing, and its instance stays as it is.
 //! - What a scan has found is not stored: the next start scans again. Killed anywhere, what was protected is protected.
 //! - An instance whose data was deleted holds its source until it is gone for good; after that the database is new.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::control::v1::server_database::State;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::percent;
 
 use super::super::instance::{Found, Order, Unready};
 use super::super::{Api, convert, discover};
@@ -30,13 +35,26 @@ use crate::catalog::Server;
 const EVERY: Duration = Duration::from_secs(3600);
 /// Sources of one order.
 const CHUNK: usize = 1000;
+/// Servers of one round that are scanned at a time: each is asked by a process of some MB, which mostly waits.
+const AT_ONCE: usize = 8;
+/// Servers whose new databases are looked at at a time, in all: each has a few such processes, and they work.
+const PROTECTED_AT_ONCE: usize = 2;
 
 /// What the scans of this life have found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::api) struct Scans {
-    running: tokio::sync::Mutex<()>,
+    /// Whose turn it is at a server, by its id. Before `protecting`.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    protecting: Semaphore,
     /// By the servers' ids.
     found: Mutex<HashMap<String, Scan>>,
+}
+
+impl Default for Scans {
+    fn default() -> Self {
+        let protecting = Semaphore::new(PROTECTED_AT_ONCE);
+        Self { turns: Mutex::default(), protecting, found: Mutex::default() }
+    }
 }
 
 /// What is known of a server.
@@ -60,6 +78,11 @@ struct Seen {
 }
 
 impl Scans {
+    fn turn(&self, server_id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(server_id.to_owned()).or_default().clone()
+    }
+
     fn get(&self, server_id: &str) -> Scan {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).get(server_id).cloned().unwrap_or_default()
     }
@@ -94,17 +117,26 @@ impl Api {
     async fn scan_all(&self) {
         match self.catalog.servers().await {
             Err(error) => tracing::error!("servers are scanned again in {EVERY:?}: {error}"),
-            Ok(servers) => {
-                for server in servers {
-                    self.scan(&server.id).await;
-                }
-            }
+            Ok(servers) => self.scan_each(&servers).await,
         }
+    }
+
+    /// One scan of each, several at a time.
+    pub(super) async fn scan_each(&self, servers: &[Server]) {
+        let api = self.clone();
+        let ids: Vec<String> = servers.iter().map(|server| server.id.clone()).collect();
+        let scans = stream::iter(ids).map(move |id| {
+            let api = api.clone();
+            async move { api.scan(&id).await }
+        });
+        // Boxed, because the compiler does not see through the closure in a future that moves between threads.
+        scans.buffer_unordered(AT_ONCE).boxed().for_each(|()| std::future::ready(())).await;
     }
 
     /// One scan, whose outcome is kept for whoever asks. Dropping it leaves what it has protected.
     pub(super) async fn scan(&self, server_id: &str) {
-        let _one_at_a_time = self.scans.running.lock().await;
+        let turn = self.scans.turn(server_id);
+        let _one_at_a_time = turn.lock().await;
         let before = self.scans.get(server_id);
         let server = match self.catalog.servers().await {
             Ok(servers) => servers.into_iter().find(|server| server.id == server_id),
@@ -139,6 +171,10 @@ impl Api {
             }
             databases.push(Seen { name: source.name, identity: source.source_identity, left_out, problem });
         }
+        if new.is_empty() {
+            return Ok(databases);
+        }
+        let _few_at_a_time = self.scans.protecting.acquire().await;
         for chunk in new.chunks(CHUNK) {
             let order = Order {
                 source_uris: chunk.iter().map(|(_, uri)| uri.clone()).collect(),
@@ -224,19 +260,7 @@ fn is_wanted(server: &Server, name: &str) -> bool {
 
 /// The name that is percent-encoded in an identity; what is no such thing is left as it is.
 fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let byte = match (first, tail) {
-            (b'%', [high, low, ..]) => [*high, *low]
-                .iter()
-                .try_fold(0_u8, |byte, digit| Some((byte << 4) | u8::try_from(char::from(*digit).to_digit(16)?).ok()?)),
-            _ => None,
-        };
-        bytes.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+    percent::decode(text).unwrap_or_else(|| text.to_owned())
 }
 
 #[cfg(test)]

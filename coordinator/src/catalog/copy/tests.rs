@@ -74,3 +74,24 @@ async fn only_the_owner_adds_copies_and_a_short_life_adds_none() {
     let problem = make_if_due(&shared, hours(0), DAILY, &cancel).await.expect_err("stopped");
     assert_eq!(problem.reason, Reason::Cancelled);
 }
+
+#[tokio::test]
+async fn a_copy_unpacks_to_what_it_may_and_no_more() {
+    let dir = tempfile::tempdir().expect("folder");
+    let to = dir.path().join("unpacked");
+    // So much of one byte is packed into some KiB; the limit moves with their number.
+    let zeros = |count: u64| Bytes::from(zstd::stream::encode_all(std::io::repeat(0).take(count), 1).expect("zstd"));
+    let packed = zeros(UNPACKED_ANYWAY);
+    unpack(packed.clone(), &to).await.expect("as much as any copy may");
+    assert_eq!(std::fs::metadata(&to).expect("a file").len(), UNPACKED_ANYWAY);
+    std::fs::remove_file(&to).expect("removed");
+    let hostile = zeros(UNPACKED_ANYWAY + 10 * UNPACKED_PER_BYTE * packed.len() as u64);
+    let problem = unpack(hostile.clone(), &to).await.expect_err("refused");
+    assert!(problem.message.contains("this is no copy of a catalog, or it was altered"), "{problem}");
+    assert_eq!(std::fs::metadata(&to).expect("a file").len(), unpacked_limit(hostile.len() as u64));
+    std::fs::remove_file(&to).expect("removed");
+    // One that was cut off.
+    let problem = unpack(packed.slice(..packed.len() - 3), &to).await.expect_err("refused");
+    assert!(problem.message.contains("cannot be unpacked"), "{problem}");
+    assert_eq!(unpacked_limit(u64::MAX), u64::MAX);
+}

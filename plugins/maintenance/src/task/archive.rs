@@ -6,9 +6,9 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::Reporter;
 use vaultferry_proto::Problem;
 use vaultferry_proto::plugin::v1::{ArchiveReport, RehydrationReport};
-use vaultferry_vault::{Error, Id, archive, points};
+use vaultferry_vault::{Id, archive};
 
-use super::{Done, Job, Report, when_free};
+use super::{Done, Job, Report, open_listed, when_free};
 
 pub(super) async fn copy_point(
     job: &Job,
@@ -17,12 +17,7 @@ pub(super) async fn copy_point(
     reporter: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<Done, Problem> {
-    reporter.phase("opening the vault");
-    let repository = job.vault.open(cancel).await?;
-    let state = points::read(&**repository.store(), &id, cancel).await?;
-    if !state.is_listed() {
-        return Err(Error::PointNotFound { id }.into());
-    }
+    let (repository, _) = open_listed(job, id, reporter, cancel).await?;
     reporter.phase("archiving");
     let archived = || async {
         match remove_from_vault {

@@ -1,13 +1,13 @@
 //! Checks of a store and of single points.
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::Reporter;
-use vaultferry_proto::Problem;
+use vaultferry_plugin_sdk::{Reporter, Warning};
 use vaultferry_proto::plugin::v1::CheckReport;
-use vaultferry_vault::check::{self, Depth, Severity};
-use vaultferry_vault::{Error, Id, points, store};
+use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::check::{self, Depth, PointReport, Severity};
+use vaultferry_vault::{Id, points, store};
 
-use super::{Affected, Done, Finding, Job, Report};
+use super::{Affected, Done, Finding, Job, Report, open_listed};
 
 /// A check of the whole store. Damage that was read is written down, so that the next backup stores again what it held.
 pub(super) async fn run(
@@ -80,19 +80,14 @@ fn finding(finding: check::Finding) -> Finding {
     }
 }
 
-/// Every byte of one point; when all is right, that is noted in the vault.
+/// Every byte of one point; when all is right, that is noted in the vault. What lies in the Archive tier cannot be read, which is told.
 pub(super) async fn verify_point(
     job: &Job,
     id: Id,
     reporter: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<Done, Problem> {
-    reporter.phase("opening the vault");
-    let repository = job.vault.open(cancel).await?;
-    let state = points::read(&**repository.store(), &id, cancel).await?;
-    if !state.is_listed() {
-        return Err(Error::PointNotFound { id }.into());
-    }
+    let (repository, state) = open_listed(job, id, reporter, cancel).await?;
     reporter.phase("verifying");
     reporter.expect_bytes(state.created.streams.iter().map(|stream| stream.size).sum());
     let report = check::point(&repository, id, reporter.meter(), cancel).await?;
@@ -104,13 +99,31 @@ pub(super) async fn verify_point(
             check::record_damage(&**repository.store(), &altered, vaultferry_vault::clock::now(), cancel).await?;
         }
     }
+    if report.not_readable > 0 {
+        reporter.warn(not_proven(&report)).await;
+    }
     let figures = CheckReport {
         points: 1,
         bytes_read: reporter.meter().read(),
         blobs_read: report.blobs,
-        files_unreadable: report.not_readable,
+        files_unreadable: report.packs_not_readable,
         ..CheckReport::default()
     };
     let findings = report.findings.into_iter().map(finding).collect();
     Ok(Done { findings, omitted: 0, report: Some(Report::Check(figures)) })
+}
+
+/// What was not looked at, and what was.
+fn not_proven(report: &PointReport) -> Warning {
+    let (chunks, packs) = (report.not_readable, report.packs_not_readable);
+    let place = if report.in_archive { "the archive store" } else { "the vault store" };
+    Warning {
+        reason: Reason::PointArchived.as_str().to_owned(),
+        message: format!(
+            "{chunks} chunks of the point lie in {packs} packs of {place} that cannot be read without rehydration: of these packs only their sizes were \
+             compared with the index. Everything of the point that is online was read ({} chunks, its snapshot, its directories). It is not proven.",
+            report.blobs
+        ),
+        fix: "To read every byte, restore it as files: vaultferry restore files waits for the rehydration, and checks every chunk that it reads.".to_owned(),
+    }
 }

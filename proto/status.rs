@@ -151,6 +151,10 @@ reasons! {
     UserErrorMissingNetworkSecurityPermissions => FailedPrecondition, "Look at host name and port, that the server runs and listens there, and that firewalls let this machine in.";
     /// The server refused the login.
     UserErrorDBUserAuthFailed => FailedPrecondition, "Correct user or password (--passfile or --password-env), and the server's pg_hba.conf.";
+    /// This machine's identity lacks a right: in Azure, or in the database that a token logs in to (P71).
+    UserErrorMSIMissingPermissions => FailedPrecondition, "Give the machine's identity the role that the message names; for a subscription or a server it is Reader.";
+    /// The server takes no logins by Microsoft Entra ID, or has no such user for this identity (P74).
+    UserErrorBackupUserAuthFailed => FailedPrecondition, "Set a Microsoft Entra administrator on the server, and let it make the user: select * from pgaadauth_create_principal('NAME', false, false);";
     /// The database does not exist on the server.
     UserErrorDBNotFound => FailedPrecondition, "Look at the database's name: psql -l lists them.";
     /// A restore never overwrites: the database exists on the target server.
@@ -188,6 +192,13 @@ reasons! {
     TargetNotWritable => FailedPrecondition, "Give the agent's user the right and the space to write there, or choose another target.";
     /// The target container is missing, or the credential has no right on it (P77).
     UserErrorContainerNotAccessible => FailedPrecondition, "Create the container, and grant Storage Blob Data Contributor on it (or name a credential that has it with --credential-env).";
+    // Azure
+    /// Azure has no such subscription, resource group, account or other resource, or does not show it to this identity.
+    AzureNotFound => NotFound, "Correct the name (az account list shows subscriptions, az group list resource groups), or give the machine's identity the role Reader on it.";
+    /// Azure did not answer, or was busy until the deadline.
+    AzureUnavailable => Unavailable, "Look at the network and at Azure's state, then try again.";
+    /// Azure understood and refused; its own words are in the message.
+    AzureRefused => FailedPrecondition, "Mend what Azure says, then try again; its support finds the request by the correlation id in the message.";
 }
 
 impl fmt::Display for Reason {

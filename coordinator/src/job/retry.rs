@@ -32,6 +32,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         Reason::AgentUnreachable
         | Reason::VaultUnavailable
         | Reason::KeyVaultUnavailable
+        | Reason::AzureUnavailable
         | Reason::UserErrorMissingNetworkSecurityPermissions
         | Reason::UserErrorServerConnectionClosed
         | Reason::LockTimeout
@@ -89,6 +90,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::VaultSettingsLocked
         | Reason::VaultOwnedByOther
         | Reason::UserErrorDBUserAuthFailed
+        | Reason::UserErrorMSIMissingPermissions
+        | Reason::UserErrorBackupUserAuthFailed
         | Reason::UserErrorDBNotFound
         | Reason::UserErrorDatabaseNameAlreadyInUse
         | Reason::UserErrorMissingDBPermissions
@@ -102,7 +105,9 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::SizeAboveRecommended
         | Reason::TargetExists
         | Reason::TargetNotWritable
-        | Reason::UserErrorContainerNotAccessible => false,
+        | Reason::UserErrorContainerNotAccessible
+        | Reason::AzureNotFound
+        | Reason::AzureRefused => false,
     }
 }
 

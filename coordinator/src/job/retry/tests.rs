@@ -55,6 +55,7 @@ fn every_reason_is_sorted_in() {
         "ReplicaConflict",
         "UserErrorServerConnectionClosed",
         "DumpFailed",
+        "AzureUnavailable",
     ];
     assert_eq!(mendable, expected);
 }

@@ -15,6 +15,8 @@ use crate::quote::identifier;
 use crate::settings::Settings;
 use crate::uri::{Uri, encode};
 
+pub(crate) mod azure;
+
 /// Every server has it, but where somebody has dropped it.
 const LOGIN_DATABASE: &str = "postgres";
 

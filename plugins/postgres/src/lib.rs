@@ -29,8 +29,10 @@ mod validate;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::azure::Scope;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Discovered, Reporter, RestoreJob, RestoreTarget, Source, Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, FoundServer, Reporter, RestoreJob, RestoreTarget, ServerLogin, Source,
+    Validated, Workload, files,
 };
 use vaultferry_proto::Problem;
 use vaultferry_vault::writer::Staged;
@@ -67,6 +69,15 @@ impl Workload for Postgres {
         cancel: &CancellationToken,
     ) -> Result<Discovered, Problem> {
         discover::discover(&server, settings_json, cancel).await
+    }
+
+    async fn find_servers(
+        &self,
+        scope: &Scope,
+        login: &ServerLogin,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<FoundServer>, Problem> {
+        discover::azure::find(scope, login, cancel).await
     }
 
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {

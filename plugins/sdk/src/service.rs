@@ -60,6 +60,27 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         Ok(Response::new(wire::discovered_to(discovered)))
     }
 
+    async fn find_servers(
+        &self,
+        request: Request<proto::FindServersRequest>,
+    ) -> Result<Response<proto::FindServersResponse>, Status> {
+        let (scope, login) = wire::find_servers_from(request.into_inner())?;
+        let cancel = self.runner.cancellation();
+        let servers = self.workload.find_servers(&scope, &login, &cancel).await?;
+        Ok(Response::new(wire::found_servers_to(servers)))
+    }
+
+    async fn find_containers(
+        &self,
+        request: Request<proto::FindContainersRequest>,
+    ) -> Result<Response<proto::FindContainersResponse>, Status> {
+        let proto::FindContainersRequest { scope, account, prefix } = request.into_inner();
+        let scope = wire::scope_from(scope)?;
+        let cancel = self.runner.cancellation();
+        let containers = crate::azure::containers::find(&scope, &account, &prefix, &cancel).await?;
+        Ok(Response::new(wire::found_containers_to(containers)))
+    }
+
     type BackupStream = Events<proto::BackupEvent>;
 
     async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {

@@ -56,6 +56,8 @@ pub enum Credential {
     Passfile(PathBuf),
     /// A variable of the agent's environment.
     PasswordEnv(String),
+    /// An identity in Microsoft Entra ID, or a secret in Azure Key Vault, in the words of `CredentialReference.identity`.
+    Identity(String),
 }
 
 /// A data source under protection.

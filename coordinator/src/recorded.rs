@@ -110,6 +110,7 @@ fn login(credential: &Credential) -> SourceLogin {
         Credential::None => SourceLogin::Default,
         Credential::Passfile(path) => SourceLogin::Passfile(path.display().to_string()),
         Credential::PasswordEnv(name) => SourceLogin::PasswordEnv(name.clone()),
+        Credential::Identity(identity) => SourceLogin::Identity(identity.clone()),
     }
 }
 
@@ -118,6 +119,7 @@ fn credential(login: SourceLogin) -> Credential {
         SourceLogin::Default => Credential::None,
         SourceLogin::Passfile(path) => Credential::Passfile(PathBuf::from(path)),
         SourceLogin::PasswordEnv(name) => Credential::PasswordEnv(name),
+        SourceLogin::Identity(identity) => Credential::Identity(identity),
     }
 }
 

@@ -150,6 +150,8 @@ pub enum SourceLogin {
     Passfile(String),
     /// A variable of the agent's environment.
     PasswordEnv(String),
+    /// `managed`, `managed:CLIENT-ID`, `workload`: who the agent is in Microsoft Entra ID; `key-vault:URL`: a secret in Azure Key Vault.
+    Identity(String),
 }
 
 impl SourceLogin {

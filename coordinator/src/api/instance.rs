@@ -195,6 +195,19 @@ pub(super) fn credential(reference: Option<wire::CredentialReference>) -> Result
             }
             Ok(Credential::PasswordEnv(name))
         }
+        Some(From::Identity(identity)) => {
+            let kinds = ["managed", "managed:", "workload", "key-vault:https://", "key-vault:http://"];
+            let known = kinds.iter().any(|kind| match kind.ends_with([':', '/']) {
+                true => identity.starts_with(kind),
+                false => identity == *kind,
+            });
+            // Its plugin reads it closely. It is not repeated: a secret may have been put there by mistake.
+            if !known || identity.len() > MAX_URI || !identity.bytes().all(|byte| byte.is_ascii_graphic()) {
+                let message = "identity is not managed, managed:CLIENT-ID, workload, or key-vault: and a secret's address";
+                return Err(Problem::new(Reason::InvalidRequest, message));
+            }
+            Ok(Credential::Identity(identity))
+        }
     }
 }
 
@@ -289,5 +302,12 @@ mod tests {
             assert!(from(From::PasswordEnv(bad.to_owned())).is_err(), "{bad}");
         }
         assert!(from(From::Passfile("relative".to_owned())).is_err());
+        for good in ["managed", "managed:1-2", "workload", "key-vault:https://v.vault.azure.net/secrets/s"] {
+            assert!(from(From::Identity(good.to_owned())).is_ok(), "{good}");
+        }
+        for bad in ["", "hunter2", "managedx", "workload:", "managed:a b", "key-vault:", "managed:\n"] {
+            let problem = from(From::Identity(bad.to_owned())).expect_err(bad);
+            assert!(!problem.message.contains("hunter2"), "{problem}");
+        }
     }
 }

@@ -62,10 +62,24 @@ pub(crate) fn command<'a>(shared: &'a Shared, source_type: &str) -> Result<&'a p
     })
 }
 
-/// The variable that a credential names.
+/// What an identity in Entra is found by, and the way there: plugins/sdk/src/azure/identity.rs reads these.
+const IDENTITY_VARIABLES: [&str; 9] = [
+    "AZURE_POD_IDENTITY_AUTHORITY_HOST",
+    "AZURE_TENANT_ID",
+    "AZURE_CLIENT_ID",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_AUTHORITY_HOST",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "NO_PROXY",
+    "no_proxy",
+];
+
+/// The variables that a credential needs.
 pub(crate) fn env_of(credential: &Credential) -> Vec<String> {
     match credential {
         Credential::PasswordEnv(name) => vec![name.clone()],
+        Credential::Identity(_) => IDENTITY_VARIABLES.iter().map(|&name| name.to_owned()).collect(),
         Credential::None | Credential::Passfile(_) => Vec::new(),
     }
 }
@@ -77,6 +91,7 @@ pub(crate) fn source(uri: &str, credential: &Credential) -> wire::Source {
         Credential::None => {}
         Credential::Passfile(path) => source.passfile = path.display().to_string(),
         Credential::PasswordEnv(name) => source.password_env.clone_from(name),
+        Credential::Identity(identity) => source.identity.clone_from(identity),
     }
     source
 }

@@ -37,6 +37,7 @@ pub(super) fn is_same_credential(reference: &control::CredentialReference, crede
         (None, Credential::None) => true,
         (Some(From::Passfile(path)), Credential::Passfile(known)) => std::path::Path::new(path) == known,
         (Some(From::PasswordEnv(name)), Credential::PasswordEnv(known)) => name == known,
+        (Some(From::Identity(identity)), Credential::Identity(known)) => identity == known,
         _ => false,
     }
 }

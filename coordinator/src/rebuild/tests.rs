@@ -100,9 +100,10 @@ async fn world(config: &Config, seed: u64) -> Sqlite {
 }
 
 fn instance(dice: &mut Dice, number: u64) -> Instance {
-    let credential = match dice.below(3) {
+    let credential = match dice.below(4) {
         0 => Credential::None,
         1 => Credential::Passfile(PathBuf::from("/etc/pgpass")),
+        2 => Credential::Identity("managed".to_owned()),
         _ => Credential::PasswordEnv("SHOP_PASSWORD".to_owned()),
     };
     Instance {

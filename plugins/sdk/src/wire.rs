@@ -104,13 +104,19 @@ pub fn id_from(text: &str) -> Result<Id, Problem> {
 }
 
 fn source_from(source: proto::Source) -> Result<Source, Problem> {
-    let credential = match (source.passfile.is_empty(), source.password_env.is_empty()) {
-        (true, true) => None,
-        (false, true) => Some(CredentialReference::Passfile(PathBuf::from(source.passfile))),
-        (true, false) => Some(CredentialReference::Environment(source.password_env)),
-        (false, false) => return Err(invalid("a source has a passfile or a password_env, not both")),
+    let proto::Source { uri, passfile, password_env, identity } = source;
+    let credential = match (passfile.is_empty(), password_env.is_empty(), identity.is_empty()) {
+        (true, true, true) => None,
+        (false, true, true) => Some(CredentialReference::Passfile(PathBuf::from(passfile))),
+        (true, false, true) => Some(CredentialReference::Environment(password_env)),
+        (true, true, false) => {
+            // Not repeated: somebody may have put a secret there.
+            let read = CredentialReference::from_identity(&identity);
+            Some(read.map_err(|error| invalid(error.to_string()))?)
+        }
+        _ => return Err(invalid("a source has a passfile, a password_env or an identity, not two of them")),
     };
-    Ok(Source { uri: non_empty(source.uri, "source.uri")?, credential })
+    Ok(Source { uri: non_empty(uri, "source.uri")?, credential })
 }
 
 fn database_from(target: proto::DatabaseTarget) -> Result<DatabaseTarget, Problem> {

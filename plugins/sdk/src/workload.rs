@@ -14,6 +14,8 @@ use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Options, Staged};
 use vaultferry_vault::{Id, archive};
 
+use crate::azure::identity::{Identity, InvalidIdentity};
+use crate::azure::secret::SecretUrl;
 use crate::readiness::Finding;
 use crate::report::{Reporter, Warning};
 
@@ -86,6 +88,20 @@ pub enum CredentialReference {
     Passfile(PathBuf),
     /// A variable of this process's environment.
     Environment(String),
+    /// A token of this identity is the password, a fresh one for each login.
+    Identity(Identity),
+    /// A secret in Azure Key Vault is the password. It is read for each login, with the identity of this process.
+    Secret(SecretUrl),
+}
+
+impl CredentialReference {
+    /// Reads `managed`, `managed:CLIENT-ID`, `workload` or `key-vault:https://NAME.vault.azure.net/secrets/SECRET`.
+    pub fn from_identity(text: &str) -> Result<Self, InvalidIdentity> {
+        match text.strip_prefix("key-vault:") {
+            Some(url) => Ok(Self::Secret(url.parse()?)),
+            None => Ok(Self::Identity(text.parse()?)),
+        }
+    }
 }
 
 /// What a source tells of itself. It is ready when no finding is blocking.

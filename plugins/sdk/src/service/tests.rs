@@ -182,6 +182,14 @@ async fn requests_that_lack_something_are_refused() {
     let credential = proto::StoreCredential { sas: "a".into(), account_key: "b".into(), ..Default::default() };
     let two = proto::VaultAccess { credential: Some(credential), ..vault() };
     cases.push(proto::BackupRequest { vault: Some(two), ..backup("good") });
+    let source = || proto::Source { uri: "x://y".into(), ..Default::default() };
+    for source in [
+        proto::Source { passfile: "/pgpass".into(), identity: "managed".into(), ..source() },
+        proto::Source { identity: "somebody".into(), ..source() },
+        proto::Source { identity: "key-vault:https://elsewhere.example/secrets/x".into(), ..source() },
+    ] {
+        cases.push(proto::BackupRequest { source: Some(source), ..backup("good") });
+    }
     for case in cases {
         let status = client.backup(case).await.unwrap_err();
         assert_eq!(Problem::from_status(&status, Reason::PluginCrashed).reason, Reason::InvalidRequest);

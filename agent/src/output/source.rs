@@ -1,8 +1,8 @@
 //! What servers have, which sources are ready, and servers that are sources, as text for people.
 
 use vaultferry_proto::control::v1::{
-    self as wire, CreateBackupInstancesResponse, DiscoveredServer, DiscoveredSource, Server, ServerDatabase,
-    SourceReadiness, discovered_source, server_database, source_readiness,
+    self as wire, CreateBackupInstancesResponse, DiscoveredContainer, DiscoveredServer, DiscoveredSource, Server,
+    ServerDatabase, SourceReadiness, discovered_source, server_database, source_readiness,
 };
 use vaultferry_proto::{Problem, Reason};
 
@@ -39,13 +39,35 @@ pub fn named(uri: &str) -> &str {
 pub fn discovered(servers: &[DiscoveredServer]) -> String {
     let asked = servers.iter().filter(|server| server.problem.is_none());
     let one = |server: &DiscoveredServer| {
-        let kind = if server.replica { "replica" } else { "primary" };
+        let head = head(server);
+        if !server.left_out.is_empty() {
+            return format!("{head}\nleft out: {}", printable(&server.left_out));
+        }
         let rows: Vec<[String; 6]> = server.sources.iter().map(source).collect();
         let headings = ["NAME", "SIZE", "VERSION", "ENCODING", "STATE", "SOURCE"];
         let sources = table(headings, &rows, "It has no databases but templates.");
-        format!("{}: PostgreSQL {}, {kind}\n{sources}", printable(&server.name), printable(&server.version))
+        format!("{head}\n{sources}")
     };
     asked.map(one).collect::<Vec<_>>().join("\n\n")
+}
+
+/// "db:5432: PostgreSQL 15.14, primary", and what Azure says of it: "Ready, westeurope"
+fn head(server: &DiscoveredServer) -> String {
+    let kind = if server.replica { "replica" } else { "primary" };
+    let mut head = format!("{}: PostgreSQL {}, {kind}", printable(&server.name), printable(&server.version));
+    for word in [&server.state, &server.region] {
+        if !word.is_empty() {
+            head.push_str(&format!(", {}", printable(word)));
+        }
+    }
+    head
+}
+
+/// Where files can be restored to.
+pub fn containers(containers: &[DiscoveredContainer]) -> String {
+    let rows: Vec<[String; 2]> =
+        containers.iter().map(|container| [container.uri.clone(), container.region.clone()]).collect();
+    table(["CONTAINER", "REGION"], &rows, "There are no containers.")
 }
 
 fn source(source: &DiscoveredSource) -> [String; 6] {

@@ -129,7 +129,8 @@ mod tests {
         );
         assert!(!replica.running && replica.replica && replica.private_network, "{replica:?}");
         assert_eq!(replica.uri, None);
-        let bare = found(r#"{"id": "i", "name": "new", "properties": {"sourceServerResourceId": "/s", "state": "Updating"}}"#);
+        let bare =
+            found(r#"{"id": "i", "name": "new", "properties": {"sourceServerResourceId": "/s", "state": "Updating"}}"#);
         assert!(bare.running && bare.replica && bare.version.is_empty(), "{bare:?}");
     }
 

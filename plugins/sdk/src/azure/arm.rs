@@ -124,7 +124,10 @@ struct Page<T> {
 /// Why one try was none.
 enum Failure {
     /// Another may succeed, but not before the wait is over.
-    Passing { detail: String, wait: Option<Duration> },
+    Passing {
+        detail: String,
+        wait: Option<Duration>,
+    },
     Final(Box<Problem>),
 }
 
@@ -333,13 +336,17 @@ impl Client {
             }
         };
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let bytes = read(response).await.map_err(|detail| self.passing(repeatable(true), url, detail, None))?;
+        let read = read(response).await.map_err(|detail| self.passing(repeatable(true), url, detail, None))?;
+        let bytes = read.ok_or_else(|| {
+            self.refused(&format!("the answer for {} has more than {} MiB", url.path(), LARGEST_ANSWER >> 20))
+        })?;
         if (200..300).contains(&status) {
             let body = match bytes.is_empty() {
                 true => Ok(Value::Null),
                 false => serde_json::from_slice(&bytes),
             };
-            let body = body.map_err(|error| self.refused(&format!("the answer for {} is no JSON: {error}", url.path())))?;
+            let body =
+                body.map_err(|error| self.refused(&format!("the answer for {} is no JSON: {error}", url.path())))?;
             return Ok(Answer { status, headers, body });
         }
         let refusal = Refusal::new(status, &headers, &bytes);
@@ -377,14 +384,14 @@ impl Client {
     }
 }
 
-/// The whole body. The error says what was wrong with it.
-async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+/// The whole body; `None`: it is too long. The error says what became of the connection.
+async fn read(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, String> {
     let mut bytes = Vec::new();
     while let Some(piece) = response.chunk().await.map_err(|error| chain(&error.without_url()))? {
         if bytes.len() + piece.len() > LARGEST_ANSWER {
-            return Err(format!("the answer has more than {} MiB", LARGEST_ANSWER >> 20));
+            return Ok(None);
         }
         bytes.extend_from_slice(&piece);
     }
-    Ok(bytes)
+    Ok(Some(bytes))
 }

@@ -60,12 +60,7 @@ impl Operation {
     /// Waits until Azure has ended, for `limit` at most, and gives its last answer: the resource's or the operation's document, or null.
     /// An operation that fails at Azure is [`Reason::AzureRefused`] with Azure's words. After `limit` ([`Reason::AzureUnavailable`]) and
     /// after a cancellation Azure goes on by itself.
-    pub async fn finish(
-        self,
-        client: &Client,
-        limit: Duration,
-        cancel: &CancellationToken,
-    ) -> Result<Value, Problem> {
+    pub async fn finish(self, client: &Client, limit: Duration, cancel: &CancellationToken) -> Result<Value, Problem> {
         let end = Instant::now() + limit;
         let (mut wait, url) = match &self.state {
             State::Done(body) => return Ok(body.clone()),
@@ -73,7 +68,8 @@ impl Operation {
         };
         loop {
             if Instant::now() + wait >= end {
-                let message = format!("Azure has not ended in {} s, and goes on by itself: {}", limit.as_secs(), url.path());
+                let message =
+                    format!("Azure has not ended in {} s, and goes on by itself: {}", limit.as_secs(), url.path());
                 return Err(Problem::new(Reason::AzureUnavailable, message));
             }
             let pause_over = async {

@@ -155,6 +155,8 @@ reasons! {
     UserErrorMSIMissingPermissions => FailedPrecondition, "Give the machine's identity the role that the message names; for a subscription or a server it is Reader.";
     /// The server takes no logins by Microsoft Entra ID, or has no such user for this identity (P74).
     UserErrorBackupUserAuthFailed => FailedPrecondition, "Set a Microsoft Entra administrator on the server, and let it make the user: select * from pgaadauth_create_principal('NAME', false, false);";
+    /// The service that issues tokens did not answer.
+    IdentityUnavailable => Unavailable, "See that it answers: curl -H Metadata:true 'http://169.254.169.254/metadata/instance?api-version=2021-02-01'. Only machines of Azure have it; elsewhere use another login.";
     /// The database does not exist on the server.
     UserErrorDBNotFound => FailedPrecondition, "Look at the database's name: psql -l lists them.";
     /// A restore never overwrites: the database exists on the target server.

@@ -238,11 +238,20 @@ Only read with it: never run restic prune or forget on a vault in use.")]
 #[derive(Debug, clap::Args)]
 pub struct Login {
     /// A libpq password file, read by the agent
-    #[arg(long, value_name = "FILE", conflicts_with = "password_env")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["password_env", "identity"])]
     pub passfile: Option<PathBuf>,
     /// The variable of the agent's environment that holds the password
-    #[arg(long, value_name = "VARIABLE")]
+    #[arg(long, value_name = "VARIABLE", conflicts_with = "identity")]
     pub password_env: Option<String>,
+    /// Log in as the agent's identity in Microsoft Entra ID: managed, managed:CLIENT-ID or workload; or with the secret at key-vault:URL
+    #[arg(long, value_name = "WHO")]
+    pub identity: Option<String>,
+    /// The client certificate that the agent shows, in PEM; the URI must insist on TLS (sslmode)
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+    /// The certificate's key, in PEM; only its owner may have a right on the file
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

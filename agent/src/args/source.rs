@@ -52,7 +52,7 @@ pub struct DiscoverPostgres {
     /// With --subscription: the servers' port [default: 5432]
     #[arg(long, value_name = "PORT", requires = "subscription")]
     pub port: Option<u16>,
-    /// With --subscription: disable, prefer, require or verify-full [default: verify-full]
+    /// With --subscription: libpq's sslmode for all of its servers [default: verify-full]
     #[arg(long, value_name = "MODE", requires = "subscription")]
     pub sslmode: Option<String>,
     #[command(flatten)]

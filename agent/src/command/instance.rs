@@ -34,7 +34,8 @@ pub(super) async fn run(context: &Context, command: Instance) -> Result<Outcome,
 
 /// One source that is not ready is the call's own failure; of several each is told.
 async fn create(context: &Context, create: InstanceCreate) -> Result<Outcome, Problem> {
-    let source_uris = list::with_file(create.sources, create.file.as_deref())?;
+    let source_uris =
+        login::with_certificates(&create.login, list::with_file(create.sources, create.file.as_deref())?)?;
     let unready = match (create.only_ready, source_uris.len()) {
         (true, _) => Unready::LeaveOut,
         (false, 1) => Unready::Unspecified,
@@ -188,7 +189,7 @@ async fn rename(context: &Context, instance: String, name: String) -> Result<Out
 async fn move_elsewhere(context: &Context, command: InstanceMove) -> Result<Outcome, Problem> {
     let request = MoveBackupInstanceRequest {
         instance: command.instance,
-        source_uri: command.source,
+        source_uri: login::with_certificate(&command.login, command.source)?,
         credential: login::reference(&command.login)?,
         region: command.region.unwrap_or_default(),
     };

@@ -21,7 +21,7 @@ async fn database(context: &Context, command: RestoreDatabase) -> Result<Outcome
         credential: login::reference(&command.login)?,
         instance: command.instance,
         point: command.point,
-        target_uri: command.target,
+        target_uri: login::with_certificate(&command.login, command.target)?,
         database: command.database,
         target_region: command.target_region.unwrap_or_default(),
         no_owner: command.no_owner,

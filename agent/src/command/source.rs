@@ -1,6 +1,6 @@
 //! `vaultferry discover` and `vaultferry server`
 
-use vaultferry_proto::Problem;
+use vaultferry_proto::{Problem, Reason};
 use vaultferry_proto::control::v1::{
     self as wire, AddServerRequest, AzureScope, DiscoverContainersRequest, DiscoverSourcesRequest, ListServersRequest,
     RemoveServerRequest, ScanServersRequest,
@@ -47,8 +47,15 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
     if command.grants.print_grants {
         return grants::print(context, &command.grants);
     }
+    if command.azure.subscription.is_some() && command.login.client_cert.is_some() {
+        let message = "a client certificate goes with servers that are named, not with --subscription";
+        return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Name the servers, or log in another way."));
+    }
     let request = DiscoverSourcesRequest {
-        server_uris: list::with_file(command.servers, command.file.as_deref())?,
+        server_uris: login::with_certificates(
+            &command.login,
+            list::with_file(command.servers, command.file.as_deref())?,
+        )?,
         credential: login::reference(&command.login)?,
         azure: scope(command.azure),
         user: command.user.unwrap_or_default(),
@@ -93,7 +100,7 @@ pub(super) async fn server(context: &Context, command: Server) -> Result<Outcome
 /// The same again is no error, so a broken connection is no reason to doubt.
 async fn add(context: &Context, command: ServerAdd) -> Result<Outcome, Problem> {
     let request = AddServerRequest {
-        server_uri: command.server,
+        server_uri: login::with_certificate(&command.login, command.server)?,
         policy: command.policy.unwrap_or_default(),
         include: command.include,
         exclude: command.exclude,

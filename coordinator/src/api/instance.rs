@@ -196,14 +196,13 @@ pub(super) fn credential(reference: Option<wire::CredentialReference>) -> Result
             Ok(Credential::PasswordEnv(name))
         }
         Some(From::Identity(identity)) => {
-            let kinds = ["managed", "managed:", "workload", "key-vault:https://", "key-vault:http://"];
-            let known = kinds.iter().any(|kind| match kind.ends_with([':', '/']) {
-                true => identity.starts_with(kind),
-                false => identity == *kind,
-            });
+            let kinds = ["managed:", "key-vault:https://", "key-vault:http://"];
+            let known = matches!(identity.as_str(), "managed" | "workload")
+                || kinds.iter().any(|kind| identity.starts_with(*kind));
             // Its plugin reads it closely. It is not repeated: a secret may have been put there by mistake.
             if !known || identity.len() > MAX_URI || !identity.bytes().all(|byte| byte.is_ascii_graphic()) {
-                let message = "identity is not managed, managed:CLIENT-ID, workload, or key-vault: and a secret's address";
+                let message =
+                    "identity is not managed, managed:CLIENT-ID, workload, or key-vault: and a secret's address";
                 return Err(Problem::new(Reason::InvalidRequest, message));
             }
             Ok(Credential::Identity(identity))

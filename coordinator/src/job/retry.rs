@@ -33,6 +33,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::VaultUnavailable
         | Reason::KeyVaultUnavailable
         | Reason::AzureUnavailable
+        | Reason::IdentityUnavailable
         | Reason::UserErrorMissingNetworkSecurityPermissions
         | Reason::UserErrorServerConnectionClosed
         | Reason::LockTimeout

@@ -1,11 +1,12 @@
 //! Logging in: our own connection by `tokio-postgres`, and the environment that makes pg_dump and pg_restore log in alike.
 //!
 //! Invariants:
-//! - Both see the same host, port, user, password and TLS mode, and nothing from this machine's libpq files (`~/.pgpass`,
+//! - Both see the same host, port, user, password, certificates and TLS mode, and nothing from this machine's libpq files (`~/.pgpass`,
 //!   `~/.postgresql`, service files): what validation found true is true for the dump.
 //! - The database's name goes through PGDATABASE, which libpq takes as it is; as an argument, a name like `postgres://…` or `a=b`
 //!   would be taken for a connection string.
-//! - Logging in takes [`CONNECT_TIMEOUT`] at most. After that a query waits until it is cancelled; TCP keepalives find a dead peer.
+//! - Every login has a password that was looked up, or issued, for it (`login.rs`).
+//! - Logging in takes [`CONNECT_TIMEOUT`] at most, besides the wait for a token (25 s at most, of Key Vault's secrets twice that). After that a query waits until it is cancelled; TCP keepalives find a dead peer.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -19,12 +20,15 @@ use vaultferry_plugin_sdk::workload::unless_cancelled;
 use vaultferry_proto::{Problem, Reason};
 
 use crate::client::Major;
-use crate::passfile;
 use crate::quote;
 use crate::uri::{Host, Tls, Uri};
 
+mod certificate;
 mod classify;
+mod login;
 mod tls;
+
+use login::Login;
 
 pub use classify::{classify, words_reason};
 
@@ -48,7 +52,7 @@ select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where
 #[derive(Debug)]
 pub struct Server {
     uri: Uri,
-    password: Option<SecretString>,
+    login: Login,
 }
 
 /// A connection that is logged in. Dropping it ends it.
@@ -60,15 +64,15 @@ pub struct Session {
 }
 
 impl Server {
-    /// Reads the source's URI and password. The URI's database, or else `default_database`, is the one that the password is for;
+    /// Reads the source's URI and where its password is; no service is asked. The URI's database, or else `default_database`, is the one that the password is for;
     /// without either it is [`Reason::InvalidSource`].
     pub fn new(source: &Source, default_database: Option<&str>) -> Result<Self, Problem> {
         let mut uri: Uri = source.uri.parse()?;
         if uri.database.is_none() {
             uri.database = default_database.map(str::to_owned);
         }
-        let password = passfile::password(source.credential.as_ref(), &uri, uri.source_database()?)?;
-        Ok(Self { uri, password })
+        let login = Login::new(source.credential.as_ref(), &uri, uri.source_database()?)?;
+        Ok(Self { uri, login })
     }
 
     /// Where it is.
@@ -78,26 +82,45 @@ impl Server {
 
     /// Logs in to the URI's database. A missing right to do so has the statement that grants it as its fix.
     pub async fn connect(&self, cancel: &CancellationToken) -> Result<Session, Problem> {
-        unless_cancelled(self.log_in(), cancel).await
+        let password = self.login.password(cancel).await?;
+        unless_cancelled(self.log_in(password.as_ref()), cancel).await
     }
 
-    async fn log_in(&self) -> Result<Session, Problem> {
-        let mode = match (&self.uri.host, &self.uri.tls) {
-            (Host::Socket(_), _) | (_, Tls::Disable) => SslMode::Disable,
-            (_, Tls::Prefer) => SslMode::Prefer,
-            (_, Tls::Require | Tls::VerifyFull { .. }) => SslMode::Require,
-        };
-        let client = match self.log_in_with(mode).await? {
-            Ok(client) => client,
-            // As libpq does: what was preferred only is given up when the server cannot do it, or does not let us in that way.
-            Err(error) if mode == SslMode::Prefer && (classify::is_tls(&error) || classify::is_refused(&error)) => {
-                match self.log_in_with(SslMode::Disable).await? {
-                    Ok(client) => client,
-                    Err(_) => return Err(self.classify(&error)),
-                }
+    /// The ways to try, one after the other: libpq's.
+    fn modes(&self) -> &'static [SslMode] {
+        match (&self.uri.host, &self.uri.tls) {
+            (Host::Socket(_), _) | (_, Tls::Disable) => &[SslMode::Disable],
+            (_, Tls::Allow) => &[SslMode::Disable, SslMode::Require],
+            (_, Tls::Prefer) => &[SslMode::Prefer, SslMode::Disable],
+            (_, Tls::Require | Tls::VerifyCa { .. } | Tls::VerifyFull { .. }) => &[SslMode::Require],
+        }
+    }
+
+    async fn log_in(&self, password: Option<&SecretString>) -> Result<Session, Problem> {
+        let mut told = None;
+        for &mode in self.modes() {
+            let error = match self.log_in_with(mode, password).await? {
+                Ok(client) => return self.settle(client).await,
+                Err(error) => error,
+            };
+            let tls = classify::is_tls(&error);
+            // The other way is tried when the server cannot do this one, or does not let us in that way.
+            let last = !tls && !classify::is_refused(&error);
+            // The first refusal counts; but that of a connection with TLS says more than the one before it without.
+            if told.is_none() || (mode == SslMode::Require && !tls) {
+                told = Some(error);
             }
-            Err(error) => return Err(self.classify(&error)),
-        };
+            if last {
+                break;
+            }
+        }
+        Err(match told {
+            Some(error) => self.classify(&error),
+            None => Problem::new(Reason::Internal, "no way to log in was tried"),
+        })
+    }
+
+    async fn settle(&self, client: Client) -> Result<Session, Problem> {
         let settled = client.batch_execute(SETTLE).await;
         settled.map_err(|error| self.classify(&error))?;
         let version = client.query_one("select current_setting('server_version_num')::int", &[]).await;
@@ -105,15 +128,22 @@ impl Server {
         Ok(Session { client, server: self.uri.server(), version })
     }
 
-    async fn log_in_with(&self, mode: SslMode) -> Result<Result<Client, tokio_postgres::Error>, Problem> {
+    async fn log_in_with(
+        &self,
+        mode: SslMode,
+        password: Option<&SecretString>,
+    ) -> Result<Result<Client, tokio_postgres::Error>, Problem> {
         let mut config = self.config();
+        if let Some(password) = password {
+            config.password(password.expose_secret());
+        }
         config.ssl_mode(mode);
         let connect = async {
             if mode == SslMode::Disable {
                 let connected = config.connect(NoTls).await;
                 Ok(connected.map(|(client, connection)| drive(client, connection)))
             } else {
-                let connected = config.connect(tls::connector(&self.uri.tls)?).await;
+                let connected = config.connect(tls::connector(&self.uri)?).await;
                 Ok(connected.map(|(client, connection)| drive(client, connection)))
             }
         };
@@ -140,35 +170,55 @@ impl Server {
         if let Some(database) = &self.uri.database {
             config.dbname(database);
         }
-        if let Some(password) = &self.password {
-            config.password(password.expose_secret());
-        }
         config
     }
 
     /// What a failed login means, with the statement that mends it when there is one.
     fn classify(&self, error: &tokio_postgres::Error) -> Problem {
         let problem = classify(error, &self.uri.server(), Reason::UserErrorServerConnectionClosed);
+        let problem = self.login.refused(problem, &self.uri.user);
+        let says = |words: &[&str]| words.iter().any(|words| problem.message.contains(words));
         let user = quote::identifier(&self.uri.user);
         match (problem.reason, &self.uri.database) {
             (Reason::UserErrorMissingDBPermissions, Some(database)) => {
                 let database = quote::identifier(database);
                 problem.with_fix(format!("GRANT CONNECT ON DATABASE {database} TO {user};"))
             }
-            (Reason::UserErrorDBUserAuthFailed, _) if problem.message.contains("is not permitted to log in") => {
+            (Reason::UserErrorDBUserAuthFailed, _) if says(&["is not permitted to log in"]) => {
                 problem.with_fix(format!("ALTER ROLE {user} LOGIN;"))
+            }
+            // Since 14, and before.
+            (Reason::UserErrorDBUserAuthFailed, _) if says(&["no encryption", "SSL off"]) => {
+                problem.with_fix("The server lets this user in over TLS only: add sslmode=verify-full to the URI.")
+            }
+            (Reason::UserErrorDBUserAuthFailed, _) if says(&["requires a valid client certificate"]) => {
+                problem.with_fix("Name one with --client-cert FILE --client-key FILE (sslcert and sslkey in the URI).")
             }
             _ => problem,
         }
     }
 
-    /// The variables with which a libpq program logs in to `database` as [`Server::connect`] does. One of them is the password.
-    pub fn child_environment(&self, database: &str, program: Major) -> Vec<(&'static str, OsString)> {
+    /// The variables with which a libpq program that is started at once logs in to `database` as [`Server::connect`] does, and once. One
+    /// of them is the password.
+    pub async fn child_environment(
+        &self,
+        database: &str,
+        program: Major,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<(&'static str, OsString)>, Problem> {
+        let password = self.login.password(cancel).await?;
         let mode = match &self.uri.tls {
             Tls::Disable => "disable",
+            Tls::Allow => "allow",
             Tls::Prefer => "prefer",
             Tls::Require => "require",
+            Tls::VerifyCa { .. } => "verify-ca",
             Tls::VerifyFull { .. } => "verify-full",
+        };
+        let nowhere = || OsString::from(NOWHERE);
+        let (cert, key) = match &self.uri.client_certificate {
+            Some(files) => (files.cert_path.clone().into_os_string(), files.key_path.clone().into_os_string()),
+            None => (nowhere(), nowhere()),
         };
         let mut variables: Vec<(&'static str, OsString)> = vec![
             ("PGHOST", self.uri.host.as_str().into()),
@@ -179,18 +229,18 @@ impl Server {
             ("PGSSLROOTCERT", tls::root_cert_for_libpq(&self.uri.tls, program)),
             ("PGCONNECT_TIMEOUT", CONNECT_TIMEOUT.as_secs().to_string().into()),
             ("PGAPPNAME", APPLICATION_NAME.into()),
-            // Our own connection speaks no GSSAPI, and knows no passfile, client certificate or service file of this user.
+            // Our own connection speaks no GSSAPI, and knows no passfile, certificate or service file that this user has for libpq.
             ("PGGSSENCMODE", "disable".into()),
-            ("PGPASSFILE", NOWHERE.into()),
-            ("PGSSLCERT", NOWHERE.into()),
-            ("PGSSLKEY", NOWHERE.into()),
-            ("PGSSLCRL", NOWHERE.into()),
-            ("PGSERVICEFILE", NOWHERE.into()),
+            ("PGPASSFILE", nowhere()),
+            ("PGSSLCERT", cert),
+            ("PGSSLKEY", key),
+            ("PGSSLCRL", nowhere()),
+            ("PGSERVICEFILE", nowhere()),
         ];
-        if let Some(password) = &self.password {
+        if let Some(password) = &password {
             variables.push(("PGPASSWORD", password.expose_secret().into()));
         }
-        variables
+        Ok(variables)
     }
 }
 

@@ -128,7 +128,7 @@ impl Dump<'_> {
         let command = child::Command::new(&self.program.path)
             .args(["--format=custom", "--compress=0", "--no-password"])
             .arg(format!("--lock-wait-timeout={}", self.settings.lock_timeout().as_millis()))
-            .envs(self.server.child_environment(database, self.program.major))
+            .envs(self.server.child_environment(database, self.program.major, cancel).await?)
             .pipe_stdout();
         let since = Instant::now();
         let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::DumpFailed, chain(&error)))?;

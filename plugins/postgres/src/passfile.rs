@@ -7,7 +7,6 @@
 use std::path::Path;
 
 use secrecy::SecretString;
-use vaultferry_plugin_sdk::CredentialReference;
 use vaultferry_proto::{Problem, Reason};
 
 use crate::uri::{Host, Uri};
@@ -22,39 +21,34 @@ fn problem(message: impl Into<String>) -> Problem {
     Problem::new(Reason::UserErrorDBUserAuthFailed, message)
 }
 
-/// The password for `uri` and `database`; `None` when the source names no credential.
-pub fn password(
-    credential: Option<&CredentialReference>,
-    uri: &Uri,
-    database: &str,
-) -> Result<Option<SecretString>, Problem> {
-    match credential {
-        None => Ok(None),
-        Some(CredentialReference::Environment(name)) => match std::env::var(name) {
-            Ok(value) => Ok(Some(SecretString::from(value))),
-            Err(std::env::VarError::NotPresent) => {
-                let fix = format!("Set {name} where the agent is started, and start it again.");
-                Err(problem(format!("the agent's environment has no variable {name}")).with_fix(fix))
-            }
-            Err(std::env::VarError::NotUnicode(_)) => Err(problem(format!("the variable {name} is not UTF-8"))),
-        },
-        Some(CredentialReference::Passfile(path)) => {
-            let text = read(path)?;
-            let found = find(text.trim_start_matches('\u{feff}'), uri, database).map(SecretString::from);
-            let wanted = || {
-                let shape = "host:port:database:user:password, where * fits anything";
-                problem(format!(
-                    "the passfile {} has no line for {} on {}, user {}",
-                    path.display(),
-                    database,
-                    uri.server(),
-                    uri.user
-                ))
-                .with_fix(format!("Add a line {shape}; : and \\ inside a part are written \\: and \\\\."))
-            };
-            found.map(Some).ok_or_else(wanted)
+/// The password in a variable of this process's environment.
+pub fn of_variable(name: &str) -> Result<SecretString, Problem> {
+    match std::env::var(name) {
+        Ok(value) => Ok(SecretString::from(value)),
+        Err(std::env::VarError::NotPresent) => {
+            let fix = format!("Set {name} where the agent is started, and start it again.");
+            Err(problem(format!("the agent's environment has no variable {name}")).with_fix(fix))
         }
+        Err(std::env::VarError::NotUnicode(_)) => Err(problem(format!("the variable {name} is not UTF-8"))),
     }
+}
+
+/// The password for `uri` and `database` in a passfile.
+pub fn of_file(path: &Path, uri: &Uri, database: &str) -> Result<SecretString, Problem> {
+    let text = read(path)?;
+    let found = find(text.trim_start_matches('\u{feff}'), uri, database).map(SecretString::from);
+    let wanted = || {
+        let shape = "host:port:database:user:password, where * fits anything";
+        problem(format!(
+            "the passfile {} has no line for {} on {}, user {}",
+            path.display(),
+            database,
+            uri.server(),
+            uri.user
+        ))
+        .with_fix(format!("Add a line {shape}; : and \\ inside a part are written \\: and \\\\."))
+    };
+    found.ok_or_else(wanted)
 }
 
 fn read(path: &Path) -> Result<String, Problem> {
@@ -185,22 +179,20 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "h:5432:d:u:secret").unwrap();
-        let credential = CredentialReference::Passfile(file.path().to_owned());
-        let get = || password(Some(&credential), &uri("postgres://u@h/d"), "d");
+        let get = || of_file(file.path(), &uri("postgres://u@h/d"), "d");
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o640)).unwrap();
         let problem = get().unwrap_err();
         assert_eq!(problem.reason, Reason::UserErrorDBUserAuthFailed);
         assert!(problem.message.contains("0640") && problem.fix.starts_with("chmod 600 "), "{problem}");
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(get().unwrap().unwrap().expose_secret(), "secret");
-        let problem = password(Some(&credential), &uri("postgres://u@h/e"), "e").unwrap_err();
+        assert_eq!(get().unwrap().expose_secret(), "secret");
+        let problem = of_file(file.path(), &uri("postgres://u@h/e"), "e").unwrap_err();
         assert!(problem.message.contains("no line") && !problem.message.contains("secret"), "{problem}");
     }
 
     #[test]
     fn a_variable_that_is_not_set_is_named() {
-        let credential = CredentialReference::Environment("VAULTFERRY_TEST_NO_SUCH_VARIABLE".into());
-        let problem = password(Some(&credential), &uri("postgres://u@h/d"), "d").unwrap_err();
+        let problem = of_variable("VAULTFERRY_TEST_NO_SUCH_VARIABLE").unwrap_err();
         assert!(problem.message.contains("VAULTFERRY_TEST_NO_SUCH_VARIABLE"), "{problem}");
     }
 }

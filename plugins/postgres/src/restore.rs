@@ -178,7 +178,7 @@ impl Prepared {
             .args(["--format=custom", "--exit-on-error", "--no-password"])
             // Letters and digits only: nothing that could be taken for a connection string.
             .arg(format!("--dbname={}", self.temporary))
-            .envs(self.server.child_environment(&self.temporary, self.program.major))
+            .envs(self.server.child_environment(&self.temporary, self.program.major, cancel).await?)
             .pipe_stdin();
         if no_owner {
             command = command.args(["--no-owner", "--no-acl"]);

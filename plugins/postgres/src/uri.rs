@@ -1,6 +1,9 @@
 //! Where a database is: `postgres://user@host:port/database?sslmode=…`, as libpq reads it, but stricter.
 //!
-//! - One host, one user, no password. Parameters: `host` (a socket's folder, or a name), `port`, `sslmode`, `sslrootcert`; each once.
+//! - One host, one user, no password. Parameters: `host` (a socket's folder, or a name), `port`, `sslmode`, `sslrootcert`, `sslcert`,
+//!   `sslkey`; each once.
+//! - What would have no effect, or another one than its writer thinks, is refused: a trusted certificate that nothing is checked with, a
+//!   client certificate for a connection that may come about without TLS.
 //! - Everything may be percent-encoded. Nothing here is ever handed on as text that another parser would take apart.
 //! - An error never repeats what stands before the database's name: a password may be in it by mistake.
 //!
@@ -28,6 +31,17 @@ pub struct Uri {
     pub database: Option<String>,
     /// How much TLS.
     pub tls: Tls,
+    /// How we prove who we are in TLS; only with a mode that insists on TLS.
+    pub client_certificate: Option<ClientCertificate>,
+}
+
+/// libpq's `sslcert` and `sslkey`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Our certificate, and those between it and its authority, in PEM. Absolute.
+    pub cert_path: PathBuf,
+    /// Its key, in PEM, not encrypted, which its owner alone may read. Absolute.
+    pub key_path: PathBuf,
 }
 
 /// Where a server listens.
@@ -44,10 +58,17 @@ pub enum Host {
 pub enum Tls {
     /// No TLS.
     Disable,
+    /// TLS without a check of the certificate when the server insists on it, else none.
+    Allow,
     /// TLS without a check of the certificate when the server offers it, else none. The default.
     Prefer,
     /// TLS without a check of the certificate.
     Require,
+    /// TLS, and the certificate is one of a trusted authority, for whatever name. Also what libpq makes of `require` with a `sslrootcert`.
+    VerifyCa {
+        /// The certificates to trust, in PEM.
+        root_cert_path: PathBuf,
+    },
     /// TLS, and the certificate is checked for the host's name.
     VerifyFull {
         /// The certificates to trust, in PEM; `None` means the system's.
@@ -75,15 +96,18 @@ impl FromStr for Uri {
         if port.is_some() && parameters.port.is_some() {
             return Err(invalid("the URI names two ports"));
         }
+        let host = choose_host(decode(host, "host")?, parameters.host.clone())?;
+        let tls = parameters.tls()?;
         Ok(Self {
             user,
-            host: choose_host(decode(host, "host")?, parameters.host.clone())?,
             port: port.or(parameters.port).unwrap_or(DEFAULT_PORT),
             database: match decode(database, "database's name")? {
                 name if name.is_empty() => None,
                 name => Some(name),
             },
-            tls: parameters.tls()?,
+            client_certificate: parameters.client_certificate(&host, &tls)?,
+            host,
+            tls,
         })
     }
 }
@@ -202,6 +226,8 @@ struct Parameters {
     port: Option<u16>,
     ssl_mode: Option<String>,
     ssl_root_cert: Option<String>,
+    ssl_cert: Option<String>,
+    ssl_key: Option<String>,
 }
 
 impl Parameters {
@@ -214,9 +240,11 @@ impl Parameters {
                 "port" => parameters.port.replace(parse_port(value)?).is_some(),
                 "sslmode" => parameters.ssl_mode.replace(decode(value, name)?).is_some(),
                 "sslrootcert" => parameters.ssl_root_cert.replace(decode(value, name)?).is_some(),
+                "sslcert" => parameters.ssl_cert.replace(decode(value, name)?).is_some(),
+                "sslkey" => parameters.ssl_key.replace(decode(value, name)?).is_some(),
                 "password" | "sslpassword" => return Err(invalid("the URI has a password in it")),
                 _ => {
-                    let known = "host, port, sslmode and sslrootcert are known";
+                    let known = "host, port, sslmode, sslrootcert, sslcert and sslkey are known";
                     return Err(invalid(format!("the URI has an unknown parameter; {known}")));
                 }
             };
@@ -227,23 +255,53 @@ impl Parameters {
         Ok(parameters)
     }
 
-    fn tls(self) -> Result<Tls, Problem> {
-        let tls = match self.ssl_mode.as_deref() {
-            Some("disable") => Tls::Disable,
-            None | Some("prefer") => Tls::Prefer,
-            Some("require") => Tls::Require,
-            Some("verify-full") => Tls::VerifyFull { root_cert_path: self.ssl_root_cert.clone().map(PathBuf::from) },
-            Some("verify-ca") => {
-                return Err(invalid("sslmode=verify-ca is not supported").with_fix(
-                    "Use sslmode=verify-full: it checks the server's name too. The certificate must then carry the name in the URI.",
-                ));
+    fn tls(&self) -> Result<Tls, Problem> {
+        let root_cert_path = self.ssl_root_cert.as_deref().map(PathBuf::from);
+        match (self.ssl_mode.as_deref(), root_cert_path) {
+            (Some("disable"), None) => Ok(Tls::Disable),
+            (Some("allow"), None) => Ok(Tls::Allow),
+            (None | Some("prefer"), None) => Ok(Tls::Prefer),
+            (Some("require"), None) => Ok(Tls::Require),
+            // libpq's word for "those that this system trusts".
+            (Some("verify-full"), Some(path)) if path.as_os_str() == "system" => {
+                Ok(Tls::VerifyFull { root_cert_path: None })
             }
-            Some(_) => return Err(invalid("sslmode is not one of disable, prefer, require and verify-full")),
-        };
-        if self.ssl_root_cert.is_some() && !matches!(tls, Tls::VerifyFull { .. }) {
-            return Err(invalid("sslrootcert has an effect with sslmode=verify-full only"));
+            (Some("verify-full"), root_cert_path) => Ok(Tls::VerifyFull { root_cert_path }),
+            (Some("require" | "verify-ca"), Some(path)) if path.as_os_str() == "system" => {
+                Err(invalid("sslrootcert=system goes with sslmode=verify-full only").with_fix(
+                    "Use sslmode=verify-full: anybody gets a certificate of an authority that all systems trust, for a name of their own.",
+                ))
+            }
+            (Some("require" | "verify-ca"), Some(root_cert_path)) => Ok(Tls::VerifyCa { root_cert_path }),
+            (Some("verify-ca"), None) => Err(invalid("sslmode=verify-ca needs sslrootcert").with_fix(
+                "Add sslrootcert=/path/to/the/authority.pem, or use sslmode=verify-full, which trusts the system's authorities and checks the name.",
+            )),
+            (None | Some("disable" | "allow" | "prefer"), Some(_)) => {
+                let message = "sslrootcert has an effect with sslmode=verify-ca and sslmode=verify-full only";
+                Err(invalid(message).with_fix("Add sslmode=verify-full."))
+            }
+            (Some(_), _) => {
+                let known = "disable, allow, prefer, require, verify-ca and verify-full";
+                Err(invalid(format!("sslmode is not one of {known}")))
+            }
         }
-        Ok(tls)
+    }
+
+    fn client_certificate(&self, host: &Host, tls: &Tls) -> Result<Option<ClientCertificate>, Problem> {
+        let (cert_path, key_path) = match (self.ssl_cert.as_deref(), self.ssl_key.as_deref()) {
+            (None, None) => return Ok(None),
+            (Some(certificate), Some(key)) => (PathBuf::from(certificate), PathBuf::from(key)),
+            _ => return Err(invalid("sslcert and sslkey go together")),
+        };
+        if !cert_path.is_absolute() || !key_path.is_absolute() {
+            return Err(invalid("sslcert and sslkey are absolute paths on the agent's machine"));
+        }
+        let weak = matches!(tls, Tls::Disable | Tls::Allow | Tls::Prefer);
+        if weak || matches!(host, Host::Socket(_)) {
+            let message = "a client certificate is shown in TLS only, and this connection may come about without it";
+            return Err(invalid(message).with_fix("Add sslmode=verify-full to the URI, and name the host."));
+        }
+        Ok(Some(ClientCertificate { cert_path, key_path }))
     }
 }
 

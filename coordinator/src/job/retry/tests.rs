@@ -51,6 +51,7 @@ fn every_reason_is_sorted_in() {
         "VaultSettingsRaced",
         "MaintenanceBusy",
         "UserErrorMissingNetworkSecurityPermissions",
+        "IdentityUnavailable",
         "LockTimeout",
         "ReplicaConflict",
         "UserErrorServerConnectionClosed",

@@ -11,6 +11,9 @@ const STARTUP_REFUSED: &str = "unsupported startup parameter";
 /// "terminating connection due to conflict with recovery".
 const CONFLICT: &str = "conflict with recovery";
 
+/// How rustls says that the other side gave up for a reason of its own.
+const REFUSED_IN_TLS: &str = "received fatal alert";
+
 /// The kind of an error of `tokio-postgres`, which tells it by its text only; the tests below hold the texts.
 fn is_kind(error: &Error, text: &str) -> bool {
     error.to_string() == text
@@ -56,6 +59,10 @@ pub fn classify(error: &Error, server: &str, otherwise: Reason) -> Problem {
     if is_kind(error, "error connecting to server") || is_kind(error, "timeout waiting for server") {
         let message = format!("{server} cannot be reached: {}", chain(error));
         return Problem::new(Reason::UserErrorMissingNetworkSecurityPermissions, message);
+    }
+    // TLS 1.3 tells a client that its certificate is refused only when it reads its first answer.
+    if is_kind(error, "error communicating with the server") && chain(error).contains(REFUSED_IN_TLS) {
+        return Problem::new(Reason::TlsFailed, format!("{server} refuses our certificate: {}", chain(error)));
     }
     if error.is_closed() || is_kind(error, "error communicating with the server") {
         return Problem::new(Reason::UserErrorServerConnectionClosed, format!("{server}: {}", chain(error)));
@@ -122,6 +129,16 @@ pub fn words_reason(words: &str, otherwise: Reason) -> Reason {
     }
     if says(&"server version mismatch") {
         return Reason::ClientTooOld;
+    }
+    // Our own login came about a moment before: what it depends on has changed since.
+    let refused =
+        ["password authentication failed for user", "no pg_hba.conf entry for", "pg_hba.conf rejects connection"];
+    if refused.iter().any(says) {
+        return Reason::UserErrorDBUserAuthFailed;
+    }
+    let tls = ["SSL error: certificate verify failed", "does not match host name", "server does not support SSL"];
+    if tls.iter().any(says) {
+        return Reason::TlsFailed;
     }
     otherwise
 }
@@ -222,6 +239,14 @@ mod tests {
                 Reason::RowSecurityHidesRows,
             ),
             ("FATAL:  unsupported startup parameter: options", Reason::PoolerUnsupported),
+            (
+                "pg_dump: error: connection to server at \"h\" failed: FATAL:  password authentication failed for user \"u\"",
+                Reason::UserErrorDBUserAuthFailed,
+            ),
+            (
+                "pg_dump: error: connection to server at \"h\" failed: SSL error: certificate verify failed",
+                Reason::TlsFailed,
+            ),
             ("pg_dump: error: something else", Reason::DumpFailed),
         ];
         for (words, reason) in cases {

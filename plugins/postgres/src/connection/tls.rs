@@ -15,8 +15,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use vaultferry_proto::{Problem, Reason};
 
 use crate::client::Major;
-use crate::connection::NOWHERE;
-use crate::uri::Tls;
+use crate::connection::{NOWHERE, certificate};
+use crate::uri::{Tls, Uri};
 
 /// The first libpq that knows `sslrootcert=system`.
 const KNOWS_SYSTEM_ROOTS: Major = Major::new(16);
@@ -34,17 +34,32 @@ fn failed(message: impl Into<String>) -> Problem {
 }
 
 /// A connector for every mode but [`Tls::Disable`].
-pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, Problem> {
+pub(super) fn connector(uri: &Uri) -> Result<MakeRustlsConnect, Problem> {
     // Given explicitly: no process-wide default is needed, and none can be the wrong one.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| failed(error.to_string()))?;
-    let verifier: Arc<dyn ServerCertVerifier> = match tls {
-        Tls::VerifyFull { root_cert_path } => Arc::new(NamedServer::new(root_cert_path.as_deref(), provider)?),
-        Tls::Disable | Tls::Prefer | Tls::Require => Arc::new(AnyCertificate { provider }),
+    let verifier: Arc<dyn ServerCertVerifier> = match &uri.tls {
+        Tls::VerifyFull { root_cert_path } => {
+            Arc::new(TrustedServer::new(root_cert_path.as_deref(), Names::Checked, provider)?)
+        }
+        Tls::VerifyCa { root_cert_path } => {
+            Arc::new(TrustedServer::new(Some(root_cert_path.as_path()), Names::Any, provider)?)
+        }
+        Tls::Disable | Tls::Allow | Tls::Prefer | Tls::Require => Arc::new(AnyCertificate { provider }),
     };
-    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let config = match &uri.client_certificate {
+        None => builder.with_no_client_auth(),
+        Some(files) => {
+            let (chain, key) = certificate::read(files)?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| {
+                let path = files.cert_path.display();
+                certificate::problem(format!("the client certificate {path} cannot be used with its key: {error}"))
+            })?
+        }
+    };
     Ok(MakeRustlsConnect::new(config))
 }
 
@@ -58,8 +73,8 @@ fn trusted(path: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Problem>
 /// check if the user's own root file existed; so it is pointed to nowhere.
 pub(super) fn root_cert_for_libpq(tls: &Tls, program: Major) -> OsString {
     match tls {
-        Tls::Disable | Tls::Prefer | Tls::Require => NOWHERE.into(),
-        Tls::VerifyFull { root_cert_path: Some(path) } => path.into(),
+        Tls::Disable | Tls::Allow | Tls::Prefer | Tls::Require => NOWHERE.into(),
+        Tls::VerifyCa { root_cert_path: path } | Tls::VerifyFull { root_cert_path: Some(path) } => path.into(),
         Tls::VerifyFull { root_cert_path: None } => {
             let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
             let known = SYSTEM_BUNDLES.iter().map(PathBuf::from);
@@ -72,16 +87,26 @@ pub(super) fn root_cert_for_libpq(tls: &Tls, program: Major) -> OsString {
     }
 }
 
-/// Checks the chain and the name. As libpq does, it also takes a server's own self-signed certificate when that is what sslrootcert
+/// Which names a server's certificate may carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// The one that the URI has.
+    Checked,
+    /// `verify-ca`: whatever the authority has signed.
+    Any,
+}
+
+/// Checks the chain, and the name if it counts. As libpq does, it also takes a server's own self-signed certificate when that is what sslrootcert
 /// holds; rustls refuses it as the certificate of an authority, which such a certificate commonly says it is.
 #[derive(Debug)]
-struct NamedServer {
+struct TrustedServer {
     chain: Arc<WebPkiServerVerifier>,
+    names: Names,
     trusted: Vec<CertificateDer<'static>>,
 }
 
-impl NamedServer {
-    fn new(path: Option<&Path>, provider: Arc<CryptoProvider>) -> Result<Self, Problem> {
+impl TrustedServer {
+    fn new(path: Option<&Path>, names: Names, provider: Arc<CryptoProvider>) -> Result<Self, Problem> {
         let trusted = trusted(path)?;
         let mut roots = RootCertStore::empty();
         let (usable, _) = roots.add_parsable_certificates(trusted.iter().cloned());
@@ -90,11 +115,11 @@ impl NamedServer {
             return Err(failed(format!("{place} has no trusted certificate")));
         }
         let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        Ok(Self { chain: chain.map_err(|error| failed(error.to_string()))?, trusted })
+        Ok(Self { chain: chain.map_err(|error| failed(error.to_string()))?, names, trusted })
     }
 }
 
-impl ServerCertVerifier for NamedServer {
+impl ServerCertVerifier for TrustedServer {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -107,9 +132,13 @@ impl ServerCertVerifier for NamedServer {
         match verified {
             // The dates are checked before this is found, so a certificate that has expired does not come here.
             Err(error) if is_authority(&error) && self.trusted.iter().any(|trusted| trusted == end_entity) => {
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                if self.names == Names::Checked {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
                 Ok(ServerCertVerified::assertion())
             }
+            // The name is the last that is looked at: the chain is good.
+            Err(error) if self.names == Names::Any && is_name(&error) => Ok(ServerCertVerified::assertion()),
             other => other,
         }
     }
@@ -137,13 +166,22 @@ impl ServerCertVerifier for NamedServer {
     }
 }
 
+fn is_name(error: &rustls::Error) -> bool {
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+        )
+    )
+}
+
 /// rustls has no error of its own for this one; the certificate library's is inside.
 fn is_authority(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
         if other.0.to_string() == "CaUsedAsEndEntity")
 }
 
-/// Trusts every certificate, as libpq does in the modes `prefer` and `require`: they keep listeners out, not impostors.
+/// Trusts every certificate, as libpq does in the modes `allow`, `prefer` and `require`: they keep listeners out, not impostors.
 #[derive(Debug)]
 struct AnyCertificate {
     provider: Arc<CryptoProvider>,

@@ -92,8 +92,17 @@ fn what_is_not_understood_is_refused() {
         "postgres://u@h/a%00b",
         "postgres://u@h/d?application_name=x",
         "postgres://u@h/d?sslmode=prefer&sslmode=disable",
-        "postgres://u@h/d?sslmode=allow",
-        "postgres://u@h/d?sslmode=require&sslrootcert=/x",
+        "postgres://u@h/d?sslmode=Require",
+        "postgres://u@h/d?sslrootcert=/x",
+        "postgres://u@h/d?sslmode=prefer&sslrootcert=/x",
+        "postgres://u@h/d?sslmode=verify-ca&sslrootcert=system",
+        "postgres://u@h/d?sslmode=require&sslcert=/c",
+        "postgres://u@h/d?sslmode=require&sslkey=/k",
+        "postgres://u@h/d?sslmode=require&sslcert=c&sslkey=/k",
+        "postgres://u@h/d?sslcert=/c&sslkey=/k",
+        "postgres://u@h/d?sslmode=allow&sslcert=/c&sslkey=/k",
+        "postgres://u@/d?host=/tmp&sslmode=require&sslcert=/c&sslkey=/k",
+        "postgres://u@h/d?sslmode=require&sslcert=/c&sslcert=/c&sslkey=/k",
     ] {
         refused(text);
     }
@@ -101,4 +110,27 @@ fn what_is_not_understood_is_refused() {
     assert!(problem.fix.contains("verify-full"), "{problem}");
     let uri = parse("postgres://u@h/d?sslmode=verify-full&sslrootcert=/etc/ca.pem");
     assert_eq!(uri.tls, Tls::VerifyFull { root_cert_path: Some("/etc/ca.pem".into()) });
+}
+
+#[test]
+fn tls_is_read_as_libpq_reads_it() {
+    let tls = |parameters: &str| parse(&format!("postgres://u@h/d?{parameters}")).tls;
+    let path = || "/etc/ca.pem".into();
+    for (parameters, expected) in [
+        ("", Tls::Prefer),
+        ("sslmode=prefer", Tls::Prefer),
+        ("sslmode=disable", Tls::Disable),
+        ("sslmode=allow", Tls::Allow),
+        ("sslmode=require", Tls::Require),
+        ("sslmode=require&sslrootcert=/etc/ca.pem", Tls::VerifyCa { root_cert_path: path() }),
+        ("sslrootcert=/etc/ca.pem&sslmode=verify-ca", Tls::VerifyCa { root_cert_path: path() }),
+        ("sslmode=verify-full", Tls::VerifyFull { root_cert_path: None }),
+        ("sslmode=verify-full&sslrootcert=system", Tls::VerifyFull { root_cert_path: None }),
+        ("sslmode=verify-full&sslrootcert=%2Fetc/ca.pem", Tls::VerifyFull { root_cert_path: Some(path()) }),
+    ] {
+        assert_eq!(tls(parameters), expected, "{parameters}");
+    }
+    let uri = parse("postgres://u@h/d?sslmode=verify-full&sslcert=/c%20d.pem&sslkey=/k.pem");
+    let expected = ClientCertificate { cert_path: "/c d.pem".into(), key_path: "/k.pem".into() };
+    assert_eq!(uri.client_certificate, Some(expected));
 }

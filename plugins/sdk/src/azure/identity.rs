@@ -70,7 +70,9 @@ pub enum Identity {
 
 /// The text names no identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an identity is managed, managed:CLIENT-ID, workload, or key-vault:https://NAME.vault.azure.net/secrets/SECRET")]
+#[error(
+    "an identity is managed, managed:CLIENT-ID, workload, or key-vault:https://NAME.vault.azure.net/secrets/SECRET"
+)]
 pub struct InvalidIdentity;
 
 impl FromStr for Identity {

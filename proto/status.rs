@@ -318,6 +318,17 @@ mod tests {
     }
 
     #[test]
+    fn every_reason_stands_once_among_the_situations() {
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reasons.md")).expect("docs/reasons.md");
+        for reason in Reason::ALL {
+            let link = format!("| [{reason}](../proto/errors/{reason}.md) | ");
+            let count = page.lines().filter(|line| line.starts_with(&link)).count();
+            assert_eq!(count, 1, "docs/reasons.md: put {reason} into the table of its situation");
+        }
+    }
+
+    #[test]
     fn a_problem_survives_the_wire() {
         for reason in Reason::ALL {
             let problem = Problem::new(*reason, "what happened").with_fix("do this");

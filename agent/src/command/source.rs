@@ -1,10 +1,10 @@
 //! `vaultferry discover` and `vaultferry server`
 
-use vaultferry_proto::{Problem, Reason};
 use vaultferry_proto::control::v1::{
     self as wire, AddServerRequest, AzureScope, DiscoverContainersRequest, DiscoverSourcesRequest, ListServersRequest,
     RemoveServerRequest, ScanServersRequest,
 };
+use vaultferry_proto::{Problem, Reason};
 
 use super::{Context, Outcome, grants, list, login};
 use crate::args::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};

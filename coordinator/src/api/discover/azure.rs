@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use vaultferry_proto::control::v1 as wire;
-use vaultferry_proto::control::v1::credential_reference::From;
 use vaultferry_proto::plugin::v1 as plugin_wire;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::location::Location;
@@ -196,7 +195,8 @@ fn stored(credential: plugin_wire::StoreCredential) -> Option<azure::Credential>
 
 /// What a variable that a plugin is given may be called is said in one place.
 fn check_variable(name: &str, flag: &str) -> Result<(), Problem> {
-    let reference = wire::CredentialReference { from: Some(From::PasswordEnv(name.to_owned())) };
+    use wire::credential_reference::From::PasswordEnv;
+    let reference = wire::CredentialReference { from: Some(PasswordEnv(name.to_owned())) };
     credential(Some(reference)).map(|_| ()).map_err(|_| {
         let message = format!("{flag} takes the name of a variable of the agent's environment");
         Problem::new(Reason::InvalidRequest, message)

@@ -33,7 +33,7 @@ struct Properties {
     state: Option<String>,
     replication_role: Option<String>,
     source_server_resource_id: Option<String>,
-    network: Network,
+    network: Option<Network>,
 }
 
 #[derive(Deserialize, Default)]
@@ -60,6 +60,7 @@ pub(crate) async fn find(
 
 fn server(item: Item, login: &ServerLogin) -> Result<FoundServer, Problem> {
     let Properties { version, minor_version, state, replication_role, network, .. } = item.properties;
+    let network = network.unwrap_or_default();
     let host = item.properties.fully_qualified_domain_name.filter(|host| !host.is_empty());
     let version = version.unwrap_or_default();
     let version = match minor_version.filter(|minor| !minor.is_empty() && !version.is_empty()) {

@@ -67,6 +67,14 @@ fn the_servers_of_a_subscription_are_found_over_all_pages_and_asked() {
     {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
+    // Extensions are told when they are asked for.
+    assert_eq!(shop["extensions"], json!([]), "{shop:#}");
+    let mut with_extensions = command.clone();
+    with_extensions.push("--extensions".to_owned());
+    let found = agent.cli_json(&words(&with_extensions)).success().json();
+    let databases = array(&found["servers"][1]["sources"]);
+    assert!(databases.iter().all(|database| database["extensions"] == json!(["plpgsql 1.0"])), "{databases:#?}");
+    assert!(agent.cli(&words(&with_extensions)).success().stdout.contains("EXTENSIONS"));
     // What was found is what can be protected.
     let passfile = server.passfile_for_anything().display().to_string();
     let source = shop["uri"].as_str().expect("a URI").to_owned();

@@ -55,6 +55,9 @@ pub struct DiscoverPostgres {
     /// With --subscription: libpq's sslmode for all of its servers [default: verify-full]
     #[arg(long, value_name = "MODE", requires = "subscription")]
     pub sslmode: Option<String>,
+    /// Also each database's extensions and their versions; logs in to each of them
+    #[arg(long)]
+    pub extensions: bool,
     #[command(flatten)]
     pub login: Login,
     #[command(flatten)]

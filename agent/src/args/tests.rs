@@ -51,7 +51,7 @@ fn every_promised_command_parses() {
         "discover postgres postgres://u@h/",
         "discover postgres postgres://u@h/ postgres://u@h2/ --passfile f --output json",
         "discover postgres --file servers.txt --password-env V",
-        "discover postgres --servers-file servers.txt --passfile f",
+        "discover postgres --servers-file servers.txt --passfile f --extensions",
         "discover postgres --subscription i --resource-group g --azure-identity workload --user u --port 5433 --sslmode require",
         "discover containers --account a --credential-env V --prefix db-",
         "discover containers --subscription i",

@@ -61,6 +61,7 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
         user: command.user.unwrap_or_default(),
         port: command.port.map(u32::from).unwrap_or_default(),
         ssl_mode: command.sslmode.unwrap_or_default(),
+        extensions: command.extensions,
     };
     let client = context.client().await?;
     let answer = client.sources().discover_sources(request).await;

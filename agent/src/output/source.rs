@@ -46,7 +46,13 @@ pub fn discovered(servers: &[DiscoveredServer]) -> String {
         let rows: Vec<[String; 6]> = server.sources.iter().map(source).collect();
         let headings = ["NAME", "SIZE", "VERSION", "ENCODING", "STATE", "SOURCE"];
         let sources = table(headings, &rows, "It has no databases but templates.");
-        format!("{head}\n{sources}")
+        let extensions = server.sources.iter().filter(|source| !source.extensions.is_empty());
+        let extensions: Vec<[String; 2]> =
+            extensions.map(|source| [source.name.clone(), source.extensions.join(", ")]).collect();
+        match extensions.is_empty() {
+            true => format!("{head}\n{sources}"),
+            false => format!("{head}\n{sources}\n\n{}", table(["NAME", "EXTENSIONS"], &extensions, "")),
+        }
     };
     asked.map(one).collect::<Vec<_>>().join("\n\n")
 }

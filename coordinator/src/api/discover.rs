@@ -98,11 +98,21 @@ impl Api {
         uri: &str,
         credential: &Credential,
     ) -> Result<(&'static str, plugin_wire::DiscoverResponse), Problem> {
+        self.ask_server_for(uri, credential, false).await
+    }
+
+    /// The same, also for each source's extensions if they are wanted.
+    async fn ask_server_for(
+        &self,
+        uri: &str,
+        credential: &Credential,
+        extensions: bool,
+    ) -> Result<(&'static str, plugin_wire::DiscoverResponse), Problem> {
         check_uri(uri)?;
         let source_type = source_type(uri)?;
         let server = source(uri, credential);
         let call = |mut plugin: PluginClient, settings_json| async move {
-            plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json }).await
+            plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json, extensions }).await
         };
         let answer = self.in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
         Ok((source_type, answer))
@@ -125,10 +135,10 @@ impl Api {
             }
             None => request.server_uris.into_iter().map(Candidate::named).collect(),
         };
-        let api = self.clone();
+        let (api, extensions) = (self.clone(), request.extensions);
         let asked = stream::iter(candidates).map(move |candidate| {
             let (api, credential) = (api.clone(), credential.clone());
-            async move { api.discover_one(candidate, &credential).await }
+            async move { api.discover_one(candidate, &credential, extensions).await }
         });
         let servers: Vec<Result<_, Problem>> = asked.buffered(AT_ONCE).collect().await;
         servers.into_iter().collect()
@@ -138,11 +148,12 @@ impl Api {
         &self,
         candidate: Candidate,
         credential: &Credential,
+        extensions: bool,
     ) -> Result<wire::DiscoveredServer, Problem> {
         if !candidate.known.left_out.is_empty() {
             return Ok(candidate.known);
         }
-        match self.ask_server(&candidate.known.uri, credential).await {
+        match self.ask_server_for(&candidate.known.uri, credential, extensions).await {
             Err(problem) => {
                 let problem = Some(candidate.explain(problem).into());
                 let known = candidate.known;
@@ -189,6 +200,7 @@ impl Api {
             problem,
             instance: instance.map(|instance| instance.name).unwrap_or_default(),
             protection_state_text,
+            extensions: source.extensions,
         })
     }
 }

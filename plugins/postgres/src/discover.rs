@@ -56,6 +56,22 @@ pub(crate) async fn discover(
     Ok(Discovered { server_identity, server_name: server.uri().server(), server_version, replica, sources })
 }
 
+/// The extensions of one database, with their versions, by name.
+pub(crate) async fn extensions(
+    source: &Source,
+    settings_json: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<String>, Problem> {
+    Settings::parse(settings_json)?;
+    let session = Server::new(source, None)?.connect(cancel).await?;
+    let query = async {
+        let statement = "select extname || ' ' || extversion from pg_extension order by extname";
+        let rows = session.client().query(statement, &[]).await?;
+        rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, Error>>()
+    };
+    session.run(query, Reason::UserErrorServerConnectionClosed, cancel).await
+}
+
 fn database(row: &Row, server_text: &str, server: &Uri) -> Result<DiscoveredSource, Error> {
     let name: String = row.try_get("name")?;
     let size: Option<i64> = row.try_get("size")?;

@@ -71,6 +71,15 @@ impl Workload for Postgres {
         discover::discover(&server, settings_json, cancel).await
     }
 
+    async fn extensions(
+        &self,
+        source: Source,
+        settings_json: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<String>, Problem> {
+        discover::extensions(&source, settings_json, cancel).await
+    }
+
     async fn find_servers(
         &self,
         scope: &Scope,

@@ -47,9 +47,9 @@ pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String)
     Ok((source_from(required(request.source, "source")?)?, request.settings_json))
 }
 
-/// The parts of a discover request: the server and the settings.
-pub fn discover_from(request: proto::DiscoverRequest) -> Result<(Source, String), Problem> {
-    Ok((source_from(required(request.server, "server")?)?, request.settings_json))
+/// The parts of a discover request: the server and the settings, and whether the sources' extensions are asked for.
+pub fn discover_from(request: proto::DiscoverRequest) -> Result<(Source, String, bool), Problem> {
+    Ok((source_from(required(request.server, "server")?)?, request.settings_json, request.extensions))
 }
 
 /// A backup request.
@@ -209,6 +209,7 @@ pub fn discovered_to(discovered: Discovered) -> proto::DiscoverResponse {
         replica,
         allows_connections: source.allows_connections,
         obstacle: source.obstacle.map(warning_to),
+        extensions: Vec::new(),
     });
     proto::DiscoverResponse { sources: sources.collect(), server_identity, server_name, server_version, replica }
 }

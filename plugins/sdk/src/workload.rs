@@ -48,6 +48,17 @@ pub trait Workload: Send + Sync + 'static {
         Err(Problem::new(Reason::InvalidSource, message).with_fix("Name each source by itself."))
     }
 
+    /// The extensions of one source, with their versions, by name: `postgis 3.3.2`. Changes nothing there. A workload without such
+    /// things has none.
+    async fn extensions(
+        &self,
+        _source: Source,
+        _settings_json: &str,
+        _cancel: &CancellationToken,
+    ) -> Result<Vec<String>, Problem> {
+        Ok(Vec::new())
+    }
+
     /// Finds servers of this type in a part of Azure, by name. None of them is asked, and nothing is changed. A workload whose sources
     /// do not lie on servers of Azure refuses.
     async fn find_servers(

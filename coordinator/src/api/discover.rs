@@ -54,7 +54,8 @@ impl Api {
         }
     }
 
-    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it.
+    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it; in time
+    /// ([`Api::in_time`]), or with its caller.
     pub(super) async fn ask_plugin<T, F, Answer>(
         &self,
         source_type: &str,
@@ -71,6 +72,20 @@ impl Api {
 
     /// The same for a plugin that sees these variables of the agent's environment.
     async fn ask_plugin_with<T, F, Answer>(
+        &self,
+        source_type: &str,
+        pass_env: Vec<String>,
+        purpose: &str,
+        call: F,
+    ) -> Result<T, Problem>
+    where
+        F: FnOnce(PluginClient, String) -> Answer,
+        Answer: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.in_time(self.ask_patiently(source_type, pass_env, purpose, call)).await
+    }
+
+    async fn ask_patiently<T, F, Answer>(
         &self,
         source_type: &str,
         pass_env: Vec<String>,
@@ -114,7 +129,7 @@ impl Api {
         let call = |mut plugin: PluginClient, settings_json| async move {
             plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json, extensions }).await
         };
-        let answer = self.in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
+        let answer = self.ask_plugin(source_type, credential, "discover", call).await?;
         Ok((source_type, answer))
     }
 

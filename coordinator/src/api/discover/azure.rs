@@ -80,7 +80,7 @@ impl Api {
             ssl_mode: request.ssl_mode.clone(),
         };
         let call = |mut plugin: PluginClient, _: String| async move { plugin.find_servers(request).await };
-        let answer = self.in_time(self.ask_plugin_with(PLUGIN, pass_env, "find servers", call)).await?;
+        let answer = self.ask_plugin_with(PLUGIN, pass_env, "find servers", call).await?;
         if answer.servers.len() > MAX_FOUND {
             let message = format!("there are {} servers; at most {MAX_FOUND} are asked at once", answer.servers.len());
             let fix = "Ask one resource group after the other: --resource-group.";
@@ -131,7 +131,7 @@ impl Api {
         let (account, prefix) = (request.account.clone(), request.prefix.clone());
         let request = plugin_wire::FindContainersRequest { scope: Some(scope), account, prefix };
         let call = |mut plugin: PluginClient, _: String| async move { plugin.find_containers(request).await };
-        let answer = self.in_time(self.ask_plugin_with(PLUGIN, pass_env, "find containers", call)).await?;
+        let answer = self.ask_plugin_with(PLUGIN, pass_env, "find containers", call).await?;
         let found = answer.containers.into_iter().map(|found| container(found.account, found.name, found.region));
         Ok(found.collect())
     }

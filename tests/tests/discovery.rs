@@ -24,7 +24,8 @@ fn discover(server: &Server) -> Vec<String> {
     let passfile = server.passfile_for_anything().display().to_string();
     let port = server.port().to_string();
     let login = ["--user", "postgres", "--port", &port, "--sslmode", "disable", "--passfile", &passfile];
-    ["discover", "postgres"].iter().chain(&ASK).chain(&login).map(|word| (*word).to_owned()).collect()
+    let words: Vec<&str> = [&["discover", "postgres"], &ASK[..], &login[..]].concat();
+    words.into_iter().map(str::to_owned).collect()
 }
 
 fn words(words: &[String]) -> Vec<&str> {

@@ -230,6 +230,26 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_told_with_what_azure_says_and_why_it_was_not_asked() {
+        let server = DiscoveredServer {
+            name: "shop".into(),
+            version: "15.7".into(),
+            replica: true,
+            state: "Stopped".into(),
+            region: "westeurope".into(),
+            left_out: "it is Stopped".into(),
+            ..DiscoveredServer::default()
+        };
+        let text = discovered(std::slice::from_ref(&server));
+        assert_eq!(text, "shop: PostgreSQL 15.7, replica, Stopped, westeurope\nleft out: it is Stopped");
+        let mut asked = DiscoveredServer { left_out: String::new(), ..server };
+        let extensions = vec!["plpgsql 1.0".to_owned(), "postgis 3.3.2".to_owned()];
+        asked.sources.push(DiscoveredSource { name: "a".into(), extensions, ..DiscoveredSource::default() });
+        let text = discovered(&[asked]);
+        assert!(text.contains("EXTENSIONS") && text.contains("plpgsql 1.0, postgis 3.3.2"), "{text}");
+    }
+
+    #[test]
     fn an_instance_that_does_not_protect_is_not_called_protected() {
         assert_eq!(held("shop", "Protected - (pending initial backup)"), "protected as shop (pending initial backup)");
         assert_eq!(held("shop", "Stopped - (data retained)"), "Stopped - (data retained), as shop");

@@ -135,6 +135,9 @@ async fn operations_are_followed_to_their_end() {
         let deleted = client.delete(&thing("one"), API, &cancel).await.expect("accepted");
         deleted.finish(&client, limit, &cancel).await.expect("deleted");
     }
+    let elsewhere = "/subscriptions/00000000-0000-4000-8000-000000000000/things/one";
+    let problem = client.delete(elsewhere, API, &cancel).await.expect_err("no such subscription");
+    assert_eq!(problem.reason, Reason::AzureNotFound);
     let bad = client.put(&thing("bad"), API, &json!({}), &cancel).await.expect("accepted");
     let problem = bad.finish(&client, limit, &cancel).await.expect_err("it fails");
     assert_eq!(problem.reason, Reason::AzureRefused);

@@ -220,7 +220,12 @@ impl Client {
         cancel: &CancellationToken,
     ) -> Result<Operation, Problem> {
         match self.begin(Method::DELETE, path, api_version, None, cancel).await {
-            Err(problem) if problem.reason == Reason::AzureNotFound => Ok(Operation::done()),
+            // A wrong subscription is no resource that is gone.
+            Err(problem)
+                if problem.reason == Reason::AzureNotFound && !problem.message.contains("SubscriptionNotFound") =>
+            {
+                Ok(Operation::done())
+            }
             begun => begun,
         }
     }

@@ -296,6 +296,10 @@ impl Client {
                         last = detail;
                         wait
                     }
+                    Err(_) if *method == Method::POST => {
+                        let detail = format!("{last}; whether it was done is not known");
+                        return Err(self.unavailable(url, count, &detail));
+                    }
                     Err(_) => return Err(self.unavailable(url, count, &last)),
                 };
                 let wait = least.unwrap_or_default() + longest_wait.mul_f64(rand::random::<f64>());

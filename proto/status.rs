@@ -206,6 +206,13 @@ reasons! {
     TargetNotWritable => FailedPrecondition, "Give the agent's user the right and the space to write there, or choose another target.";
     /// The target container is missing, or the credential has no right on it (P77).
     UserErrorContainerNotAccessible => FailedPrecondition, "Create the container, and grant Storage Blob Data Contributor on it (or name a credential that has it with --credential-env).";
+    // Azure
+    /// Azure has no such subscription, resource group, account or other resource, or does not show it to this identity.
+    AzureNotFound => NotFound, "Correct the name (az account list shows subscriptions, az group list resource groups), or give the machine's identity the role Reader on it.";
+    /// Azure did not answer, or was busy until the deadline.
+    AzureUnavailable => Unavailable, "Look at the network and at Azure's state, then try again.";
+    /// Azure understood and refused; its own words are in the message.
+    AzureRefused => FailedPrecondition, "Mend what Azure says, then try again; its support finds the request by the correlation id in the message.";
 }
 
 impl fmt::Display for Reason {
@@ -319,6 +326,17 @@ mod tests {
                 page.contains("\n## What happened\n") && page.contains("\n## What to do\n"),
                 "{reason}.md has both parts"
             );
+        }
+    }
+
+    #[test]
+    fn every_reason_stands_once_among_the_situations() {
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reasons.md")).expect("docs/reasons.md");
+        for reason in Reason::ALL {
+            let link = format!("| [{reason}](../proto/errors/{reason}.md) | ");
+            let count = page.lines().filter(|line| line.starts_with(&link)).count();
+            assert_eq!(count, 1, "docs/reasons.md: put {reason} into the table of its situation");
         }
     }
 

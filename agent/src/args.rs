@@ -25,7 +25,7 @@ pub use maintenance::{
     VaultSettings,
 };
 pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
-pub use source::{Discover, DiscoverPostgres, Server, ServerAdd};
+pub use source::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 pub mod agent;
 pub mod azurite;
 pub mod compare;
+pub mod fake_arm;
 pub mod fake_service;
 pub mod fault_proxy;
 pub mod folder;

@@ -25,7 +25,10 @@ use crate::location::{InvalidLocation, Parsed, is_container_name, parse, shown};
 use crate::store::{self, azure, retry};
 
 mod container;
+mod containers;
 mod folder;
+
+pub use containers::containers;
 
 /// Longest name of a file, in bytes: the limit of common file systems is 255.
 const MAX_NAME_LEN: usize = 200;

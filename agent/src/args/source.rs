@@ -10,6 +10,22 @@ use super::{Grants, Login};
 pub enum Discover {
     /// The databases of PostgreSQL servers, and which of them are protected
     Postgres(DiscoverPostgres),
+    /// The containers of storage accounts that files can be restored to
+    Containers(DiscoverContainers),
+}
+
+/// A part of Azure, and who asks there.
+#[derive(Debug, clap::Args)]
+pub struct Azure {
+    /// A subscription of Azure, by its id: Azure Resource Manager is asked, with the role Reader
+    #[arg(long, value_name = "ID")]
+    pub subscription: Option<String>,
+    /// Only this resource group of it
+    #[arg(long, value_name = "NAME", requires = "subscription")]
+    pub resource_group: Option<String>,
+    /// Who the agent is there: managed, managed:CLIENT-ID, workload, or env:VARIABLE with a token [default: as the machine is]
+    #[arg(long, value_name = "IDENTITY", requires = "subscription")]
+    pub azure_identity: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -17,20 +33,55 @@ pub enum Discover {
   vaultferry discover postgres postgres://backup@db.example/ --passfile /etc/vaultferry/pgpass
   vaultferry discover postgres 'postgres://postgres@/?host=/run/postgresql'
   vaultferry discover postgres --file servers.txt --password-env BACKUP_PASSWORD --output json
+  vaultferry discover postgres --subscription ID --user backup --passfile /etc/vaultferry/pgpass
   vaultferry discover postgres --print-grants --role backup | psql -X -d shop
 
 Nothing is changed. Template databases are left out. The column SOURCE is what instance create takes.")]
 pub struct DiscoverPostgres {
     /// The servers: postgres://user@host:port/, or with the database to log in to [default: postgres]
-    #[arg(value_name = "URI", required_unless_present_any = ["file", "print_grants"])]
+    #[arg(value_name = "URI", required_unless_present_any = ["file", "print_grants", "subscription"])]
     pub servers: Vec<String>,
     /// A list of servers, a URI in each line; # begins a comment, - reads standard input
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, visible_alias = "servers-file", value_name = "LIST")]
     pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub azure: Azure,
+    /// With --subscription: the role to log in as, at all of its servers
+    #[arg(long, value_name = "ROLE", requires = "subscription")]
+    pub user: Option<String>,
+    /// With --subscription: the servers' port [default: 5432]
+    #[arg(long, value_name = "PORT", requires = "subscription")]
+    pub port: Option<u16>,
+    /// With --subscription: libpq's sslmode for all of its servers [default: verify-full]
+    #[arg(long, value_name = "MODE", requires = "subscription")]
+    pub sslmode: Option<String>,
+    /// Also each database's extensions and their versions; logs in to each of them
+    #[arg(long)]
+    pub extensions: bool,
     #[command(flatten)]
     pub login: Login,
     #[command(flatten)]
     pub grants: Grants,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vaultferry discover containers --account restored --credential-env TARGET_SAS
+  vaultferry discover containers --subscription ID --resource-group restores --prefix db-
+
+The column CONTAINER is what restore files --to takes. The vault's own containers are left out.")]
+pub struct DiscoverContainers {
+    /// A storage account; without --subscription it is asked itself
+    #[arg(long, value_name = "NAME", required_unless_present = "subscription")]
+    pub account: Option<String>,
+    /// The variable of the agent's environment that holds a SAS or an account key [default: the vault's own, for its account]
+    #[arg(long, value_name = "VARIABLE", conflicts_with = "subscription")]
+    pub credential_env: Option<String>,
+    #[command(flatten)]
+    pub azure: Azure,
+    /// Only containers whose name begins so
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,24 +1,55 @@
 //! `vaultferry discover` and `vaultferry server`
 
-use vaultferry_proto::Problem;
 use vaultferry_proto::control::v1::{
-    self as wire, AddServerRequest, DiscoverSourcesRequest, ListServersRequest, RemoveServerRequest, ScanServersRequest,
+    self as wire, AddServerRequest, AzureScope, DiscoverContainersRequest, DiscoverSourcesRequest, ListServersRequest,
+    RemoveServerRequest, ScanServersRequest,
 };
+use vaultferry_proto::{Problem, Reason};
 
 use super::{Context, Outcome, grants, list, login};
-use crate::args::{Discover, DiscoverPostgres, Server, ServerAdd};
+use crate::args::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};
 use crate::client::Client;
 use crate::output::source as text;
 
 pub(super) async fn discover(context: &Context, command: Discover) -> Result<Outcome, Problem> {
     match command {
         Discover::Postgres(command) => discover_postgres(context, command).await,
+        Discover::Containers(command) => discover_containers(context, command).await,
     }
+}
+
+/// The part of Azure that is named; `None`: no subscription is.
+fn scope(azure: Azure) -> Option<AzureScope> {
+    let Azure { subscription, resource_group, azure_identity } = azure;
+    subscription.map(|subscription_id| AzureScope {
+        subscription_id,
+        resource_group: resource_group.unwrap_or_default(),
+        identity: azure_identity.unwrap_or_default(),
+    })
+}
+
+async fn discover_containers(context: &Context, command: DiscoverContainers) -> Result<Outcome, Problem> {
+    let credential_env = command.credential_env.map(|name| login::variable("--credential-env", &name)).transpose()?;
+    let request = DiscoverContainersRequest {
+        account: command.account.unwrap_or_default(),
+        credential_env: credential_env.unwrap_or_default(),
+        azure: scope(command.azure),
+        prefix: command.prefix.unwrap_or_default(),
+    };
+    let client = context.client().await?;
+    let answer = client.sources().discover_containers(request).await;
+    let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
+    context.output.message(&answer, |response| text::containers(&response.containers))?;
+    Ok(Outcome::Done)
 }
 
 async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Result<Outcome, Problem> {
     if command.grants.print_grants {
         return grants::print(context, &command.grants);
+    }
+    if command.azure.subscription.is_some() && command.login.client_cert.is_some() {
+        let message = "a client certificate goes with servers that are named, not with --subscription";
+        return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Name the servers, or log in another way."));
     }
     let request = DiscoverSourcesRequest {
         server_uris: login::with_certificates(
@@ -26,6 +57,11 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
             list::with_file(command.servers, command.file.as_deref())?,
         )?,
         credential: login::reference(&command.login)?,
+        azure: scope(command.azure),
+        user: command.user.unwrap_or_default(),
+        port: command.port.map(u32::from).unwrap_or_default(),
+        ssl_mode: command.sslmode.unwrap_or_default(),
+        extensions: command.extensions,
     };
     let client = context.client().await?;
     let answer = client.sources().discover_sources(request).await;

@@ -1,8 +1,8 @@
 //! What servers have, which sources are ready, and servers that are sources, as text for people.
 
 use vaultferry_proto::control::v1::{
-    self as wire, CreateBackupInstancesResponse, DiscoveredServer, DiscoveredSource, Server, ServerDatabase,
-    SourceReadiness, discovered_source, server_database, source_readiness,
+    self as wire, CreateBackupInstancesResponse, DiscoveredContainer, DiscoveredServer, DiscoveredSource, Server,
+    ServerDatabase, SourceReadiness, discovered_source, server_database, source_readiness,
 };
 use vaultferry_proto::{Problem, Reason};
 
@@ -39,13 +39,41 @@ pub fn named(uri: &str) -> &str {
 pub fn discovered(servers: &[DiscoveredServer]) -> String {
     let asked = servers.iter().filter(|server| server.problem.is_none());
     let one = |server: &DiscoveredServer| {
-        let kind = if server.replica { "replica" } else { "primary" };
+        let head = head(server);
+        if !server.left_out.is_empty() {
+            return format!("{head}\nleft out: {}", printable(&server.left_out));
+        }
         let rows: Vec<[String; 6]> = server.sources.iter().map(source).collect();
         let headings = ["NAME", "SIZE", "VERSION", "ENCODING", "STATE", "SOURCE"];
         let sources = table(headings, &rows, "It has no databases but templates.");
-        format!("{}: PostgreSQL {}, {kind}\n{sources}", printable(&server.name), printable(&server.version))
+        let extensions = server.sources.iter().filter(|source| !source.extensions.is_empty());
+        let extensions: Vec<[String; 2]> =
+            extensions.map(|source| [source.name.clone(), source.extensions.join(", ")]).collect();
+        match extensions.is_empty() {
+            true => format!("{head}\n{sources}"),
+            false => format!("{head}\n{sources}\n\n{}", table(["NAME", "EXTENSIONS"], &extensions, "")),
+        }
     };
     asked.map(one).collect::<Vec<_>>().join("\n\n")
+}
+
+/// "db:5432: PostgreSQL 15.14, primary", and what Azure says of it: "Ready, westeurope"
+fn head(server: &DiscoveredServer) -> String {
+    let kind = if server.replica { "replica" } else { "primary" };
+    let mut head = format!("{}: PostgreSQL {}, {kind}", printable(&server.name), printable(&server.version));
+    for word in [&server.state, &server.region] {
+        if !word.is_empty() {
+            head.push_str(&format!(", {}", printable(word)));
+        }
+    }
+    head
+}
+
+/// Where files can be restored to.
+pub fn containers(containers: &[DiscoveredContainer]) -> String {
+    let rows: Vec<[String; 2]> =
+        containers.iter().map(|container| [container.uri.clone(), container.region.clone()]).collect();
+    table(["CONTAINER", "REGION"], &rows, "There are no containers.")
 }
 
 fn source(source: &DiscoveredSource) -> [String; 6] {
@@ -199,6 +227,26 @@ mod tests {
         for (or_taken, count) in [(false, 1), (true, 2)] {
             assert_eq!(response.results.iter().filter_map(|result| lacking(result, or_taken)).count(), count);
         }
+    }
+
+    #[test]
+    fn a_server_is_told_with_what_azure_says_and_why_it_was_not_asked() {
+        let server = DiscoveredServer {
+            name: "shop".into(),
+            version: "15.7".into(),
+            replica: true,
+            state: "Stopped".into(),
+            region: "westeurope".into(),
+            left_out: "it is Stopped".into(),
+            ..DiscoveredServer::default()
+        };
+        let text = discovered(std::slice::from_ref(&server));
+        assert_eq!(text, "shop: PostgreSQL 15.7, replica, Stopped, westeurope\nleft out: it is Stopped");
+        let mut asked = DiscoveredServer { left_out: String::new(), ..server };
+        let extensions = vec!["plpgsql 1.0".to_owned(), "postgis 3.3.2".to_owned()];
+        asked.sources.push(DiscoveredSource { name: "a".into(), extensions, ..DiscoveredSource::default() });
+        let text = discovered(&[asked]);
+        assert!(text.contains("EXTENSIONS") && text.contains("plpgsql 1.0, postgis 3.3.2"), "{text}");
     }
 
     #[test]

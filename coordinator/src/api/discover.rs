@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Nothing is changed, at the server or here.
-//! - A server that cannot be asked is told with its reason; the others are asked all the same.
+//! - A server that cannot be asked is told with its reason; the others are asked all the same. One that Azure tells of and that is not
+//!   for this vault, or does not run, is told with that, and is not asked.
 //! - A plugin that is asked ends with its answer, with [`ANSWER_TIMEOUT`], or with its caller.
 
 use std::time::Duration;
@@ -21,6 +22,10 @@ use super::instance::{check_uri, credential, source_type};
 use crate::catalog::Credential;
 use crate::job::{self, env_of, source};
 use crate::plugin::{Plugin, Start};
+
+mod azure;
+
+use azure::Candidate;
 
 /// Sources or servers that are asked at once: each is a process of some MB, and a login.
 pub(super) const AT_ONCE: usize = 4;
@@ -49,7 +54,8 @@ impl Api {
         }
     }
 
-    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it.
+    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it; in time
+    /// ([`Api::in_time`]), or with its caller.
     pub(super) async fn ask_plugin<T, F, Answer>(
         &self,
         source_type: &str,
@@ -61,14 +67,37 @@ impl Api {
         F: FnOnce(PluginClient, String) -> Answer,
         Answer: Future<Output = Result<Response<T>, Status>>,
     {
+        self.ask_plugin_with(source_type, env_of(credential), purpose, call).await
+    }
+
+    /// The same for a plugin that sees these variables of the agent's environment.
+    async fn ask_plugin_with<T, F, Answer>(
+        &self,
+        source_type: &str,
+        pass_env: Vec<String>,
+        purpose: &str,
+        call: F,
+    ) -> Result<T, Problem>
+    where
+        F: FnOnce(PluginClient, String) -> Answer,
+        Answer: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.in_time(self.ask_patiently(source_type, pass_env, purpose, call)).await
+    }
+
+    async fn ask_patiently<T, F, Answer>(
+        &self,
+        source_type: &str,
+        pass_env: Vec<String>,
+        purpose: &str,
+        call: F,
+    ) -> Result<T, Problem>
+    where
+        F: FnOnce(PluginClient, String) -> Answer,
+        Answer: Future<Output = Result<Response<T>, Status>>,
+    {
         let command = job::command(&self.shared, source_type)?;
-        let start = Start {
-            command,
-            source_type,
-            purpose,
-            runtime_dir: &self.shared.runtime_dir,
-            pass_env: env_of(credential),
-        };
+        let start = Start { command, source_type, purpose, runtime_dir: &self.shared.runtime_dir, pass_env };
         let mut plugin = Plugin::start(start).await?;
         let answer = match call(plugin.client(), command.settings_json.clone()).await {
             Ok(answer) => Ok(answer.into_inner()),
@@ -84,13 +113,23 @@ impl Api {
         uri: &str,
         credential: &Credential,
     ) -> Result<(&'static str, plugin_wire::DiscoverResponse), Problem> {
+        self.ask_server_for(uri, credential, false).await
+    }
+
+    /// The same, also for each source's extensions if they are wanted.
+    async fn ask_server_for(
+        &self,
+        uri: &str,
+        credential: &Credential,
+        extensions: bool,
+    ) -> Result<(&'static str, plugin_wire::DiscoverResponse), Problem> {
         check_uri(uri)?;
         let source_type = source_type(uri)?;
         let server = source(uri, credential);
         let call = |mut plugin: PluginClient, settings_json| async move {
-            plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json }).await
+            plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json, extensions }).await
         };
-        let answer = self.in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
+        let answer = self.ask_plugin(source_type, credential, "discover", call).await?;
         Ok((source_type, answer))
     }
 
@@ -99,26 +138,42 @@ impl Api {
         &self,
         request: wire::DiscoverSourcesRequest,
     ) -> Result<Vec<wire::DiscoveredServer>, Problem> {
-        let credential = credential(request.credential)?;
-        if request.server_uris.is_empty() || request.server_uris.len() > MAX_SERVERS {
-            let message = format!("name 1 to {MAX_SERVERS} servers, not {}", request.server_uris.len());
-            return Err(Problem::new(Reason::InvalidRequest, message));
-        }
-        let api = self.clone();
-        let asked = stream::iter(request.server_uris).map(move |uri| {
+        let credential = credential(request.credential.clone())?;
+        let candidates = match &request.azure {
+            Some(_) if !request.server_uris.is_empty() => {
+                return Err(Problem::new(Reason::InvalidRequest, "name servers or a subscription, not both"));
+            }
+            Some(scope) => self.servers_in_azure(scope, &request, &credential).await?,
+            None if request.server_uris.is_empty() || request.server_uris.len() > MAX_SERVERS => {
+                let message = format!("name 1 to {MAX_SERVERS} servers, not {}", request.server_uris.len());
+                return Err(Problem::new(Reason::InvalidRequest, message));
+            }
+            None => request.server_uris.into_iter().map(Candidate::named).collect(),
+        };
+        let (api, extensions) = (self.clone(), request.extensions);
+        let asked = stream::iter(candidates).map(move |candidate| {
             let (api, credential) = (api.clone(), credential.clone());
-            async move { api.discover_one(uri, &credential).await }
+            async move { api.discover_one(candidate, &credential, extensions).await }
         });
         let servers: Vec<Result<_, Problem>> = asked.buffered(AT_ONCE).collect().await;
         servers.into_iter().collect()
     }
 
-    async fn discover_one(&self, uri: String, credential: &Credential) -> Result<wire::DiscoveredServer, Problem> {
-        match self.ask_server(&uri, credential).await {
+    async fn discover_one(
+        &self,
+        candidate: Candidate,
+        credential: &Credential,
+        extensions: bool,
+    ) -> Result<wire::DiscoveredServer, Problem> {
+        if !candidate.known.left_out.is_empty() {
+            return Ok(candidate.known);
+        }
+        match self.ask_server_for(&candidate.known.uri, credential, extensions).await {
             Err(problem) => {
-                let uri = if check_uri(&uri).is_ok() { uri } else { String::new() };
-                let problem = Some(problem.into());
-                Ok(wire::DiscoveredServer { uri, problem, ..wire::DiscoveredServer::default() })
+                let problem = Some(candidate.explain(problem).into());
+                let known = candidate.known;
+                let uri = if check_uri(&known.uri).is_ok() { known.uri } else { String::new() };
+                Ok(wire::DiscoveredServer { uri, problem, ..known })
             }
             Ok((_, answer)) => {
                 let mut sources = Vec::with_capacity(answer.sources.len());
@@ -126,12 +181,11 @@ impl Api {
                     sources.push(self.discovered(source).await?);
                 }
                 Ok(wire::DiscoveredServer {
-                    uri,
-                    problem: None,
                     name: answer.server_name,
                     version: answer.server_version,
                     replica: answer.replica,
                     sources,
+                    ..candidate.known
                 })
             }
         }
@@ -161,6 +215,7 @@ impl Api {
             problem,
             instance: instance.map(|instance| instance.name).unwrap_or_default(),
             protection_state_text,
+            extensions: source.extensions,
         })
     }
 }

@@ -152,6 +152,14 @@ impl SourceService for Api {
         Ok(Response::new(wire::DiscoverSourcesResponse { servers }))
     }
 
+    async fn discover_containers(
+        &self,
+        request: Request<wire::DiscoverContainersRequest>,
+    ) -> Result<Response<wire::DiscoverContainersResponse>, Status> {
+        let containers = self.containers(request.into_inner()).await?;
+        Ok(Response::new(wire::DiscoverContainersResponse { containers }))
+    }
+
     async fn add_server(
         &self,
         request: Request<wire::AddServerRequest>,

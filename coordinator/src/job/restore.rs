@@ -61,7 +61,7 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
 }
 
 /// The value of the variable: an account key (base64 of 64 bytes), or a SAS (which has a signature in it).
-fn files_credential(credential_env: &str) -> Result<Option<wire::StoreCredential>, Problem> {
+pub(crate) fn files_credential(credential_env: &str) -> Result<Option<wire::StoreCredential>, Problem> {
     if credential_env.is_empty() {
         return Ok(None);
     }
@@ -156,7 +156,7 @@ async fn restore(
 
 /// An emulator's or a private cloud's endpoint holds for the target, too. Where it ends with the vault's account (emulators), the target's
 /// account takes that place. Empty: Azure's public cloud.
-fn endpoint_for(vault: &Access, to: &str) -> String {
+pub(crate) fn endpoint_for(vault: &Access, to: &str) -> String {
     let (Some(endpoint), Location::Azure { account, .. }) = (&vault.endpoint, &vault.location) else {
         return String::new();
     };

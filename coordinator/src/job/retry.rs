@@ -32,6 +32,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         Reason::AgentUnreachable
         | Reason::VaultUnavailable
         | Reason::KeyVaultUnavailable
+        | Reason::AzureUnavailable
         | Reason::IdentityUnavailable
         | Reason::UserErrorMissingNetworkSecurityPermissions
         | Reason::UserErrorServerConnectionClosed
@@ -111,7 +112,9 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::ReplicaBehind
         | Reason::TargetExists
         | Reason::TargetNotWritable
-        | Reason::UserErrorContainerNotAccessible => false,
+        | Reason::UserErrorContainerNotAccessible
+        | Reason::AzureNotFound
+        | Reason::AzureRefused => false,
     }
 }
 

@@ -16,6 +16,8 @@ use crate::quote::identifier;
 use crate::settings::Settings;
 use crate::uri::Uri;
 
+pub(crate) mod azure;
+
 /// Every server has it, but where somebody has dropped it.
 const LOGIN_DATABASE: &str = "postgres";
 
@@ -53,6 +55,22 @@ pub(crate) async fn discover(
     let sources = sources.map_err(|error| session.problem(&error, Reason::UserErrorServerConnectionClosed))?;
     let server_identity = Uri { database: None, ..server.uri().clone() }.identity();
     Ok(Discovered { server_identity, server_name: server.uri().server(), server_version, replica, sources })
+}
+
+/// The extensions of one database, with their versions, by name.
+pub(crate) async fn extensions(
+    source: &Source,
+    settings_json: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<String>, Problem> {
+    Settings::parse(settings_json)?;
+    let session = Server::new(source, None)?.connect(cancel).await?;
+    let query = async {
+        let statement = "select extname || ' ' || extversion from pg_extension order by extname";
+        let rows = session.client().query(statement, &[]).await?;
+        rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, Error>>()
+    };
+    session.run(query, Reason::UserErrorServerConnectionClosed, cancel).await
 }
 
 fn database(row: &Row, server_text: &str, server: &Uri) -> Result<DiscoveredSource, Error> {

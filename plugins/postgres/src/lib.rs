@@ -34,8 +34,10 @@ mod validate;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::azure::Scope;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Discovered, Reporter, RestoreJob, RestoreTarget, Source, Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, FoundServer, Reporter, RestoreJob, RestoreTarget, ServerLogin, Source,
+    Validated, Workload, files,
 };
 use vaultferry_proto::Problem;
 use vaultferry_vault::writer::Staged;
@@ -75,6 +77,24 @@ impl Workload for Postgres {
         cancel: &CancellationToken,
     ) -> Result<Discovered, Problem> {
         discover::discover(&server, settings_json, cancel).await
+    }
+
+    async fn extensions(
+        &self,
+        source: Source,
+        settings_json: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<String>, Problem> {
+        discover::extensions(&source, settings_json, cancel).await
+    }
+
+    async fn find_servers(
+        &self,
+        scope: &Scope,
+        login: &ServerLogin,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<FoundServer>, Problem> {
+        discover::azure::find(scope, login, cancel).await
     }
 
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {

@@ -1,14 +1,24 @@
 //! Azure, for every plugin: who this process is there, and what that opens.
 //!
 //! What is not here: the vault's own store and key, which have their credentials from the configuration (the vault crate). Only the
-//! public cloud is known; its scopes and host names are in [`token`] and [`secret`].
+//! public cloud is known; its scopes and host names are in [`token`] and [`secret`]. Resource Manager's address may be another one ([`arm`]).
 
+pub mod arm;
 mod ask;
+pub mod containers;
 pub mod identity;
+pub mod scope;
 pub mod secret;
 pub mod token;
 
 use url::{Host, Url};
+
+pub use scope::Scope;
+
+/// A region's short name, as Azure compares it: `West Europe` is `westeurope`.
+pub fn region(name: &str) -> String {
+    name.chars().filter(|character| !character.is_whitespace()).collect::<String>().to_lowercase()
+}
 
 /// What holds a secret goes over TLS, or does not leave this machine.
 pub(crate) fn is_safe(url: &Url) -> bool {

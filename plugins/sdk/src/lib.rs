@@ -32,5 +32,5 @@ pub use serve::{serve, serve_router};
 pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
-    RestoreJob, RestoreTarget, Source, Validated, VaultAccess, Workload,
+    FoundServer, RestoreJob, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Workload,
 };

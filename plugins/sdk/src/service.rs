@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::Problem;
 use vaultferry_proto::plugin::v1 as proto;
@@ -11,7 +12,7 @@ use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPlugin;
 use crate::report::SourceCost;
 use crate::runner::{Event, Runner};
 use crate::wire;
-use crate::workload::Workload;
+use crate::workload::{Source, Workload};
 
 /// Serves one workload.
 pub(crate) struct Service<W> {
@@ -24,6 +25,36 @@ pub(crate) struct Service<W> {
 /// The service of a workload in a process that does other things too. A plugin's own process has [`crate::serve()`].
 pub fn service<W: Workload>(workload: W, runner: Runner) -> impl WorkloadPlugin {
     Service { workload: Arc::new(workload), runner, own_process: false }
+}
+
+/// Sources that are asked at once for their extensions.
+const ASKED_AT_ONCE: usize = 4;
+
+impl<W: Workload> Service<W> {
+    /// Asks those sources that nothing stands in the way of. One that does not tell is left without: that is for Validate to find.
+    async fn add_extensions(
+        &self,
+        sources: &mut [proto::DiscoveredSource],
+        server: &Source,
+        settings_json: &str,
+        cancel: &CancellationToken,
+    ) {
+        let mut asked = Vec::new();
+        for (index, source) in sources.iter().enumerate().filter(|(_, source)| source.obstacle.is_none()) {
+            let one = Source { uri: source.uri.clone(), credential: server.credential.clone() };
+            asked.push(async move { (index, self.workload.extensions(one, settings_json, cancel).await) });
+        }
+        let mut answers = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+        while let Some((index, answer)) = answers.next().await {
+            match answer {
+                Ok(extensions) => sources[index].extensions = extensions,
+                Err(problem) => {
+                    let source = &sources[index].source_identity;
+                    tracing::info!(source, "its extensions are not known: {problem}");
+                }
+            }
+        }
+    }
 }
 
 type Events<T> = BoxStream<'static, Result<T, Status>>;
@@ -54,10 +85,35 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         &self,
         request: Request<proto::DiscoverRequest>,
     ) -> Result<Response<proto::DiscoverResponse>, Status> {
-        let (server, settings_json) = wire::discover_from(request.into_inner())?;
+        let (server, settings_json, extensions) = wire::discover_from(request.into_inner())?;
         let cancel = self.runner.cancellation();
-        let discovered = self.workload.discover(server, &settings_json, &cancel).await?;
-        Ok(Response::new(wire::discovered_to(discovered)))
+        let discovered = self.workload.discover(server.clone(), &settings_json, &cancel).await?;
+        let mut answer = wire::discovered_to(discovered);
+        if extensions {
+            self.add_extensions(&mut answer.sources, &server, &settings_json, &cancel).await;
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn find_servers(
+        &self,
+        request: Request<proto::FindServersRequest>,
+    ) -> Result<Response<proto::FindServersResponse>, Status> {
+        let (scope, login) = wire::find_servers_from(request.into_inner())?;
+        let cancel = self.runner.cancellation();
+        let servers = self.workload.find_servers(&scope, &login, &cancel).await?;
+        Ok(Response::new(wire::found_servers_to(servers)))
+    }
+
+    async fn find_containers(
+        &self,
+        request: Request<proto::FindContainersRequest>,
+    ) -> Result<Response<proto::FindContainersResponse>, Status> {
+        let proto::FindContainersRequest { scope, account, prefix } = request.into_inner();
+        let scope = wire::scope_from(scope)?;
+        let cancel = self.runner.cancellation();
+        let containers = crate::azure::containers::find(&scope, &account, &prefix, &cancel).await?;
+        Ok(Response::new(wire::found_containers_to(containers)))
     }
 
     type BackupStream = Events<proto::BackupEvent>;

@@ -12,11 +12,13 @@ use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Staged};
 
+use crate::azure::Scope;
+use crate::azure::containers::Container;
 use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, SourceCost, Warning};
 use crate::workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, RestoreJob,
-    RestoreTarget, Source, Validated, VaultAccess,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FoundServer, RestoreJob,
+    RestoreTarget, ServerLogin, Source, Validated, VaultAccess,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
@@ -45,9 +47,9 @@ pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String)
     Ok((source_from(required(request.source, "source")?)?, request.settings_json))
 }
 
-/// The parts of a discover request: the server and the settings.
-pub fn discover_from(request: proto::DiscoverRequest) -> Result<(Source, String), Problem> {
-    Ok((source_from(required(request.server, "server")?)?, request.settings_json))
+/// The parts of a discover request: the server and the settings, and whether the sources' extensions are asked for.
+pub fn discover_from(request: proto::DiscoverRequest) -> Result<(Source, String, bool), Problem> {
+    Ok((source_from(required(request.server, "server")?)?, request.settings_json, request.extensions))
 }
 
 /// A backup request.
@@ -208,8 +210,52 @@ pub fn discovered_to(discovered: Discovered) -> proto::DiscoverResponse {
         replica,
         allows_connections: source.allows_connections,
         obstacle: source.obstacle.map(warning_to),
+        extensions: Vec::new(),
     });
     proto::DiscoverResponse { sources: sources.collect(), server_identity, server_name, server_version, replica }
+}
+
+/// A part of Azure.
+pub fn scope_from(scope: Option<proto::AzureScope>) -> Result<Scope, Problem> {
+    let scope = required(scope, "scope")?;
+    Scope::parse(&scope.subscription_id, &scope.resource_group, &scope.identity)
+}
+
+/// The parts of a request to find servers: where, and how they are to be logged in to.
+pub fn find_servers_from(request: proto::FindServersRequest) -> Result<(Scope, ServerLogin), Problem> {
+    let port = match request.port {
+        0 => None,
+        port => Some(u16::try_from(port).map_err(|_| invalid(format!("{port} is no port")))?),
+    };
+    let ssl_mode = Some(request.ssl_mode).filter(|mode| !mode.is_empty());
+    let login = ServerLogin { user: non_empty(request.user, "user")?, port, ssl_mode };
+    Ok((scope_from(request.scope)?, login))
+}
+
+/// The answer to a request to find servers.
+pub fn found_servers_to(servers: Vec<FoundServer>) -> proto::FindServersResponse {
+    let servers = servers.into_iter().map(|server| proto::FoundServer {
+        name: server.name,
+        uri: server.uri.unwrap_or_default(),
+        version: server.version,
+        replica: server.replica,
+        state: server.state,
+        running: server.running,
+        region: server.region,
+        private_network: server.private_network,
+        resource_id: server.resource_id,
+    });
+    proto::FindServersResponse { servers: servers.collect() }
+}
+
+/// The answer to a request to find containers.
+pub fn found_containers_to(containers: Vec<Container>) -> proto::FindContainersResponse {
+    let containers = containers.into_iter().map(|container| proto::FoundContainer {
+        account: container.account,
+        name: container.name,
+        region: container.region,
+    });
+    proto::FindContainersResponse { containers: containers.collect() }
 }
 
 /// A warning of any job.

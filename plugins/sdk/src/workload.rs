@@ -48,6 +48,29 @@ pub trait Workload: Send + Sync + 'static {
         Err(Problem::new(Reason::InvalidSource, message).with_fix("Name each source by itself."))
     }
 
+    /// The extensions of one source, with their versions, by name: `postgis 3.3.2`. Changes nothing there. A workload without such
+    /// things has none.
+    async fn extensions(
+        &self,
+        _source: Source,
+        _settings_json: &str,
+        _cancel: &CancellationToken,
+    ) -> Result<Vec<String>, Problem> {
+        Ok(Vec::new())
+    }
+
+    /// Finds servers of this type in a part of Azure, by name. None of them is asked, and nothing is changed. A workload whose sources
+    /// do not lie on servers of Azure refuses.
+    async fn find_servers(
+        &self,
+        _scope: &crate::azure::Scope,
+        _login: &ServerLogin,
+        _cancel: &CancellationToken,
+    ) -> Result<Vec<FoundServer>, Problem> {
+        let message = format!("servers of the type {} cannot be found in Azure", self.source_type());
+        Err(Problem::new(Reason::InvalidSource, message).with_fix("Name each server by itself."))
+    }
+
     /// Reads the source into the vault. Nothing is visible afterwards; what a failure leaves behind are chunks that the next backup
     /// reuses.
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem>;
@@ -135,6 +158,40 @@ pub struct DiscoveredSource {
     pub allows_connections: bool,
     /// What is known to stand in the way of a backup already.
     pub obstacle: Option<Warning>,
+}
+
+/// How servers that are found are to be logged in to; goes into their URIs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerLogin {
+    /// The role.
+    pub user: String,
+    /// `None`: the type's own.
+    pub port: Option<u16>,
+    /// As in a URI; `None`: the strictest.
+    pub ssl_mode: Option<String>,
+}
+
+/// A server that Azure tells of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundServer {
+    /// The resource's name.
+    pub name: String,
+    /// What [`Workload::discover`] takes; `None`: there is no name to reach it by, yet.
+    pub uri: Option<String>,
+    /// The major version, as Azure tells it.
+    pub version: String,
+    /// It repeats another server.
+    pub replica: bool,
+    /// In Azure's own words.
+    pub state: String,
+    /// It can be logged in to, as far as Azure knows.
+    pub running: bool,
+    /// As in [`crate::azure::containers::Container`].
+    pub region: String,
+    /// Reached from its own virtual network, or by private endpoints, only.
+    pub private_network: bool,
+    /// `/subscriptions/…`
+    pub resource_id: String,
 }
 
 /// How the instance's repository is reached.

@@ -57,6 +57,7 @@ fn every_reason_is_sorted_in() {
         "DdlWaits",
         "UserErrorServerConnectionClosed",
         "DumpFailed",
+        "AzureUnavailable",
     ];
     assert_eq!(mendable, expected);
 }

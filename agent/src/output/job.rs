@@ -143,7 +143,7 @@ fn report(job: &Job) -> String {
             format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
         }
         // The progress tells it.
-        Some(job::Report::BackupReport(_)) | None => String::new(),
+        Some(job::Report::BackupReport(_) | job::Report::RestoreReport(_)) | None => String::new(),
     }
 }
 

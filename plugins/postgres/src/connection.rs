@@ -76,6 +76,13 @@ impl Server {
         &self.uri
     }
 
+    /// The same server and login, in another database.
+    #[must_use]
+    pub fn in_database(&self, database: &str) -> Self {
+        let uri = Uri { database: Some(database.to_owned()), ..self.uri.clone() };
+        Self { uri, password: self.password.clone() }
+    }
+
     /// Logs in to the URI's database. A missing right to do so has the statement that grants it as its fix.
     pub async fn connect(&self, cancel: &CancellationToken) -> Result<Session, Problem> {
         unless_cancelled(self.log_in(), cancel).await

@@ -1,6 +1,8 @@
 //! `database.json`, the second stream of every point: what a restore must know before it touches the target, and what people ask of
 //! a backup without restoring it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Error;
 use vaultferry_proto::{Problem, Reason};
@@ -45,6 +47,64 @@ pub struct Facts {
     pub roles: Vec<String>,
     /// The extensions of the database.
     pub extensions: Vec<Extension>,
+    /// The tables whose rows are in the dump. Empty: not counted.
+    #[serde(default)]
+    pub tables: Vec<TableData>,
+    /// The large objects of the dump. `None`: not counted.
+    #[serde(default)]
+    pub large_objects: Option<LargeObjects>,
+    /// How many entries of each kind the dump's table of contents has: "TABLE" -> 12. Empty: not counted.
+    #[serde(default)]
+    pub objects: BTreeMap<String, u64>,
+    /// Settings of the server that matter for its data.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// The settings of the database for all of its users, each as "name=value".
+    #[serde(default)]
+    pub database_settings: Vec<String>,
+    /// What the dump sees. `None`: not known.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotFacts>,
+    /// Tablespaces that objects of the database lie in, besides its own.
+    #[serde(default)]
+    pub tablespaces: Vec<String>,
+    /// Locales of the database's own collations, and their versions.
+    #[serde(default)]
+    pub collations: Vec<String>,
+    /// What pg_dump warned of.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// A table's rows in the dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableData {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// How many.
+    pub rows: u64,
+    /// As the dump writes them.
+    pub bytes: u64,
+}
+
+/// The large objects of a dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargeObjects {
+    /// How many.
+    pub count: u64,
+    /// Of all of them.
+    pub bytes: u64,
+}
+
+/// When, and where in the write-ahead log, a dump was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFacts {
+    /// When the dump began.
+    pub taken: jiff::Timestamp,
+    /// The place in the log right before. `None`: the server does not tell.
+    pub start_lsn: Option<String>,
 }
 
 /// `pg_database.datlocprovider`.
@@ -137,6 +197,15 @@ impl Facts {
             size_bytes: u64::try_from(size).unwrap_or_default(),
             roles,
             extensions,
+            tables: Vec::new(),
+            large_objects: None,
+            objects: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            database_settings: Vec::new(),
+            snapshot: None,
+            tablespaces: Vec::new(),
+            collations: Vec::new(),
+            warnings: Vec::new(),
         })
     }
 
@@ -204,6 +273,15 @@ mod tests {
             size_bytes: 7_000_000,
             roles: vec!["app".into(), "postgres".into()],
             extensions: vec![Extension { name: "plpgsql".into(), version: "1.0".into() }],
+            tables: Vec::new(),
+            large_objects: None,
+            objects: BTreeMap::new(),
+            settings: BTreeMap::new(),
+            database_settings: Vec::new(),
+            snapshot: None,
+            tablespaces: Vec::new(),
+            collations: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 

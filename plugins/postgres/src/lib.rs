@@ -7,9 +7,10 @@
 //!   `database.json` ([`facts::Facts`]: what a restore must know before it begins).
 //! - Nobody is backed up whose rows the user may not read, or cannot see: `readiness` says what is missing, before pg_dump begins.
 //! - A dump that ends with anything but status 0, is empty, or is no archive fails the job with pg_dump's own words.
-//! - A restored database has its name if and only if it is complete; until then it is called `vaultferry_restore_<job>`.
+//! - A restored database has its name if and only if it is complete and was checked; until then it is called `vaultferry_restore_<job>`.
 //!
-//! What it does not do: roles and other things that belong to the whole server (P19), physical backup, several databases at once.
+//! What it does not do: roles and other things that belong to the whole server (P19) unless a restore asks for the roles that it needs,
+//! physical backup, several databases at once.
 
 mod backup;
 pub mod client;
@@ -30,9 +31,10 @@ mod validate;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Discovered, Reporter, RestoreJob, RestoreTarget, Source, Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, Reporter, RestoreJob, RestorePlan, RestoreTarget, Source, Validated, Workload,
+    files,
 };
-use vaultferry_proto::Problem;
+use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::writer::Staged;
 
 /// The name of the stream that `pg_restore` reads.
@@ -40,6 +42,9 @@ pub const DUMP_STREAM: &str = "database.dump";
 
 /// The name of the stream with [`facts::Facts`].
 pub const FACTS_STREAM: &str = "database.json";
+
+/// The name of the stream with the server's roles and tablespaces as SQL, without passwords. Not every point has it.
+pub const GLOBALS_STREAM: &str = "globals.sql";
 
 /// The workload `postgres`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,6 +82,16 @@ impl Workload for Postgres {
         match &job.target {
             RestoreTarget::Database(target) => restore::restore(&job, target, reporter, cancel).await,
             RestoreTarget::Files(destination) => files::restore(&job, destination, reporter, cancel).await,
+        }
+    }
+
+    async fn plan_restore(&self, job: RestoreJob, cancel: &CancellationToken) -> Result<RestorePlan, Problem> {
+        match &job.target {
+            RestoreTarget::Database(target) => restore::plan(&job, target, cancel).await,
+            RestoreTarget::Files(_) => {
+                let message = "only a restore as a database has a plan";
+                Err(Problem::new(Reason::InvalidRequest, message).with_fix("Start the restore as files as it is."))
+            }
         }
     }
 

@@ -23,7 +23,7 @@ mod service;
 pub mod wire;
 pub mod workload;
 
-pub use host::hostname;
+pub use host::{free_bytes, hostname};
 pub use readiness::Finding;
 pub use report::{Progress, Reporter, Warning};
 pub use runner::{Event, Runner};
@@ -31,5 +31,5 @@ pub use serve::{serve, serve_router};
 pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
-    RestoreJob, RestoreTarget, Source, Validated, VaultAccess, Workload,
+    RestoreJob, RestorePlan, RestoreTarget, Source, Validated, VaultAccess, Verify, Workload,
 };

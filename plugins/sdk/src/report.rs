@@ -32,6 +32,7 @@ pub struct Reporter {
 struct State {
     phase: Mutex<&'static str>,
     note: Mutex<String>,
+    checked: Mutex<String>,
     total: AtomicU64,
     snapshot_held_ms: AtomicU64,
     meter: Arc<Meter>,
@@ -59,6 +60,7 @@ impl Reporter {
         let state = State {
             phase: Mutex::new("starting"),
             note: Mutex::default(),
+            checked: Mutex::default(),
             total: AtomicU64::new(0),
             snapshot_held_ms: AtomicU64::new(0),
             meter: Arc::default(),
@@ -91,6 +93,16 @@ impl Reporter {
     /// What [`Reporter::set_snapshot_held`] was told last; zero before.
     pub fn snapshot_held(&self) -> Duration {
         Duration::from_millis(self.state.snapshot_held_ms.load(Ordering::Relaxed))
+    }
+
+    /// Says what of a restore's result was compared with its point, for its job's end.
+    pub fn set_checked(&self, checked: String) {
+        *self.state.checked.lock().unwrap_or_else(PoisonError::into_inner) = checked;
+    }
+
+    /// What [`Reporter::set_checked`] was told last; empty before.
+    pub fn checked(&self) -> String {
+        self.state.checked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The counters that the data path moves.

@@ -338,9 +338,7 @@ fn report(report: &Report, work: &Work) -> Option<wire::job::Report> {
         ReportFigures::Backup { snapshot_held_ms } => {
             wire::job::Report::BackupReport(wire::BackupReport { snapshot_held_ms })
         }
-        ReportFigures::Restore { checked } => {
-            wire::job::Report::RestoreReport(wire::RestoreReport { checked })
-        }
+        ReportFigures::Restore { checked } => wire::job::Report::RestoreReport(wire::RestoreReport { checked }),
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | step | undone by |
 //! |---|---|
-//! | look ([`plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
+//! | look ([`mod@plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
 //! | create `vaultferry_restore_<job>` from template0 ([`database`]) | drop it |
 //! | on request, make the roles that are missing, marked with the job ([`globals`]) | drop the ones with the mark |
 //! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]) | drop it |

@@ -62,7 +62,8 @@ fn rate(job: &Job) -> Option<u64> {
     let Work::RestoreDatabase { .. } = &job.work else { return None };
     let catalog::Status::Completed { bytes_read, .. } = &job.status else { return None };
     let worked = job.steps.iter().filter(|step| !matches!(step.name.as_str(), "queued" | "rehydrating"));
-    let took: u64 = worked.map(|step| u64::try_from(step.end.duration_since(step.start).as_millis()).unwrap_or(0)).sum();
+    let took: u64 =
+        worked.map(|step| u64::try_from(step.end.duration_since(step.start).as_millis()).unwrap_or(0)).sum();
     if took < MEASURED_MS {
         return None;
     }

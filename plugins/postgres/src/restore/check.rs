@@ -74,9 +74,7 @@ pub(super) async fn check(
     let tables: Vec<&TableData> = facts
         .tables
         .iter()
-        .filter(|table| {
-            choice.is_none_or(|choice| choice.tables.contains(&(table.schema.clone(), table.name.clone())))
-        })
+        .filter(|table| choice.is_none_or(|choice| choice.tables.contains(&(table.schema.clone(), table.name.clone()))))
         .collect();
     let budget = match verify {
         Verify::Nothing => return Ok("not compared with the point, as it was asked for".to_owned()),
@@ -144,7 +142,10 @@ fn compare_rows(table: &TableData, found: Found) -> Option<String> {
 fn incomplete(wrong: &[String]) -> Problem {
     let more = if wrong.len() > NAMED { format!("; and {} more", wrong.len() - NAMED) } else { String::new() };
     let named = &wrong[..wrong.len().min(NAMED)];
-    Problem::new(Reason::RestoreIncomplete, format!("what was restored is not what was backed up: {}{more}", named.join("; ")))
+    Problem::new(
+        Reason::RestoreIncomplete,
+        format!("what was restored is not what was backed up: {}{more}", named.join("; ")),
+    )
 }
 
 /// How many tables were looked at, and how.
@@ -203,7 +204,8 @@ impl Rows<'_> {
             let all = table.bytes <= budget;
             let is_member = members.contains(&(table.schema.clone(), table.name.clone()));
             // Names in another encoding than UTF-8 did not come through.
-            let is_garbled = table.schema.contains(char::REPLACEMENT_CHARACTER) || table.name.contains(char::REPLACEMENT_CHARACTER);
+            let is_garbled =
+                table.schema.contains(char::REPLACEMENT_CHARACTER) || table.name.contains(char::REPLACEMENT_CHARACTER);
             let found = match is_member || is_garbled {
                 true => Found::Unknown,
                 false => self.look(table, all).await?,
@@ -265,7 +267,10 @@ mod tests {
     fn too_few_objects_are_a_difference_and_too_many_are_none() {
         let counts = |pairs: &[(&str, u64)]| pairs.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
         let expected: BTreeMap<String, u64> = counts(&[("TABLE", 3), ("INDEX", 2), ("TYPE", 9)]);
-        assert_eq!(compare_objects(&expected, &counts(&[("TABLE", 3), ("INDEX", 5), ("VIEW", 1)])), Vec::<String>::new());
+        assert_eq!(
+            compare_objects(&expected, &counts(&[("TABLE", 3), ("INDEX", 5), ("VIEW", 1)])),
+            Vec::<String>::new()
+        );
         let wrong = compare_objects(&expected, &counts(&[("TABLE", 2), ("INDEX", 2)]));
         assert_eq!(wrong, ["2 of 3 objects of the kind TABLE are there"]);
     }
@@ -283,6 +288,8 @@ mod tests {
     fn what_was_not_compared_is_said() {
         assert_eq!(Counted::default().tell(), "the point does not tell the rows of its tables");
         let text = Counted { tables: 2, rows: 30, any: 1, unknown: 4 }.tell();
-        assert!(text.contains("2 tables (30 rows)") && text.contains("1 larger") && text.contains("4 tables could not"));
+        assert!(
+            text.contains("2 tables (30 rows)") && text.contains("1 larger") && text.contains("4 tables could not")
+        );
     }
 }

@@ -105,11 +105,24 @@ fn is_named(kind: &str) -> bool {
 fn belongs(entry: &Entry, to: &Entry) -> bool {
     match entry.kind.as_str() {
         "COMMENT" | "ACL" | "SECURITY LABEL" => true,
-        "TABLE DATA" | "MATERIALIZED VIEW DATA" | "SEQUENCE" | "SEQUENCE OWNED BY" | "SEQUENCE SET" | "DEFAULT"
-        | "CONSTRAINT" | "CHECK CONSTRAINT" | "FK CONSTRAINT" | "INDEX" | "INDEX ATTACH" | "TABLE ATTACH"
-        | "TRIGGER" | "RULE" | "POLICY" | "ROW SECURITY" | "STATISTICS" | "STATISTICS DATA" => {
-            is_named(&to.kind) || matches!(to.kind.as_str(), "INDEX" | "CONSTRAINT")
-        }
+        "TABLE DATA"
+        | "MATERIALIZED VIEW DATA"
+        | "SEQUENCE"
+        | "SEQUENCE OWNED BY"
+        | "SEQUENCE SET"
+        | "DEFAULT"
+        | "CONSTRAINT"
+        | "CHECK CONSTRAINT"
+        | "FK CONSTRAINT"
+        | "INDEX"
+        | "INDEX ATTACH"
+        | "TABLE ATTACH"
+        | "TRIGGER"
+        | "RULE"
+        | "POLICY"
+        | "ROW SECURITY"
+        | "STATISTICS"
+        | "STATISTICS DATA" => is_named(&to.kind) || matches!(to.kind.as_str(), "INDEX" | "CONSTRAINT"),
         _ => false,
     }
 }
@@ -157,8 +170,8 @@ fn chosen(toc: &Toc, wanted: &Wanted, choice: &mut Choice) -> Result<Vec<bool>, 
     // Needs point to the front, but for a few; so few rounds.
     loop {
         let mut changed = false;
-        for index in 0..entries.len() {
-            if !blocked[index] && needs[index].iter().any(|other| is_foreign(*other) || blocked[*other]) {
+        for (index, needs) in needs.iter().enumerate() {
+            if !blocked[index] && needs.iter().any(|other| is_foreign(*other) || blocked[*other]) {
                 blocked[index] = true;
                 changed = true;
             }
@@ -207,8 +220,9 @@ fn chosen(toc: &Toc, wanted: &Wanted, choice: &mut Choice) -> Result<Vec<bool>, 
 
 fn refuse_unknown(toc: &Toc, wanted: &Wanted) -> Result<(), Problem> {
     let entries = &toc.entries;
-    let has_schema =
-        |name: &String| entries.iter().any(|entry| &entry.schema == name || (entry.kind == "SCHEMA" && &entry.name == name));
+    let has_schema = |name: &String| {
+        entries.iter().any(|entry| &entry.schema == name || (entry.kind == "SCHEMA" && &entry.name == name))
+    };
     let has_table = |(schema, table): &(String, String)| {
         entries.iter().any(|entry| is_named(&entry.kind) && &entry.schema == schema && &entry.name == table)
     };

@@ -114,7 +114,9 @@ impl Role {
             } else if option.is("LIMIT") {
                 // "CONNECTION LIMIT 5", "CONNECTION LIMIT -1"
                 self.connection_limit = match options.next() {
-                    Some(Token::Word(number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => Some(number.clone()),
+                    Some(Token::Word(number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                        Some(number.clone())
+                    }
                     _ => None,
                 };
             } else if option.is("UNTIL") {
@@ -232,8 +234,12 @@ pub(super) async fn create(
         session.run(session.client().batch_execute(&script), failed, cancel).await?;
         if !role.powers.is_empty() {
             let powers = role.powers.join(" ");
-            let message = format!("the role {} was made without {powers}, which it had at the source", identifier(name));
-            warnings.push(rules::partly(message, format!("If it is to have it: ALTER ROLE {} {powers};", identifier(name))));
+            let message =
+                format!("the role {} was made without {powers}, which it had at the source", identifier(name));
+            warnings.push(rules::partly(
+                message,
+                format!("If it is to have it: ALTER ROLE {} {powers};", identifier(name)),
+            ));
         }
         if role.login {
             let message = format!("the role {} was made without a password", identifier(name));
@@ -247,8 +253,11 @@ pub(super) async fn create(
         if is_new(role) {
             session.run(session.client().batch_execute(&grant), failed, cancel).await?;
         } else {
-            let message =
-                format!("the role {} was not made a member of {}, as it is at the source", identifier(member), identifier(role));
+            let message = format!(
+                "the role {} was not made a member of {}, as it is at the source",
+                identifier(member),
+                identifier(role)
+            );
             warnings.push(rules::partly(message, format!("If it is to be one: {grant};")));
         }
     }
@@ -261,7 +270,8 @@ fn mark_statement(role: &str, job_id: &str) -> String {
 
 /// The roles that bear the job's mark.
 async fn marked(session: &Session, job_id: &str) -> Result<Vec<String>, tokio_postgres::Error> {
-    let query = "select rolname::text from pg_roles join pg_shdescription on objoid = oid and classoid = 'pg_authid'::regclass
+    let query =
+        "select rolname::text from pg_roles join pg_shdescription on objoid = oid and classoid = 'pg_authid'::regclass
                  where description = $1::text order by 1";
     let mark = format!("{MARK}{job_id}");
     Ok(session.client().query(query, &[&mark]).await?.iter().map(|row| row.get(0)).collect())

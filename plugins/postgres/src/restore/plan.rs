@@ -128,7 +128,11 @@ pub(super) fn database_bytes(wish: Wish<'_>) -> u64 {
 
 /// Bytes that are free where the server keeps its data: PostgreSQL does not tell, so only of a server whose socket is on this machine, and
 /// to a user who may see where that is.
-pub(super) async fn free_at(server: &Server, session: &Session, cancel: &CancellationToken) -> Result<Option<u64>, Problem> {
+pub(super) async fn free_at(
+    server: &Server,
+    session: &Session,
+    cancel: &CancellationToken,
+) -> Result<Option<u64>, Problem> {
     let Host::Socket(_) = &server.uri().host else { return Ok(None) };
     let query = session.client().query_opt("select setting from pg_settings where name = 'data_directory'", &[]);
     let Some(row) = session.run(query, Reason::RestoreFailed, cancel).await? else { return Ok(None) };
@@ -140,7 +144,8 @@ pub(super) async fn free_at(server: &Server, session: &Session, cancel: &Cancell
 /// Told when the data of the source would not fit.
 pub(super) fn space(needed: u64, free: Option<u64>) -> Option<Finding> {
     let free = free.filter(|free| *free < needed)?;
-    let message = format!("the source's data had {needed} bytes, and {free} are free where the target server keeps its own");
+    let message =
+        format!("the source's data had {needed} bytes, and {free} are free where the target server keeps its own");
     Some(Finding::warning(Reason::TargetFull, message))
 }
 
@@ -214,8 +219,10 @@ impl Target<'_> {
         let list = |roles: &[&String]| roles.iter().map(|role| identifier(role)).collect::<Vec<_>>();
         let blocking = |roles: &[&String], why: &str, fix: Option<String>| {
             let names = list(roles);
-            let message =
-                format!("the target server lacks the roles {}, which own or may use what is restored{why}", names.join(", "));
+            let message = format!(
+                "the target server lacks the roles {}, which own or may use what is restored{why}",
+                names.join(", ")
+            );
             let count = names.len() as u64;
             let finding = Finding::blocking(Reason::RolesMissing, message).with_objects(names, count);
             match fix {
@@ -233,7 +240,8 @@ impl Target<'_> {
             }
             (true, None) => vec![blocking(&all, "; the point does not hold the server's roles", None)],
             (true, Some(globals)) => {
-                let (known, unknown): (Vec<&String>, Vec<&String>) = all.into_iter().partition(|role| globals.has(role));
+                let (known, unknown): (Vec<&String>, Vec<&String>) =
+                    all.into_iter().partition(|role| globals.has(role));
                 let mut findings = Vec::new();
                 if !unknown.is_empty() {
                     findings.push(blocking(&unknown, "; the point does not know them either", None));
@@ -246,7 +254,8 @@ impl Target<'_> {
                 } else if !known.is_empty() {
                     let names = list(&known);
                     let count = names.len() as u64;
-                    let message = "these roles are missing and will be made, without passwords and powers over the server";
+                    let message =
+                        "these roles are missing and will be made, without passwords and powers over the server";
                     let fix = "Nothing; what they lack then is told by the job.";
                     let finding = Finding::warning(Reason::RolesMissing, message).with_fix(fix);
                     findings.push(finding.with_objects(names, count));
@@ -258,7 +267,8 @@ impl Target<'_> {
 
     /// Who is no superuser can make things another role's only as its member.
     async fn owners(&self) -> Result<Option<Finding>, Problem> {
-        let Some(choice) = self.wish.choice.filter(|_| !self.wish.target.no_owner && !self.user.rights.superuser) else {
+        let Some(choice) = self.wish.choice.filter(|_| !self.wish.target.no_owner && !self.user.rights.superuser)
+        else {
             return Ok(None);
         };
         let owners: Vec<&str> =
@@ -273,7 +283,10 @@ impl Target<'_> {
         }
         let user = identifier(&self.user.name);
         let names: Vec<String> = rows.iter().map(|row| identifier(row.get(0))).collect();
-        let message = format!("the target's user {user} is no member of the roles {}, which own what is restored", names.join(", "));
+        let message = format!(
+            "the target's user {user} is no member of the roles {}, which own what is restored",
+            names.join(", ")
+        );
         let fix = format!("GRANT {} TO {user}; or restore without owners: --no-owner", names.join(", "));
         let count = names.len() as u64;
         let finding = Finding::blocking(Reason::UserErrorMissingDBPermissions, message).with_fix(fix);
@@ -321,7 +334,10 @@ impl Target<'_> {
         }
         let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         let count = names.len() as u64;
-        let message = format!("the target server lacks the tablespaces {}: everything comes into the default one", names.join(", "));
+        let message = format!(
+            "the target server lacks the tablespaces {}: everything comes into the default one",
+            names.join(", ")
+        );
         let fix = "To keep them, create them before the restore: CREATE TABLESPACE name LOCATION 'folder';";
         Ok(Some(Finding::warning(Reason::PartlyRestored, message).with_fix(fix).with_objects(names, count)))
     }

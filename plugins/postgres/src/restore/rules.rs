@@ -53,7 +53,10 @@ pub(super) fn judge(ended: &child::Ended, goes_on: bool) -> Result<Vec<Warning>,
     if words.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(vec![partly(format!("pg_restore says: {words}"), "See whether what it says matters to you; the rest is restored.")])
+    Ok(vec![partly(
+        format!("pg_restore says: {words}"),
+        "See whether what it says matters to you; the rest is restored.",
+    )])
 }
 
 /// All that pg_restore has counted are known. What it said first may be lost of very many words: then the numbers differ.

@@ -31,7 +31,10 @@ pub(super) async fn apply(
         }
         session.run(session.client().batch_execute("rollback"), Reason::RestoreFailed, cancel).await?;
         let message = format!("the database's setting {name} could not be restored: {}", problem.message);
-        let fix = format!("Give it to the restored database: ALTER DATABASE name SET {} TO …; at the source it is {value}", identifier(name));
+        let fix = format!(
+            "Give it to the restored database: ALTER DATABASE name SET {} TO …; at the source it is {value}",
+            identifier(name)
+        );
         warnings.push(rules::partly(message, fix));
     }
     Ok(warnings)

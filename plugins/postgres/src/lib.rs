@@ -7,16 +7,16 @@
 //!   `database.json` ([`facts::Facts`]: what a restore must know before it begins).
 //! - Nobody is backed up whose rows the user may not read, or cannot see: `readiness` says what is missing, before pg_dump begins.
 //! - A dump that ends with anything but status 0, is empty, or is no archive fails the job with pg_dump's own words.
-//! - A restored database has its name if and only if it is complete and was checked; until then it is called `vaultferry_restore_<job>`.
+//! - A restored database has its name if and only if it is complete; until then it is called `vaultferry_restore_<job>`.
 //!
-//! What it does not do: roles and other things that belong to the whole server (P19) unless a restore asks for the roles that it needs,
-//! physical backup, several databases at once.
+//! What it does not do: roles and other things that belong to the whole server (P19), physical backup, several databases at once.
 
 mod backup;
 pub mod client;
 pub mod connection;
 mod discover;
 mod dump;
+pub mod extension;
 pub mod facts;
 pub mod grants;
 pub mod passfile;
@@ -43,7 +43,7 @@ pub const DUMP_STREAM: &str = "database.dump";
 /// The name of the stream with [`facts::Facts`].
 pub const FACTS_STREAM: &str = "database.json";
 
-/// The name of the stream with the server's roles and tablespaces as SQL, without passwords. Not every point has it.
+/// The name of the stream with the server's roles and tablespaces as SQL, which a point may lack.
 pub const GLOBALS_STREAM: &str = "globals.sql";
 
 /// The workload `postgres`.

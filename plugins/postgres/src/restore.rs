@@ -5,7 +5,7 @@
 //! | look ([`mod@plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
 //! | create `vaultferry_restore_<job>` from template0 ([`database`]) | drop it |
 //! | on request, make the roles that are missing, marked with the job ([`globals`]) | drop the ones with the mark |
-//! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]) | drop it |
+//! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]); what extensions want before and after it ([`extension`]) | drop it |
 //! | compare it with the point ([`check`]); give it the settings of the source's database | drop it |
 //! | rename it to the wanted name | last step; when it has happened the restore is complete |
 //! | take the marks off the roles | by the clean-up after a crash: roles that own something stay |
@@ -27,7 +27,7 @@ use crate::client::Program;
 use crate::connection::{Server, Session};
 use crate::facts::{self, Facts};
 use crate::settings::Settings;
-use crate::{DUMP_STREAM, FACTS_STREAM, GLOBALS_STREAM};
+use crate::{DUMP_STREAM, FACTS_STREAM, GLOBALS_STREAM, extension};
 
 mod check;
 mod choice;
@@ -245,10 +245,19 @@ impl Prepared {
             let made = globals::create(&self.session, globals, &self.missing_roles, &self.job_id, cancel).await?;
             warn_all(reporter, made).await;
         }
+        let hooks = self.hooks();
+        let before: Vec<&str> = hooks.iter().flat_map(|hook| hook.before_restore).copied().collect();
+        if !before.is_empty() {
+            reporter.phase("preparing extensions");
+            let inside = self.server.in_database(&self.temporary).connect(cancel).await?;
+            run_all(&inside, &before, cancel).await?;
+        }
         reporter.phase("restoring");
         let (bytes, warnings) = self.fill(target.no_owner, reporter, cancel).await?;
         warn_all(reporter, warnings).await;
         let inside = self.server.in_database(&self.temporary).connect(cancel).await?;
+        let after: Vec<&str> = hooks.iter().flat_map(|hook| hook.after_restore).copied().collect();
+        run_all(&inside, &after, cancel).await?;
         let choice = self.choice.as_ref();
         let checked = check::check(&inside, &self.facts, choice, target.verify, reporter, cancel).await?;
         reporter.phase("finishing");
@@ -267,6 +276,18 @@ impl Prepared {
             self.keep_roles(reporter).await;
         }
         Ok(bytes)
+    }
+
+    /// What the extensions that are restored want around it.
+    fn hooks(&self) -> Vec<&'static extension::ExtensionHooks> {
+        let mut hooks = extension::hooks(&self.facts.extensions);
+        if let Some(choice) = &self.choice {
+            hooks.retain(|hook| choice.extensions.contains(hook.name));
+        }
+        for hook in &hooks {
+            tracing::info!(extension = hook.name, "{}", hook.note);
+        }
+        hooks
     }
 
     /// The database is complete: what goes wrong here is worth a warning only.
@@ -363,6 +384,15 @@ impl Prepared {
 /// A pg_restore that says that it is done has read everything.
 fn all_of(copied: Result<u64, CopyError>) -> Result<u64, Problem> {
     copied.map_err(|_| Problem::new(Reason::RestoreFailed, "pg_restore ended before it had read the whole dump"))
+}
+
+/// Runs statements one by one; the first error is the restore's.
+async fn run_all(session: &Session, statements: &[&str], cancel: &CancellationToken) -> Result<(), Problem> {
+    for statement in statements {
+        let ran = session.run(session.client().batch_execute(statement), Reason::RestoreFailed, cancel).await;
+        ran.map_err(rules::named)?;
+    }
+    Ok(())
 }
 
 async fn warn_all(reporter: &Reporter, warnings: Vec<Warning>) {

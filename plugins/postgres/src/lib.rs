@@ -18,6 +18,7 @@ mod discover;
 mod dump;
 pub mod facts;
 pub mod grants;
+mod loader;
 pub mod passfile;
 pub mod quote;
 mod readiness;

@@ -19,9 +19,10 @@ use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::reader::{CopyError, PointReader};
 
-use crate::client::{self, Kind, Major, Program};
+use crate::client::{self, Major, Restorer};
 use crate::connection::{Server, Session, words_reason};
 use crate::facts::{self, Facts, LocaleProvider};
+use crate::loader::Loader;
 use crate::settings::Settings;
 use crate::{DUMP_STREAM, FACTS_STREAM, quote};
 
@@ -105,7 +106,7 @@ struct Prepared {
     session: Session,
     point: PointReader,
     facts: Facts,
-    program: Program,
+    restorer: Restorer,
     temporary: String,
 }
 
@@ -134,8 +135,8 @@ impl Prepared {
         if !target.no_owner {
             refuse_missing_roles(&session, &facts, cancel).await?;
         }
-        let program = client::choose(Kind::Restore, facts.pg_dump_major()?, "the archive", &settings, cancel).await?;
-        Ok(Self { server, session, point, facts, program, temporary })
+        let restorer = client::choose_restorer(facts.pg_dump_major()?, session.major(), &settings, cancel).await?;
+        Ok(Self { server, session, point, facts, restorer, temporary })
     }
 
     async fn create(&self) -> Result<(), Problem> {
@@ -174,16 +175,9 @@ impl Prepared {
 
     /// Streams the dump into pg_restore. When it returns Ok, pg_restore has said that it is done.
     async fn fill(&self, no_owner: bool, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem> {
-        let mut command = child::Command::new(&self.program.path)
-            .args(["--format=custom", "--exit-on-error", "--no-password"])
-            // Letters and digits only: nothing that could be taken for a connection string.
-            .arg(format!("--dbname={}", self.temporary))
-            .envs(self.server.child_environment(&self.temporary, self.program.major))
-            .pipe_stdin();
-        if no_owner {
-            command = command.args(["--no-owner", "--no-acl"]);
-        }
-        let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;
+        let arguments: &[&str] = if no_owner { &["--no-owner", "--no-acl"] } else { &[] };
+        let started = Loader::start(&self.restorer, &self.server, &self.temporary, arguments).await;
+        let mut child = started.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;
         let stdin = child.take_stdin();
         let mut stdin = stdin.ok_or_else(|| Problem::new(Reason::Internal, "pg_restore has no input"))?;
         let copied = self.point.copy_stream(DUMP_STREAM, &mut stdin, reporter.meter(), cancel).await;

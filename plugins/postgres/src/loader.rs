@@ -100,7 +100,7 @@ impl Loader {
             }
         };
         let loaded = psql.child.finish(cancel).await?;
-        let pumped = psql.pump.await.map_err(io::Error::other).and_then(|pumped| pumped);
+        let pumped = psql.pump.await.map_err(io::Error::other).flatten();
         // A psql that fails breaks pg_restore's pipe: then what psql says is the cause.
         if !loaded.success() {
             return Ok(loaded);

@@ -49,8 +49,10 @@ test-build: setup
 # The servers and clients of other versions that the tests use; what cannot be had is told, and those tests say that they are skipped.
 .PHONY: postgres-versions postgres-versions-all
 postgres-versions: setup
+	@scripts/setup versions
 	@scripts/postgres-versions base
 postgres-versions-all: setup
+	@scripts/setup versions
 	@scripts/postgres-versions all
 
 .PHONY: test

@@ -93,6 +93,7 @@ create procedure "do"(inout a integer, b text default null) language plpgsql as 
 create procedure atomic_insert(a text) begin atomic insert into every_type (a_text, a_positive) values (a, 1); end;
 create function trigger_function() returns trigger language plpgsql as $t$ begin return coalesce(new, old); end $t$;
 create function transition_function() returns trigger language plpgsql as $t$ begin perform count(*) from new_rows; return null; end $t$;
+create function my_row_number() returns bigint language internal window immutable as 'window_row_number';
 create aggregate total(numeric) (sfunc = numeric_add, stype = numeric, initcond = '0', combinefunc = numeric_add, parallel = safe,
     msfunc = numeric_add, minvfunc = numeric_sub, mstype = numeric, minitcond = '0');
 create aggregate least_of(integer) (sfunc = int4smaller, stype = integer, sortop = operator(pg_catalog.<));

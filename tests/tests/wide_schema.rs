@@ -41,8 +41,11 @@ fn fill(server: &mut Server) {
     assert_eq!(kinds, ALL_KINDS);
 }
 
-fn comes_back(mut server: Server, config: &str) {
+fn comes_back(mut server: Server, config: &str, with_subscription: bool) {
     fill(&mut server);
+    if !with_subscription {
+        server.psql("wide", "drop subscription \"to nowhere\"");
+    }
     let agent = Setup::new().config(config).start();
     agent.protect("wide", &server.uri("wide"), server.passfile());
     agent.backup("wide");
@@ -58,7 +61,7 @@ fn comes_back(mut server: Server, config: &str) {
 
 #[test]
 fn every_kind_of_object_comes_back() {
-    comes_back(Server::start(), "");
+    comes_back(Server::start(), "", true);
 }
 
 /// The same at the newest server with the newest client, and at an older one with it, where all of it goes through psql.
@@ -68,7 +71,8 @@ fn matrix_every_kind_of_object_comes_back_with_the_newest_client() {
     let config = format!("[postgres]\nclient_dirs = [\"{}\"]\n", client_dir.display());
     for major in [18, 15] {
         if let Some(server) = versions::start(major) {
-            comes_back(server, &config);
+            // pg_dump writes a subscription with all the parameters that its own version has; a server before 16 refuses them.
+            comes_back(server, &config, major == 18);
         }
     }
 }

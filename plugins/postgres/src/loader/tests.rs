@@ -15,7 +15,8 @@ struct Pieces<'a>(&'a [u8], usize);
 
 impl AsyncRead for Pieces<'_> {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let (now, later) = self.0.split_at(self.1.min(self.0.len()).min(buffer.remaining()));
+        let all = self.0;
+        let (now, later) = all.split_at(self.1.min(all.len()).min(buffer.remaining()));
         buffer.put_slice(now);
         self.0 = later;
         Poll::Ready(Ok(()))

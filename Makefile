@@ -22,7 +22,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 help:
 	@echo 'make demo      a throwaway PostgreSQL, backed up twice and restored, told step by step (about a minute after the build)'
 	@echo 'make test      everything that CI runs (at most 30 minutes with the build, on two cores)'
-	@echo 'make test-all  the same, and the heavy rest: 3 GB through the agent, the whole kill matrix, PostgreSQL 10 to 18, the Windows build'
+	@echo 'make test-all  the same, and the heavy rest: 3 GB through the agent, the whole kill matrix, PostgreSQL 10 to 18, its regression database, the Windows build'
 	@echo 'make check-windows  compiles the workspace for Windows (cross, without running it; skipped where its parts cannot be had)'
 	@echo 'make bench     the product beside other tools: a table of time, CPU, memory and bytes (about forty minutes; BENCH_GB=0.3 BENCH_ROUNDS=1 for a look)'
 	@echo 'make build     the program: target/debug/vaultferry'

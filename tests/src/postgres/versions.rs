@@ -48,6 +48,12 @@ pub fn client_dirs() -> Vec<PathBuf> {
     std::iter::once(PathBuf::from(BIN_DIR)).chain(fetched).collect()
 }
 
+/// The folder with PostgreSQL 15's own regression tests and their module; `None` where they are not there.
+#[track_caller]
+pub fn regression_dir() -> Option<PathBuf> {
+    there(tools().join("regression"), "regress.so", "the regression tests", false)
+}
+
 /// The folder of a version's server programs, and what keeps it there.
 #[track_caller]
 fn server_dir(major: u32) -> Option<(PathBuf, Option<Scratch>)> {

@@ -14,6 +14,7 @@
 //!   the first wrote has reached the second.
 //! - A [`Loader`] that is dropped leaves no program behind.
 
+use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -58,7 +59,7 @@ impl Loader {
         restorer: &Restorer,
         server: &Server,
         database: &str,
-        arguments: &[&str],
+        arguments: &[OsString],
     ) -> Result<Self, child::Error> {
         let major = restorer.program.major;
         let command = Command::new(&restorer.program.path)

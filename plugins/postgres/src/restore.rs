@@ -9,6 +9,7 @@
 //!
 //! So the wanted name appears if and only if the database is complete, and what an interrupted job left behind can be told by its name.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
@@ -175,8 +176,11 @@ impl Prepared {
 
     /// Streams the dump into pg_restore. When it returns Ok, pg_restore has said that it is done.
     async fn fill(&self, no_owner: bool, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem> {
-        let arguments: &[&str] = if no_owner { &["--no-owner", "--no-acl"] } else { &[] };
-        let started = Loader::start(&self.restorer, &self.server, &self.temporary, arguments).await;
+        let mut arguments: Vec<OsString> = Vec::new();
+        if no_owner {
+            arguments.extend(["--no-owner".into(), "--no-acl".into()]);
+        }
+        let started = Loader::start(&self.restorer, &self.server, &self.temporary, &arguments).await;
         let mut child = started.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;
         let stdin = child.take_stdin();
         let mut stdin = stdin.ok_or_else(|| Problem::new(Reason::Internal, "pg_restore has no input"))?;

@@ -178,7 +178,7 @@ impl Prepared {
     async fn fill(&self, no_owner: bool, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem> {
         let mut arguments: Vec<OsString> = Vec::new();
         if no_owner {
-            arguments.extend(["--no-owner".into(), "--no-acl".into()]);
+            arguments.extend(["--no-owner", "--no-acl"].map(OsString::from));
         }
         let started = Loader::start(&self.restorer, &self.server, &self.temporary, &arguments).await;
         let mut child = started.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;

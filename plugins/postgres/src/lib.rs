@@ -19,6 +19,7 @@ mod dump;
 pub mod extension;
 pub mod facts;
 pub mod grants;
+mod loader;
 pub mod passfile;
 pub mod quote;
 mod readiness;

@@ -14,6 +14,8 @@
 //! by its name. With `keep_failed` the unfinished database stays after a failure, and after a crash, under its temporary name; a restore
 //! that was cancelled leaves nothing all the same.
 
+use std::ffi::OsString;
+
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
@@ -23,9 +25,10 @@ use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::reader::{CopyError, PointReader};
 
-use crate::client::Program;
+use crate::client::Restorer;
 use crate::connection::{Server, Session};
 use crate::facts::{self, Facts};
+use crate::loader::Loader;
 use crate::settings::Settings;
 use crate::{DUMP_STREAM, FACTS_STREAM, GLOBALS_STREAM, extension};
 
@@ -185,7 +188,7 @@ struct Prepared {
     globals: Option<Globals>,
     missing_roles: Vec<String>,
     no_tablespaces: bool,
-    program: Program,
+    restorer: Restorer,
     temporary: String,
 }
 
@@ -228,7 +231,7 @@ impl Prepared {
             globals: read.globals,
             missing_roles: look.missing_roles,
             no_tablespaces: look.no_tablespaces,
-            program: look.program.ok_or_else(missing)?,
+            restorer: look.restorer.ok_or_else(missing)?,
             temporary,
         })
     }
@@ -309,31 +312,21 @@ impl Prepared {
         reporter: &Reporter,
         cancel: &CancellationToken,
     ) -> Result<(u64, Vec<Warning>), Problem> {
-        let goes_on = rules::goes_on(self.program.major, self.session.major());
-        let mut command = child::Command::new(&self.program.path)
-            .args(["--format=custom", "--no-password"])
-            // Letters and digits only: nothing that could be taken for a connection string.
-            .arg(format!("--dbname={}", self.temporary))
-            .envs(self.server.child_environment(&self.temporary, self.program.major))
-            .pipe_stdin();
-        if !goes_on {
-            command = command.arg("--exit-on-error");
-        }
+        let mut arguments: Vec<OsString> = Vec::new();
         if no_owner {
-            command = command.args(["--no-owner", "--no-acl"]);
+            arguments.extend(["--no-owner", "--no-acl"].map(OsString::from));
         }
         if self.no_tablespaces {
-            command = command.arg("--no-tablespaces");
+            arguments.push("--no-tablespaces".into());
         }
         // Removed when it is dropped, behind pg_restore's end.
         let list = match self.choice.as_ref().and_then(|choice| choice.ids.as_deref()) {
             Some(ids) => Some(list::File::write(&self.temporary, ids).await?),
             None => None,
         };
-        if let Some(list) = &list {
-            command = command.arg(list.argument());
-        }
-        let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;
+        arguments.extend(list.as_ref().map(list::File::argument));
+        let started = Loader::start(&self.restorer, &self.server, &self.temporary, &arguments).await;
+        let mut child = started.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;
         let stdin = child.take_stdin();
         let mut stdin = stdin.ok_or_else(|| Problem::new(Reason::Internal, "pg_restore has no input"))?;
         let copied = self.reader.copy_stream(DUMP_STREAM, &mut stdin, reporter.meter(), cancel).await;
@@ -349,7 +342,7 @@ impl Prepared {
             Err(error) => return Err(Problem::new(Reason::RestoreFailed, chain(&error))),
         };
         drop(list);
-        let warnings = rules::judge(&ended, goes_on)?;
+        let warnings = rules::judge(&ended)?;
         // What lies behind the last chosen table is not read.
         let copied = if self.partial { Ok(copied.unwrap_or_else(|_| reporter.meter().read())) } else { copied };
         Ok((all_of(copied)?, warnings))

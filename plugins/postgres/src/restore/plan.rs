@@ -17,7 +17,7 @@ use vaultferry_proto::{Problem, Reason};
 use super::choice::Choice;
 use super::globals::Globals;
 use super::{database, rules};
-use crate::client::{self, Kind, Major, Program};
+use crate::client::{self, Major, Restorer};
 use crate::connection::{Server, Session};
 use crate::facts::{Facts, LocaleProvider};
 use crate::quote::identifier;
@@ -57,7 +57,7 @@ pub(super) struct User {
 pub(super) struct Look {
     pub(super) findings: Vec<Finding>,
     /// The pg_restore to take; `None` only when a blocking finding says why.
-    pub(super) program: Option<Program>,
+    pub(super) restorer: Option<Restorer>,
     /// Roles that are needed and not there, and that the point knows.
     pub(super) missing_roles: Vec<String>,
     /// Something lay in a tablespace that the target lacks.
@@ -98,8 +98,8 @@ pub(super) async fn look(
     findings.extend(tablespaces);
     findings.extend(target.left_out());
     let at_least = wish.facts.pg_dump_major()?;
-    let program = match client::choose(Kind::Restore, at_least, "the archive", settings, cancel).await {
-        Ok(program) => Some(program),
+    let restorer = match client::choose_restorer(at_least, session.major(), settings, cancel).await {
+        Ok(restorer) => Some(restorer),
         Err(problem) if problem.reason == Reason::Cancelled => return Err(problem),
         Err(problem) => {
             findings.push(problem.into());
@@ -108,7 +108,7 @@ pub(super) async fn look(
     };
     let known = |role: &String| wish.globals.is_some_and(|globals| globals.has(role));
     let missing_roles = missing.into_iter().filter(known).collect();
-    Ok(Look { findings, program, missing_roles, no_tablespaces })
+    Ok(Look { findings, restorer, missing_roles, no_tablespaces })
 }
 
 /// Bytes that the target needs, about; 0: not known.

@@ -22,7 +22,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 help:
 	@echo 'make demo      a throwaway PostgreSQL, backed up twice and restored, told step by step (about a minute after the build)'
 	@echo 'make test      everything that CI runs (at most 30 minutes with the build, on two cores)'
-	@echo 'make test-all  the same, and the heavy rest: 3 GB through the agent, the whole kill matrix, the Windows build'
+	@echo 'make test-all  the same, and the heavy rest: 3 GB through the agent, the whole kill matrix, PostgreSQL 10 to 18, its regression database, the Windows build'
 	@echo 'make check-windows  compiles the workspace for Windows (cross, without running it; skipped where its parts cannot be had)'
 	@echo 'make bench     the product beside other tools: a table of time, CPU, memory and bytes (about forty minutes; BENCH_GB=0.3 BENCH_ROUNDS=1 for a look)'
 	@echo 'make build     the program: target/debug/vaultferry'
@@ -46,14 +46,23 @@ demo: build
 test-build: setup
 	cargo build --locked --workspace --all-targets
 
+# The servers and clients of other versions that the tests use; what cannot be had is told, and those tests say that they are skipped.
+.PHONY: postgres-versions postgres-versions-all
+postgres-versions: setup
+	@scripts/setup versions
+	@scripts/postgres-versions base
+postgres-versions-all: setup
+	@scripts/setup versions
+	@scripts/postgres-versions all
+
 .PHONY: test
-test: test-build
+test: test-build postgres-versions
 	cargo test --locked --workspace --doc --quiet
 	cargo nextest run --locked --workspace
 	@echo 'All passed. Heavy tests were skipped: make test-all runs them too.'
 
 .PHONY: test-all
-test-all: test-build
+test-all: test-build postgres-versions-all
 	cargo test --locked --workspace --doc --quiet
 	VAULTFERRY_TEST_ALL=1 cargo nextest run --locked --workspace --profile all
 	@$(MAKE) --no-print-directory check-windows

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "vaultferry/control/v1/instance.proto",
     "vaultferry/control/v1/job.proto",
     "vaultferry/control/v1/lifecycle.proto",
     "vaultferry/control/v1/maintenance.proto",
     "vaultferry/control/v1/point.proto",
     "vaultferry/control/v1/policy.proto",
+    "vaultferry/control/v1/restore.proto",
     "vaultferry/control/v1/source.proto",
     "vaultferry/control/v1/summary.proto",
     "vaultferry/control/v1/vault.proto",

@@ -195,8 +195,18 @@ reasons! {
     DumpFailed => FailedPrecondition, "Mend what pg_dump says, then start the backup again.";
     /// pg_restore failed; its own words are in the message, and the unfinished database was removed.
     RestoreFailed => FailedPrecondition, "Mend what pg_restore says, then start the restore again.";
-    /// Owners or grantees of the backed-up objects do not exist on the target server (P19: roles are not restored).
+    /// What was restored has fewer objects, or other numbers of rows, than the point; it was removed.
+    RestoreIncomplete => DataLoss, "Restore again with --keep-failed and look at what differs; if it happens again, restore another point and report it.";
+    /// A warning: the database is restored, but something that belongs to it was left out or could not be restored.
+    PartlyRestored => FailedPrecondition, "Look at what the message names, and make it by hand where it matters.";
+    /// Owners or grantees of the backed-up objects do not exist on the target server (P19: roles are not restored unless that is asked for).
     RolesMissing => FailedPrecondition, "Create the roles on the target server, or restore without owners and privileges: --no-owner (row-level security policies for a role need that role all the same).";
+    /// The target server does not offer an extension of the database.
+    ExtensionMissing => FailedPrecondition, "Install the extension's package on the target server (a managed service: allow it there), or restore only the schemas that do without it.";
+    /// The target server cannot compare texts as the source does.
+    LocaleMissing => FailedPrecondition, "Make the locale known to the target server's operating system and restart the server, or restore to a server that has it.";
+    /// The target server's disk is full, or would be.
+    TargetFull => ResourceExhausted, "Make space where the target server keeps its data, then start the restore again.";
     /// A warning: the database is larger than what a logical backup is recommended for (P16, D20).
     SizeAboveRecommended => FailedPrecondition, "Measure how long backup and restore take; a physical backup of the server restores faster.";
     // Restore targets

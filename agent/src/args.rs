@@ -13,6 +13,7 @@ mod grants;
 mod instance;
 mod maintenance;
 mod policy;
+mod restore;
 mod source;
 mod values;
 
@@ -25,6 +26,7 @@ pub use maintenance::{
     VaultSettings,
 };
 pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
+pub use restore::{Restore, RestoreDatabase, RestoreFiles};
 pub use source::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};
 
 #[cfg(test)]
@@ -309,66 +311,6 @@ pub enum Point {
     Undelete(PointUndelete),
     /// Copy a point to the archive store
     Archive(PointArchive),
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Restore {
-    /// Restore into a new database of a PostgreSQL server
-    #[command(after_help = "Examples:
-  vaultferry restore database shop --target postgres://postgres@db.example/ --database shop_restored --wait
-  vaultferry restore database shop --target 'postgres://postgres@/?host=/run/postgresql' --database old_shop --point 3f9a01 --wait
-
-A database that exists is never written to. Roles are not restored: --no-owner leaves owners and privileges out.")]
-    Database(RestoreDatabase),
-    /// Restore as files into a folder or a blob container
-    #[command(after_help = "Examples:
-  vaultferry restore files shop --to /srv/restored --wait
-  vaultferry restore files shop --to azure://account/container --credential-env TARGET_SAS --wait
-
-A PostgreSQL point is one file, database.dump, that pg_restore reads.")]
-    Files(RestoreFiles),
-}
-
-#[derive(Debug, clap::Args)]
-pub struct RestoreDatabase {
-    /// Name or id of the instance to restore
-    pub instance: String,
-    /// The server: postgres://user@host:port/
-    #[arg(long, value_name = "URI")]
-    pub target: String,
-    /// The new database
-    #[arg(long, value_name = "NAME")]
-    pub database: String,
-    /// An id, the beginning of one, or latest
-    #[arg(long, value_name = "ID", default_value = "latest")]
-    pub point: String,
-    /// The server's region; another region than the vault's is refused
-    #[arg(long, value_name = "REGION")]
-    pub target_region: Option<String>,
-    #[command(flatten)]
-    pub login: Login,
-    /// Restore neither owners nor privileges
-    #[arg(long)]
-    pub no_owner: bool,
-    #[command(flatten)]
-    pub wait: Wait,
-}
-
-#[derive(Debug, clap::Args)]
-pub struct RestoreFiles {
-    /// Name or id of the instance to restore
-    pub instance: String,
-    /// A folder of the agent's machine, or azure://account/container
-    #[arg(long, value_name = "FOLDER|URI")]
-    pub to: String,
-    /// An id, the beginning of one, or latest
-    #[arg(long, value_name = "ID", default_value = "latest")]
-    pub point: String,
-    /// The variable of the agent's environment that holds a SAS or an account key, for azure://
-    #[arg(long, value_name = "VARIABLE")]
-    pub credential_env: Option<String>,
-    #[command(flatten)]
-    pub wait: Wait,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,6 +14,7 @@ use vaultferry_proto::control::v1::job_service_client::JobServiceClient;
 use vaultferry_proto::control::v1::maintenance_service_client::MaintenanceServiceClient;
 use vaultferry_proto::control::v1::policy_service_client::PolicyServiceClient;
 use vaultferry_proto::control::v1::recovery_point_service_client::RecoveryPointServiceClient;
+use vaultferry_proto::control::v1::restore_plan_service_client::RestorePlanServiceClient;
 use vaultferry_proto::control::v1::restore_service_client::RestoreServiceClient;
 use vaultferry_proto::control::v1::source_service_client::SourceServiceClient;
 use vaultferry_proto::control::v1::summary_service_client::SummaryServiceClient;
@@ -54,6 +55,7 @@ impl Client {
         maintenance: MaintenanceServiceClient,
         policies: PolicyServiceClient,
         points: RecoveryPointServiceClient,
+        restore_plans: RestorePlanServiceClient,
         restores: RestoreServiceClient,
         sources: SourceServiceClient,
         summaries: SummaryServiceClient,

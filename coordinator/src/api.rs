@@ -83,6 +83,7 @@ impl Api {
             "vaultferry.control.v1.BackupService",
             "vaultferry.control.v1.RecoveryPointService",
             "vaultferry.control.v1.RestoreService",
+            "vaultferry.control.v1.RestorePlanService",
             "vaultferry.control.v1.JobService",
             "vaultferry.control.v1.MaintenanceService",
             "vaultferry.control.v1.SummaryService",
@@ -106,6 +107,7 @@ impl Api {
             .add_service(wire::backup_service_server::BackupServiceServer::new(self.clone()))
             .add_service(wire::recovery_point_service_server::RecoveryPointServiceServer::new(self.clone()))
             .add_service(wire::restore_service_server::RestoreServiceServer::new(self.clone()))
+            .add_service(wire::restore_plan_service_server::RestorePlanServiceServer::new(self.clone()))
             .add_service(wire::job_service_server::JobServiceServer::new(self.clone()))
             .add_service(wire::maintenance_service_server::MaintenanceServiceServer::new(self.clone()))
             .add_service(wire::summary_service_server::SummaryServiceServer::new(self));

@@ -24,8 +24,8 @@ pub mod link;
 pub mod sqlite;
 
 pub use job::{
-    Attempt, CheckFigures, Exclusive, Finding, Inserted, Job, JobStep, PruneFigures, Report, ReportFigures, Retry,
-    Status, StoredProblem, Work,
+    Attempt, CheckFigures, Exclusive, Finding, Inserted, Job, JobStep, PruneFigures, Report, ReportFigures,
+    RestoreOptions, Retry, Status, StoredProblem, Work,
 };
 
 /// A version of a policy.

@@ -50,7 +50,7 @@ pub(crate) use holds::set_legal_hold;
 pub(crate) use maintenance::{note_standing, standing};
 pub(crate) use pause::at as pause_at;
 pub use queue::Limits;
-pub(crate) use restore::{endpoint_for, files_credential};
+pub(crate) use restore::{endpoint_for, files_credential, plan_request};
 pub(crate) use session::{command, env_of, source};
 
 use queue::{Need, Queue, Ticket, Turn};

@@ -13,6 +13,7 @@ use crate::scratch::Scratch;
 use crate::{free_port, percent, random_hex};
 
 mod standby;
+pub mod versions;
 
 /// Debian 12's server and client programs.
 pub const BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
@@ -26,10 +27,13 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub struct Server {
     scratch: Scratch,
     bin_dir: PathBuf,
+    client_dir: PathBuf,
     port: u16,
     password: String,
     passfile: PathBuf,
     child: Option<Child>,
+    /// A copy of its programs, where it needs one.
+    _programs: Option<Scratch>,
 }
 
 impl Server {
@@ -39,9 +43,15 @@ impl Server {
         Self::start_from(Path::new(BIN_DIR))
     }
 
-    /// A running server from another folder of programs.
+    /// A running server from another folder of programs, client programs among them.
     #[track_caller]
     pub fn start_from(bin_dir: &Path) -> Self {
+        Self::start_with(bin_dir, bin_dir)
+    }
+
+    /// A running server from a folder of server programs; [`Server::client`] takes those of another.
+    #[track_caller]
+    fn start_with(bin_dir: &Path, client_dir: &Path) -> Self {
         assert!(bin_dir.join("initdb").is_file(), "{} has no initdb: run scripts/setup", bin_dir.display());
         let scratch = Scratch::new("pg");
         let password = random_hex(12);
@@ -58,7 +68,9 @@ impl Server {
         initdb.arg("-D").arg(&data_dir).arg(format!("--pwfile={}", pwfile.display()));
         process::run(&mut initdb, b"", LIMIT).success();
         let passfile = scratch.write("passfile", "");
-        let mut server = Self { scratch, bin_dir: bin_dir.to_owned(), port: 0, password, passfile, child: None };
+        let (bin_dir, client_dir) = (bin_dir.to_owned(), client_dir.to_owned());
+        let mut server =
+            Self { scratch, bin_dir, client_dir, port: 0, password, passfile, child: None, _programs: None };
         server.start_on_free_port();
         server
     }
@@ -80,10 +92,13 @@ impl Server {
 
     fn configure(&self) {
         let data_dir = self.data_dir();
+        let major = fs::read_to_string(data_dir.join("PG_VERSION")).expect("read the data folder's version");
+        // Version 10 does not know it.
+        let jit = if major.trim() == "10" { "" } else { "jit = off\n" };
         // No durability: these servers live for minutes. Bulk loads skip the WAL with wal_level=minimal.
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nfsync = off\nsynchronous_commit = off\n\
-             full_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\nmax_wal_size = 1GB\nshared_buffers = 64MB\njit = off\n\
+             full_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\nmax_wal_size = 1GB\nshared_buffers = 64MB\n{jit}\
              max_connections = 30\nmax_prepared_transactions = 5\n",
             self.port,
             data_dir.display()
@@ -178,7 +193,7 @@ impl Server {
 
     /// One of PostgreSQL's client programs, set up to log in here.
     pub fn client(&self, program: &str, database: &str) -> Command {
-        let mut command = Command::new(self.bin_dir.join(program));
+        let mut command = Command::new(self.client_dir.join(program));
         command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string()).env("PGUSER", "postgres");
         command.env("PGPASSFILE", &self.passfile).env("PGDATABASE", database).env("PGCONNECT_TIMEOUT", "30");
         command

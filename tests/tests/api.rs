@@ -44,7 +44,7 @@ fn every_service_is_healthy_and_reflected() {
         let Some(MessageResponse::ListServicesResponse(services)) = answer else { panic!("{answer:?}") };
         let services: Vec<String> = services.service.into_iter().map(|service| service.name).collect();
         let ours = services.iter().filter(|name| name.starts_with("vaultferry.control.v1."));
-        assert_eq!(ours.clone().count(), 11, "{services:?}");
+        assert_eq!(ours.clone().count(), 12, "{services:?}");
         let mut health = HealthClient::new(channel);
         for service in ours.cloned().chain([String::new()]) {
             let status = health.check(HealthCheckRequest { service }).await.expect("health").into_inner().status;

@@ -2,16 +2,19 @@
 
 use std::path::Path;
 
-use vaultferry_proto::control::v1::{StartRestoreDatabaseRequest, StartRestoreFilesRequest};
+use vaultferry_proto::control::v1::{
+    PlanRestoreDatabaseRequest, StartRestoreDatabaseRequest, StartRestoreFilesRequest,
+};
 use vaultferry_proto::{Problem, Reason};
 
 use super::{Context, Outcome, job, login};
 use crate::args::{Restore, RestoreDatabase, RestoreFiles};
 use crate::client::Client;
+use crate::output::readiness;
 
 pub(super) async fn run(context: &Context, command: Restore) -> Result<Outcome, Problem> {
     match command {
-        Restore::Database(command) => database(context, command).await,
+        Restore::Database(command) => database(context, *command).await,
         Restore::Files(command) => files(context, command).await,
     }
 }
@@ -26,7 +29,15 @@ async fn database(context: &Context, command: RestoreDatabase) -> Result<Outcome
         target_region: command.target_region.unwrap_or_default(),
         no_owner: command.no_owner,
         request_id: job::new_request_id(),
+        schemas: command.schema,
+        tables: command.table,
+        globals: command.globals,
+        keep_failed: command.keep_failed,
+        verify: command.verify.map(|verify| verify.as_str().to_owned()).unwrap_or_default(),
     };
+    if command.plan {
+        return plan(context, request).await;
+    }
     let mut client = context.client().await?;
     let call = |client: Client| {
         let request = request.clone();
@@ -34,6 +45,19 @@ async fn database(context: &Context, command: RestoreDatabase) -> Result<Outcome
     };
     let answer = client.idempotent(call).await?;
     job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+/// Looks only. What stands in the way of the restore is the command's failure.
+async fn plan(context: &Context, restore: StartRestoreDatabaseRequest) -> Result<Outcome, Problem> {
+    let request = PlanRestoreDatabaseRequest { restore: Some(restore) };
+    let client = context.client().await?;
+    let answer = client.restore_plans().plan_restore_database(request).await;
+    let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
+    context.output.message(&answer, readiness::plan)?;
+    match readiness::first_problem(&answer.findings) {
+        Some(problem) => Err(problem),
+        None => Ok(Outcome::Done),
+    }
 }
 
 async fn files(context: &Context, command: RestoreFiles) -> Result<Outcome, Problem> {

@@ -143,7 +143,8 @@ fn report(job: &Job) -> String {
             format!("{} packs with {} were added to the archive store", report.packs, size(report.bytes))
         }
         Some(job::Report::BackupReport(report)) => backup_report(*report),
-        None => String::new(),
+        // The progress tells it.
+        Some(job::Report::RestoreReport(_)) | None => String::new(),
     }
 }
 

@@ -1,9 +1,11 @@
-//! What was found at a source, for people.
+//! What was found at a source or at a restore's target, for people.
 
-use vaultferry_proto::control::v1::{ReadinessFinding, ValidateBackupInstanceResponse};
+use vaultferry_proto::control::v1::{PlanRestoreDatabaseResponse, ReadinessFinding, ValidateBackupInstanceResponse};
 use vaultferry_proto::{Problem, Reason};
 
-use super::table::printable;
+use super::table::{fields, printable};
+use super::text::short;
+use super::units::{age, size};
 
 /// Objects that are printed for people; JSON has more of them.
 const PRINTED: usize = 10;
@@ -22,9 +24,44 @@ pub fn validated(answer: &ValidateBackupInstanceResponse) -> String {
     lines.join("\n\n")
 }
 
+/// The answer to `restore database --plan`.
+pub fn plan(answer: &PlanRestoreDatabaseResponse) -> String {
+    let known = |bytes: u64| if bytes == 0 { "not known".to_owned() } else { size(bytes) };
+    let free = if answer.free_bytes_known { size(answer.free_bytes) } else { "not known".to_owned() };
+    let estimate = match answer.estimate_restores {
+        0 => "not known: no restore has completed here yet".to_owned(),
+        1 => format!("about {} (an estimate from the rate of one restore)", age(answer.estimate_s)),
+        count => format!("about {} (an estimate from the rate of {count} restores)", age(answer.estimate_s)),
+    };
+    let blocking = answer.findings.iter().filter(|finding| finding.blocking).count();
+    let verdict = match blocking {
+        0 => "can be restored; nothing was changed".to_owned(),
+        1 => "cannot be restored: one thing is missing".to_owned(),
+        count => format!("cannot be restored: {count} things are missing"),
+    };
+    let table = fields(&[
+        ("point", short(&answer.point_id)),
+        ("target", answer.target.clone()),
+        ("plan", verdict),
+        ("tables", if answer.tables == 0 { "not known".to_owned() } else { answer.tables.to_string() }),
+        ("reads", known(answer.dump_bytes)),
+        ("needs", known(answer.database_bytes)),
+        ("free there", free),
+        ("takes", estimate),
+    ]);
+    let mut parts = vec![table];
+    parts.extend(answer.findings.iter().map(finding));
+    parts.join("\n\n")
+}
+
 /// Why a source is not ready: its first blocking finding. What all of them need has been shown by then.
 pub fn problem(answer: &ValidateBackupInstanceResponse) -> Option<Problem> {
-    let first = answer.findings.iter().find(|finding| finding.blocking)?;
+    first_problem(&answer.findings)
+}
+
+/// The first blocking finding.
+pub fn first_problem(findings: &[ReadinessFinding]) -> Option<Problem> {
+    let first = findings.iter().find(|finding| finding.blocking)?;
     // An agent of another version may know more reasons.
     let reason = first.reason.parse::<Reason>().unwrap_or(Reason::PluginProtocol);
     Some(Problem::new(reason, &first.message).with_fix(&first.fix))
@@ -60,6 +97,25 @@ mod tests {
             object_count: count,
             blocking,
         }
+    }
+
+    #[test]
+    fn a_plan_says_what_it_does_not_know() {
+        let mut answer = PlanRestoreDatabaseResponse {
+            point_id: "3f9a01".repeat(10),
+            target: "back on postgres://u@h/".to_owned(),
+            dump_bytes: 2048,
+            ..Default::default()
+        };
+        let text = plan(&answer);
+        assert!(text.contains("free there: not known") && text.contains("no restore has completed"), "{text}");
+        assert!(text.contains("can be restored; nothing was changed"), "{text}");
+        (answer.free_bytes_known, answer.estimate_restores, answer.estimate_s) = (true, 2, 90);
+        answer.findings.push(finding("RolesMissing", true, 1));
+        let text = plan(&answer);
+        assert!(text.contains("free there: 0 B") && text.contains("about 1 min (an estimate from"), "{text}");
+        assert!(text.contains("one thing is missing") && text.contains("missing: RolesMissing: "), "{text}");
+        assert_eq!(first_problem(&answer.findings).map(|problem| problem.reason), Some(Reason::RolesMissing));
     }
 
     #[test]

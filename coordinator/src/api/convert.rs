@@ -264,11 +264,12 @@ pub(super) fn step(step: JobStep) -> wire::Step {
 
 /// What people want to know of an ended job besides its bytes.
 fn note(report: &Report) -> String {
-    match report.figures {
+    match &report.figures {
         Some(ReportFigures::Backup { snapshot_held_ms, .. }) => {
             let seconds = snapshot_held_ms.div_ceil(1000);
             format!("the source's snapshot was held for {seconds} s")
         }
+        Some(ReportFigures::Restore { checked }) => checked.clone(),
         Some(ReportFigures::Check(_) | ReportFigures::Prune(_) | ReportFigures::Archive { .. }) | None => String::new(),
     }
 }
@@ -337,6 +338,7 @@ fn report(report: &Report, work: &Work) -> Option<wire::job::Report> {
         ReportFigures::Backup { snapshot_held_ms, snapshot_transactions } => {
             wire::job::Report::BackupReport(wire::BackupReport { snapshot_held_ms, snapshot_transactions })
         }
+        ReportFigures::Restore { checked } => wire::job::Report::RestoreReport(wire::RestoreReport { checked }),
     })
 }
 

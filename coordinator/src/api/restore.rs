@@ -1,4 +1,4 @@
-//! `BackupService` and `RestoreService`: what starts jobs.
+//! `BackupService` and `RestoreService`: what starts jobs. `RestorePlanService` tells what a restore would meet (`plan.rs`).
 
 use std::path::Path;
 
@@ -13,11 +13,17 @@ use vaultferry_proto::{Problem, Reason};
 
 use super::{Api, instance};
 use crate::LEAST_READ_BYTES_PER_S;
-use crate::catalog::{Instance, Work};
+use crate::catalog::{Instance, RestoreOptions, Work};
 use crate::policy::{self, DEFAULT_RULE};
+
+mod plan;
 
 /// Longest path or URI of a target.
 const MAX_TARGET: usize = 4096;
+/// Schemas or tables of one restore: they are stored with its job.
+const MAX_CHOSEN: usize = 1000;
+/// Longest name of a chosen schema or table in bytes: two names of 63 bytes, every one of them a quote that is doubled.
+const MAX_CHOSEN_NAME: usize = 300;
 
 impl Api {
     async fn start(&self, instance: &Instance, work: Work, request_id: &str) -> Result<WireJob, Problem> {
@@ -56,6 +62,13 @@ impl Api {
     }
 
     async fn restore_database(&self, request: StartRestoreDatabaseRequest) -> Result<WireJob, Problem> {
+        let request_id = request.request_id.clone();
+        let (instance, work) = self.database_work(request).await?;
+        self.start(&instance, work, &request_id).await
+    }
+
+    /// What a restore into a database is to do, checked as far as the agent can.
+    async fn database_work(&self, request: StartRestoreDatabaseRequest) -> Result<(Instance, Work), Problem> {
         let instance = self.find_instance(&request.instance).await?;
         if instance.source_type != "postgres" {
             let message = format!("{} is not a database", instance.name);
@@ -68,6 +81,19 @@ impl Api {
             let message = "the new database needs a name of 1 to 63 bytes";
             return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Name it with --database."));
         }
+        check_chosen("schema", &request.schemas)?;
+        check_chosen("table", &request.tables)?;
+        if !matches!(request.verify.as_str(), "" | "full" | "sample" | "none") {
+            let message = format!("{:?} is no kind of verification", request.verify);
+            return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Say full, sample or none."));
+        }
+        let options = RestoreOptions {
+            schemas: request.schemas,
+            tables: request.tables,
+            globals: request.globals,
+            keep_failed: request.keep_failed,
+            verify: request.verify,
+        };
         let point = self.find_point(&instance, &request.point).await?;
         let work = Work::RestoreDatabase {
             point_id: point.id,
@@ -75,8 +101,9 @@ impl Api {
             database: request.database,
             no_owner: request.no_owner,
             credential: instance::credential(request.credential)?,
+            options,
         };
-        self.start(&instance, work, &request.request_id).await
+        Ok((instance, work))
     }
 
     async fn restore_files(&self, request: StartRestoreFilesRequest) -> Result<WireJob, Problem> {
@@ -89,6 +116,18 @@ impl Api {
         let point = self.find_point(&instance, &request.point).await?;
         let work = Work::RestoreFiles { point_id: point.id, to, credential_env: request.credential_env };
         self.start(&instance, work, &request.request_id).await
+    }
+}
+
+/// Schemas or tables that a restore is to bring back. Whether the point has them is the plugin's to say.
+fn check_chosen(what: &str, names: &[String]) -> Result<(), Problem> {
+    let invalid = |message: String| Err(Problem::new(Reason::InvalidRequest, message));
+    if names.len() > MAX_CHOSEN {
+        return invalid(format!("at most {MAX_CHOSEN} names of the kind {what} are possible, not {}", names.len()));
+    }
+    match names.iter().any(|name| name.is_empty() || name.len() > MAX_CHOSEN_NAME || name.contains('\0')) {
+        true => invalid(format!("the name of a {what} has 1 to {MAX_CHOSEN_NAME} bytes and no NUL in it")),
+        false => Ok(()),
     }
 }
 

@@ -36,6 +36,9 @@ pub enum Work {
         no_owner: bool,
         /// How to log in there.
         credential: Credential,
+        /// What of the point, and how.
+        #[serde(default, skip_serializing_if = "RestoreOptions::is_default")]
+        options: RestoreOptions,
     },
     /// A point's streams into files.
     RestoreFiles {
@@ -102,6 +105,28 @@ pub enum Work {
         /// It leaves the vault store when its copy is complete.
         remove_from_vault: bool,
     },
+}
+
+/// What of a point is restored into a database, and how. The default is everything, and nothing beside it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestoreOptions {
+    /// Only these schemas; with no tables either: everything.
+    pub schemas: Vec<String>,
+    /// Only these tables.
+    pub tables: Vec<String>,
+    /// Missing roles are made.
+    pub globals: bool,
+    /// What fails is left under its temporary name.
+    pub keep_failed: bool,
+    /// `full`, `sample`, `none`, or empty: by size.
+    pub verify: String,
+}
+
+impl RestoreOptions {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Operations of which one job per instance runs at a time.
@@ -389,6 +414,11 @@ pub enum ReportFigures {
         /// How many transactions began there meanwhile; 0 when nobody knows.
         #[serde(default)]
         snapshot_transactions: u64,
+    },
+    /// Of a restore into a database.
+    Restore {
+        /// What of the result was compared with the point, for people.
+        checked: String,
     },
 }
 

@@ -11,7 +11,7 @@ use vaultferry_vault::{Id, archive, commit};
 use super::queue::{Need, Turn};
 use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Rehydrated, Shared, maintenance, pause};
-use crate::catalog::{Job, Work};
+use crate::catalog::{Instance, Job, Report, ReportFigures, Work};
 use crate::plugin::Plugin;
 
 /// A restore's target, as both calls of the plugin need it.
@@ -32,9 +32,8 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
     let instance = shared.catalog.instance(&job.instance_id).await?;
     let instance = instance.ok_or_else(|| Problem::new(Reason::InstanceNotFound, "the instance is gone"))?;
     let (point_id, target, pass_env) = match &job.work {
-        Work::RestoreDatabase { point_id, target_uri, database, no_owner, credential } => {
-            let server = Some(session::source(target_uri, credential));
-            let target = wire::DatabaseTarget { server, database: database.clone(), no_owner: *no_owner };
+        Work::RestoreDatabase { point_id, credential, .. } => {
+            let target = database_target(&job.work)?;
             (*point_id, Target::Database(target), session::env_of(credential))
         }
         Work::RestoreFiles { point_id, to, credential_env } => {
@@ -58,6 +57,49 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
     };
     let settings_json = session::command(shared, &instance.source_type)?.settings_json.clone();
     Ok(Parts { source_type: instance.source_type, settings_json, point_id, target, pass_env })
+}
+
+/// The target of a restore into a database, as the plugin gets it.
+fn database_target(work: &Work) -> Result<wire::DatabaseTarget, Problem> {
+    let Work::RestoreDatabase { target_uri, database, no_owner, credential, options, .. } = work else {
+        return Err(Problem::new(Reason::Internal, "the job is no restore into a database"));
+    };
+    Ok(wire::DatabaseTarget {
+        server: Some(session::source(target_uri, credential)),
+        database: database.clone(),
+        no_owner: *no_owner,
+        schemas: options.schemas.clone(),
+        tables: options.tables.clone(),
+        globals: options.globals,
+        keep_failed: options.keep_failed,
+        verify: options.verify.clone(),
+    })
+}
+
+/// What a plugin is asked for the plan of a restore into a database. A point that has to be rehydrated first cannot be looked at.
+pub(crate) async fn plan_request(
+    shared: &Shared,
+    instance: &Instance,
+    work: &Work,
+    cancel: &CancellationToken,
+) -> Result<wire::PlanRestoreRequest, Problem> {
+    let database = database_target(work)?;
+    let point_id = work.point_id().ok_or_else(|| Problem::new(Reason::Internal, "a restore without a point"))?;
+    if in_archive_only(shared, &instance.id, &point_id, cancel).await? {
+        let message = format!("the point {point_id} lies in the archive, and is read only when it is restored");
+        let fix = "Start the restore: it rehydrates the point, and then looks at the target before it makes anything.";
+        return Err(Problem::new(Reason::PointArchived, message).with_fix(fix));
+    }
+    let vault = session::vault_access(shared, &instance.id, Role::Plugin, cancel).await?;
+    let restore = wire::RestoreRequest {
+        job_id: "plan".to_owned(),
+        snapshot_id: point_id.to_string(),
+        vault: Some(vault),
+        settings_json: session::command(shared, &instance.source_type)?.settings_json.clone(),
+        target: Some(wire::restore_request::Target::Database(database)),
+        from_archive: false,
+    };
+    Ok(wire::PlanRestoreRequest { restore: Some(restore) })
 }
 
 /// The value of the variable: an account key (base64 of 64 bytes), or a SAS (which has a signature in it).
@@ -147,6 +189,11 @@ async fn restore(
             Some(Event::Progress(progress)) => reporter.report(progress),
             Some(Event::Warning(warning)) => warnings.push(session::warning(warning)),
             Some(Event::Done(done)) => {
+                if !done.checked.is_empty() {
+                    let figures = Some(ReportFigures::Restore { checked: done.checked });
+                    let report = Report { finding_count: 0, figures };
+                    jobs.shared.catalog.set_report(&job.id, report, Vec::new()).await?;
+                }
                 return Ok(Outcome { bytes_read: done.bytes_restored, warnings, ..Outcome::default() });
             }
             None => return Err(Problem::new(Reason::PluginProtocol, "the plugin sent an empty event")),
@@ -219,11 +266,20 @@ impl Work {
 /// damaged can be restored all the same.
 async fn is_archived(shared: &Shared, job: &Job, cancel: &CancellationToken) -> Result<bool, Problem> {
     let Some(point_id) = job.work.point_id() else { return Ok(false) };
-    let store = shared.vault.open_instance(&job.instance_id)?;
-    if commit::is_committed(&*store, &point_id, cancel).await? {
+    in_archive_only(shared, &job.instance_id, &point_id, cancel).await
+}
+
+async fn in_archive_only(
+    shared: &Shared,
+    instance_id: &str,
+    point_id: &Id,
+    cancel: &CancellationToken,
+) -> Result<bool, Problem> {
+    let store = shared.vault.open_instance(instance_id)?;
+    if commit::is_committed(&*store, point_id, cancel).await? {
         return Ok(false);
     }
-    Ok(archive::contains(&store, &point_id, cancel).await?)
+    Ok(archive::contains(&store, point_id, cancel).await?)
 }
 
 /// Before a restore touches anything: asks for the packs of an archived point, and waits until they can be read. It is journaled that the

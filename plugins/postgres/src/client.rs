@@ -1,7 +1,10 @@
-//! pg_dump and pg_restore: where they are, and which one to take.
+//! pg_dump and pg_restore: where they are, which one to take, and what they need of the server that they restore to.
 //!
-//! pg_dump reads servers of its own major version and older ones; the smallest that is new enough is taken, because its archive can
-//! be restored in the most places. pg_restore reads archives of its own major version and older ones, and the same rule holds.
+//! - pg_dump reads servers of its own major version and older ones; the smallest that is new enough is taken, because its archive can
+//!   be restored in the most places. pg_restore reads archives of its own major version and older ones, and the same rule holds.
+//! - A pg_restore since 17 begins with `SET transaction_timeout = 0`, which servers before 17 do not know. The smallest that reads the archive
+//!   is older wherever an older one is there; where none is, what it would do goes through psql without that line (`loader.rs`).
+//! - So what was dumped from a server can be restored to it, whichever client programs there are.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -124,6 +127,58 @@ pub async fn choose(
         }
     }
     pick(kind, at_least, what_for, found, &dirs)
+}
+
+/// The first pg_restore that begins with `SET transaction_timeout`, and the first server that knows it.
+const TRANSACTION_TIMEOUT: Major = Major::new(17);
+
+/// The first server that knows `default_table_access_method`.
+const TABLE_ACCESS_METHODS: Major = Major::new(12);
+
+/// The first pg_restore with `--no-table-access-method`.
+const CAN_LEAVE_ACCESS_METHODS: Major = Major::new(15);
+
+/// What brings an archive into a server of a certain version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restorer {
+    /// The pg_restore that reads the archive.
+    pub program: Program,
+    /// What it must be told because of the server's version.
+    pub arguments: &'static [&'static str],
+    /// The psql that runs what pg_restore writes, because the server would refuse something in it; `None`: pg_restore logs in itself.
+    pub psql: Option<PathBuf>,
+}
+
+/// The programs that bring an archive of the pg_dump `archive` into a server of the version `target`. Archives of any version are brought
+/// into newer servers; into older ones as far as their objects are known there, which the restore finds out.
+pub async fn choose_restorer(
+    archive: Major,
+    target: Major,
+    settings: &Settings,
+    cancel: &CancellationToken,
+) -> Result<Restorer, Problem> {
+    restorer(choose(Kind::Restore, archive, "the archive", settings, cancel).await?, target)
+}
+
+/// What this pg_restore needs for that server. The psql beside it is of its version, and so knows what it writes (`\restrict`).
+fn restorer(program: Program, target: Major) -> Result<Restorer, Problem> {
+    // Such a server has one access method, and every table gets it.
+    let leaves = target < TABLE_ACCESS_METHODS && program.major >= CAN_LEAVE_ACCESS_METHODS;
+    let arguments: &'static [&'static str] = if leaves { &["--no-table-access-method"] } else { &[] };
+    if program.major < TRANSACTION_TIMEOUT || target >= TRANSACTION_TIMEOUT {
+        return Ok(Restorer { program, arguments, psql: None });
+    }
+    let psql = program.path.with_file_name(format!("psql{}", std::env::consts::EXE_SUFFIX));
+    if !psql.is_file() {
+        let message = format!(
+            "the server has version {target}, which pg_restore {} can only write to through psql, and {} is missing",
+            program.version,
+            psql.display()
+        );
+        let fix = format!("Install psql of PostgreSQL {} beside pg_restore.", program.major);
+        return Err(Problem::new(Reason::ClientNotFound, message).with_fix(fix));
+    }
+    Ok(Restorer { program, arguments, psql: Some(psql) })
 }
 
 /// The choice itself. Of two with the same major version the first counts.
@@ -255,6 +310,37 @@ mod tests {
         let problem = pick(Kind::Restore, Major::new(9), "x", Vec::new(), &["/a".into(), "/b".into()]).unwrap_err();
         assert_eq!(problem.reason, Reason::ClientNotFound);
         assert!(problem.message.contains("pg_restore") && problem.message.contains("/a, /b"), "{problem}");
+    }
+
+    #[test]
+    fn an_older_server_gets_what_it_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |major: u32| Program {
+            path: dir.path().join(format!("pg_restore{}", std::env::consts::EXE_SUFFIX)),
+            ..program(&major.to_string(), "")
+        };
+        let psql = dir.path().join(format!("psql{}", std::env::consts::EXE_SUFFIX));
+        let problem = restorer(at(17), Major::new(16)).unwrap_err();
+        assert_eq!(problem.reason, Reason::ClientNotFound);
+        assert!(problem.message.contains("psql") && problem.fix.contains("17"), "{problem:?}");
+        std::fs::write(&psql, "").unwrap();
+        let leaves = ["--no-table-access-method"];
+        // pg_restore, server, through psql, arguments
+        let cases: [(u32, u32, bool, &[&str]); 8] = [
+            (15, 18, false, &[]),
+            (16, 16, false, &[]),
+            (16, 10, false, &leaves),
+            (17, 17, false, &[]),
+            (17, 16, true, &[]),
+            (18, 17, false, &[]),
+            (18, 11, true, &leaves),
+            (13, 11, false, &[]),
+        ];
+        for (client, target, through, arguments) in cases {
+            let chosen = restorer(at(client), Major::new(target)).unwrap();
+            assert_eq!(chosen.psql, through.then(|| psql.clone()), "{client} to {target}");
+            assert_eq!(chosen.arguments, arguments, "{client} to {target}");
+        }
     }
 
     #[cfg(unix)]

@@ -9,6 +9,7 @@
 //! - Logging in takes [`CONNECT_TIMEOUT`] at most, besides the wait for a token (25 s at most, of Key Vault's secrets twice that). After that a query waits until it is cancelled; TCP keepalives find a dead peer.
 
 use std::ffi::OsString;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -54,7 +55,7 @@ select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where
 #[derive(Debug)]
 pub struct Server {
     uri: Uri,
-    login: Login,
+    login: Arc<Login>,
     application: String,
 }
 
@@ -75,7 +76,7 @@ impl Server {
             uri.database = default_database.map(str::to_owned);
         }
         let login = Login::new(source.credential.as_ref(), &uri, uri.source_database()?)?;
-        Ok(Self { uri, login, application: APPLICATION_NAME.to_owned() })
+        Ok(Self { uri, login: Arc::new(login), application: APPLICATION_NAME.to_owned() })
     }
 
     /// The same for one job, by whose id an administrator finds all of its sessions in `pg_stat_activity`, pg_dump's among them.
@@ -92,6 +93,13 @@ impl Server {
     /// Where it is.
     pub fn uri(&self) -> &Uri {
         &self.uri
+    }
+
+    /// The same server and login, in another database.
+    #[must_use]
+    pub fn in_database(&self, database: &str) -> Self {
+        let uri = Uri { database: Some(database.to_owned()), ..self.uri.clone() };
+        Self { uri, login: self.login.clone(), application: self.application.clone() }
     }
 
     /// Logs in to the URI's database. A missing right to do so has the statement that grants it as its fix.

@@ -22,6 +22,7 @@ pub mod extension;
 pub mod facts;
 mod globals;
 pub mod grants;
+mod loader;
 pub mod passfile;
 pub mod quote;
 mod readiness;
@@ -36,10 +37,10 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::azure::Scope;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Discovered, FoundServer, Reporter, RestoreJob, RestoreTarget, ServerLogin, Source,
-    Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, FoundServer, Reporter, RestoreJob, RestorePlan, RestoreTarget, ServerLogin,
+    Source, Validated, Workload, files,
 };
-use vaultferry_proto::Problem;
+use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::writer::Staged;
 
 /// The name of the stream that `pg_restore` reads.
@@ -105,6 +106,16 @@ impl Workload for Postgres {
         match &job.target {
             RestoreTarget::Database(target) => restore::restore(&job, target, reporter, cancel).await,
             RestoreTarget::Files(destination) => files::restore(&job, destination, reporter, cancel).await,
+        }
+    }
+
+    async fn plan_restore(&self, job: RestoreJob, cancel: &CancellationToken) -> Result<RestorePlan, Problem> {
+        match &job.target {
+            RestoreTarget::Database(target) => restore::plan(&job, target, cancel).await,
+            RestoreTarget::Files(_) => {
+                let message = "only a restore as a database has a plan";
+                Err(Problem::new(Reason::InvalidRequest, message).with_fix("Start the restore as files as it is."))
+            }
         }
     }
 

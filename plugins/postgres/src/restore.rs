@@ -2,28 +2,49 @@
 //!
 //! | step | undone by |
 //! |---|---|
-//! | look: the name is free, the roles exist, a client is there | nothing was touched |
-//! | create `vaultferry_restore_<job>` from template0 | drop it |
-//! | pg_restore into it, from its standard input | drop it |
+//! | look ([`mod@plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
+//! | create `vaultferry_restore_<job>` from template0 ([`database`]) | drop it |
+//! | on request, make the roles that are missing, marked with the job ([`globals`]) | drop the ones with the mark |
+//! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]); what extensions want before and after it ([`extension`]) | drop it |
+//! | compare it with the point ([`check`]); give it the settings of the source's database | drop it |
 //! | rename it to the wanted name | last step; when it has happened the restore is complete |
+//! | take the marks off the roles | by the clean-up after a crash: roles that own something stay |
 //!
-//! So the wanted name appears if and only if the database is complete, and what an interrupted job left behind can be told by its name.
+//! So the wanted name appears if and only if the database is complete and was checked, and what an interrupted job left behind can be told
+//! by its name. With `keep_failed` the unfinished database stays after a failure, and after a crash, under its temporary name; a restore
+//! that was cancelled leaves nothing all the same.
 
-use std::time::Duration;
+use std::ffi::OsString;
 
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::workload::cancelled;
-use vaultferry_plugin_sdk::{DatabaseTarget, Reporter, RestoreJob, child};
+use vaultferry_plugin_sdk::{DatabaseTarget, Reporter, RestoreJob, RestorePlan, Warning, child};
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::reader::{CopyError, PointReader};
 
-use crate::client::{self, Kind, Major, Program};
-use crate::connection::{Server, Session, words_reason};
-use crate::facts::{self, Facts, LocaleProvider};
+use crate::client::Restorer;
+use crate::connection::{Server, Session};
+use crate::facts::{self, Facts};
+use crate::loader::Loader;
 use crate::settings::Settings;
-use crate::{DUMP_STREAM, FACTS_STREAM, quote};
+use crate::{DUMP_STREAM, FACTS_STREAM, GLOBALS_STREAM, extension};
+
+mod check;
+mod choice;
+mod database;
+mod globals;
+mod list;
+mod plan;
+mod rules;
+mod settings;
+mod toc;
+
+use choice::{Choice, Wanted};
+use globals::Globals;
+use toc::Toc;
 
 /// The database to log in to when the target names none: every server has it, unless somebody dropped it.
 const MAINTENANCE_DATABASE: &str = "postgres";
@@ -34,15 +55,8 @@ const TEMPORARY_PREFIX: &str = "vaultferry_restore_";
 /// PostgreSQL cuts longer names (NAMEDATALEN - 1).
 const NAME_MAX: usize = 63;
 
-/// Creating and renaming are not interrupted: who does not wait for their end does not know what to undo. Copying template0 takes
-/// seconds on a busy server.
-const CREATE_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// For removing an unfinished database, of any size, when its sessions are being ended.
-const DROP_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// How often renaming or dropping is tried while somebody is connected; the server itself waits 5 s each time.
-const IN_USE_TRIES: u32 = 4;
+/// Larger than any real `globals.sql` (100,000 roles), and small enough to be held in memory.
+const GLOBALS_MAX: u64 = 64 * 1024 * 1024;
 
 /// See [`vaultferry_plugin_sdk::Workload::restore`].
 pub(crate) async fn restore(
@@ -51,28 +65,56 @@ pub(crate) async fn restore(
     reporter: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<u64, Problem> {
-    let prepared = Prepared::new(job, target, reporter, cancel).await.map_err(|problem| told(problem, cancel))?;
-    let result = match prepared.create().await {
-        Ok(()) => prepared.fill_and_rename(target, reporter, cancel).await,
+    let looked = Prepared::new(job, target, reporter, cancel).await.map_err(|problem| told(problem, cancel))?;
+    let result = match database::create(&looked.session, &looked.temporary, &looked.facts).await {
+        Ok(()) => looked.complete(target, reporter, cancel).await,
         Err(problem) => Err(problem),
     };
     match result {
         Ok(bytes) => Ok(bytes),
-        Err(problem) => {
-            reporter.phase("removing the unfinished database");
-            Err(prepared.undo(told(problem, cancel)).await)
-        }
+        Err(problem) => Err(looked.undo(told(problem, cancel), target, reporter).await),
     }
 }
 
-/// Removes the unfinished database of that job, if there is one.
+/// See [`vaultferry_plugin_sdk::Workload::plan_restore`].
+pub(crate) async fn plan(
+    job: &RestoreJob,
+    target: &DatabaseTarget,
+    cancel: &CancellationToken,
+) -> Result<RestorePlan, Problem> {
+    check_name(&target.database)?;
+    let settings = Settings::parse(&job.settings_json)?;
+    let wanted = Wanted::new(target)?;
+    let server = Server::new(&target.server, Some(MAINTENANCE_DATABASE))?;
+    let session = server.connect(cancel).await?;
+    let user = plan::ask(&session, &target.database, cancel).await?;
+    let read = Point::read(job, target, cancel).await?;
+    let choice = read.choose(&wanted, &user)?;
+    let wish = read.wish(target, choice.as_ref());
+    let look = plan::look(&session, &user, wish, &settings, cancel).await?;
+    let (database_bytes, free_bytes) = (plan::database_bytes(wish), plan::free_at(&server, &session, cancel).await?);
+    let mut findings = look.findings;
+    findings.extend(plan::space(database_bytes, free_bytes));
+    let tables = choice.as_ref().and_then(|choice| choice.counts.get("TABLE").copied()).unwrap_or_default();
+    Ok(RestorePlan { findings, dump_bytes: read.dump_bytes, database_bytes, free_bytes, tables })
+}
+
+/// Removes the unfinished database of that job and the roles that it made, if there are any.
 pub(crate) async fn clean_up(job_id: &str, target: &DatabaseTarget, cancel: &CancellationToken) -> Result<(), Problem> {
     let name = temporary_name(job_id)?;
+    if target.keep_failed {
+        tracing::info!("the unfinished database {name} is left, as it was asked for");
+        return Ok(());
+    }
     let server = Server::new(&target.server, Some(MAINTENANCE_DATABASE))?;
+    let work = async {
+        database::drop_database(&server, &name).await?;
+        if target.globals { globals::drop_marked(&server, job_id).await } else { Ok(()) }
+    };
     tokio::select! {
         biased;
         () = cancel.cancelled() => Err(cancelled()),
-        dropped = drop_database(&server, &name) => dropped,
+        done = work => done,
     }
 }
 
@@ -99,13 +141,54 @@ fn check_name(name: &str) -> Result<(), Problem> {
     Ok(())
 }
 
+/// What a restore reads of its point before it begins.
+struct Point {
+    reader: PointReader,
+    dump_bytes: u64,
+    facts: Facts,
+    /// `None`: it is not what this version knows; then everything is restored as it is.
+    toc: Option<Toc>,
+    /// `None`: the point has none.
+    globals: Option<Globals>,
+}
+
+impl Point {
+    async fn read(job: &RestoreJob, target: &DatabaseTarget, cancel: &CancellationToken) -> Result<Self, Problem> {
+        let repository = job.open(cancel).await?;
+        let reader = PointReader::open(repository, job.snapshot_id, cancel).await?;
+        let dump = reader.streams().iter().find(|stream| stream.name == DUMP_STREAM).map(|stream| stream.size);
+        let dump_bytes =
+            dump.ok_or_else(|| Problem::new(Reason::RepositoryDamaged, "the point holds no dump of a database"))?;
+        let facts = read_facts(&reader, cancel).await?;
+        let has_to_choose = !target.schemas.is_empty() || !target.tables.is_empty();
+        let toc = read_toc(&reader, has_to_choose, cancel).await?;
+        let globals = read_globals(&reader, cancel).await?;
+        Ok(Self { reader, dump_bytes, facts, toc, globals })
+    }
+
+    fn choose(&self, wanted: &Wanted, user: &plan::User) -> Result<Option<Choice>, Problem> {
+        self.toc.as_ref().map(|toc| choice::choose(toc, wanted, user.rights)).transpose()
+    }
+
+    fn wish<'a>(&'a self, target: &'a DatabaseTarget, choice: Option<&'a Choice>) -> plan::Wish<'a> {
+        plan::Wish { target, facts: &self.facts, choice, globals: self.globals.as_ref() }
+    }
+}
+
 /// A restore that has looked at everything and touched nothing.
 struct Prepared {
+    job_id: String,
     server: Server,
     session: Session,
-    point: PointReader,
+    reader: PointReader,
     facts: Facts,
-    program: Program,
+    choice: Option<Choice>,
+    /// Only a part was asked for.
+    partial: bool,
+    globals: Option<Globals>,
+    missing_roles: Vec<String>,
+    no_tablespaces: bool,
+    restorer: Restorer,
     temporary: String,
 }
 
@@ -119,74 +202,133 @@ impl Prepared {
         check_name(&target.database)?;
         let temporary = temporary_name(&job.job_id)?;
         let settings = Settings::parse(&job.settings_json)?;
+        let wanted = Wanted::new(target)?;
         let server = Server::new(&target.server, Some(MAINTENANCE_DATABASE))?;
         reporter.phase("looking at the target");
         let session = server.connect(cancel).await?;
-        refuse_existing(&session, &target.database, cancel).await?;
+        let user = plan::ask(&session, &target.database, cancel).await?;
         reporter.phase("opening the vault");
-        let repository = job.open(cancel).await?;
-        let point = PointReader::open(repository, job.snapshot_id, cancel).await?;
-        let dump = point.streams().iter().find(|stream| stream.name == DUMP_STREAM);
-        let dump =
-            dump.ok_or_else(|| Problem::new(Reason::RepositoryDamaged, "the point holds no dump of a database"))?;
-        reporter.expect_bytes(dump.size);
-        let facts = read_facts(&point, cancel).await?;
-        if !target.no_owner {
-            refuse_missing_roles(&session, &facts, cancel).await?;
+        let read = Point::read(job, target, cancel).await?;
+        reporter.expect_bytes(read.dump_bytes);
+        let choice = read.choose(&wanted, &user)?;
+        let look = plan::look(&session, &user, read.wish(target, choice.as_ref()), &settings, cancel).await?;
+        vaultferry_plugin_sdk::Finding::refuse_blocking(&look.findings)?;
+        for finding in &look.findings {
+            match finding.reason {
+                Reason::PartlyRestored => reporter.warn(finding.to_warning()).await,
+                reason => tracing::info!(%reason, "{}", finding.message),
+            }
         }
-        let program = client::choose(Kind::Restore, facts.pg_dump_major()?, "the archive", &settings, cancel).await?;
-        Ok(Self { server, session, point, facts, program, temporary })
+        let missing = || Problem::new(Reason::Internal, "a target is ready without a pg_restore");
+        Ok(Self {
+            job_id: job.job_id.clone(),
+            server,
+            session,
+            reader: read.reader,
+            facts: read.facts,
+            choice,
+            partial: !wanted.is_everything(),
+            globals: read.globals,
+            missing_roles: look.missing_roles,
+            no_tablespaces: look.no_tablespaces,
+            restorer: look.restorer.ok_or_else(missing)?,
+            temporary,
+        })
     }
 
-    async fn create(&self) -> Result<(), Problem> {
-        let statement = create_statement(&self.temporary, &self.facts, self.session.major())?;
-        let created = self.session.client().batch_execute(&statement);
-        let problem = match tokio::time::timeout(CREATE_TIMEOUT, created).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => self.session.problem(&error, Reason::RestoreFailed),
-            Err(_) => Problem::new(Reason::RestoreFailed, "the server did not create a database in time"),
-        };
-        if problem.reason != Reason::RestoreFailed {
-            return Err(problem);
-        }
-        let fix = format!(
-            "The source has encoding {}, collation {} and character type {}; make these locales known to the target server.",
-            self.facts.encoding, self.facts.collate, self.facts.ctype
-        );
-        Err(problem.with_fix(fix))
-    }
-
-    async fn fill_and_rename(
+    /// Fills the new database, checks it, and gives it its name.
+    async fn complete(
         &self,
         target: &DatabaseTarget,
         reporter: &Reporter,
         cancel: &CancellationToken,
     ) -> Result<u64, Problem> {
+        if let Some(globals) = self.globals.as_ref().filter(|_| target.globals) {
+            reporter.phase("making roles");
+            let made = globals::create(&self.session, globals, &self.missing_roles, &self.job_id, cancel).await?;
+            warn_all(reporter, made).await;
+        }
+        let hooks = self.hooks();
+        let before: Vec<&str> = hooks.iter().flat_map(|hook| hook.before_restore).copied().collect();
+        if !before.is_empty() {
+            reporter.phase("preparing extensions");
+            let inside = self.server.in_database(&self.temporary).connect(cancel).await?;
+            run_all(&inside, &before, cancel).await?;
+        }
         reporter.phase("restoring");
-        let bytes = self.fill(target.no_owner, reporter, cancel).await?;
+        let (bytes, warnings) = self.fill(target.no_owner, reporter, cancel).await?;
+        warn_all(reporter, warnings).await;
+        let inside = self.server.in_database(&self.temporary).connect(cancel).await?;
+        let after: Vec<&str> = hooks.iter().flat_map(|hook| hook.after_restore).copied().collect();
+        run_all(&inside, &after, cancel).await?;
+        let choice = self.choice.as_ref();
+        let checked = check::check(&inside, &self.facts, choice, target.verify, reporter, cancel).await?;
         reporter.phase("finishing");
+        if !self.partial {
+            let warnings = settings::apply(&inside, &self.temporary, &self.facts.database_settings, cancel).await?;
+            warn_all(reporter, warnings).await;
+        }
+        // Nobody may be in it when it gets its name.
+        drop(inside);
         if cancel.is_cancelled() {
             return Err(cancelled());
         }
-        self.rename(&target.database).await?;
+        database::rename(&self.server, &self.temporary, &target.database).await?;
+        reporter.set_checked(checked);
+        if target.globals {
+            self.keep_roles(reporter).await;
+        }
         Ok(bytes)
     }
 
-    /// Streams the dump into pg_restore. When it returns Ok, pg_restore has said that it is done.
-    async fn fill(&self, no_owner: bool, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem> {
-        let mut command = child::Command::new(&self.program.path)
-            .args(["--format=custom", "--exit-on-error", "--no-password"])
-            // Letters and digits only: nothing that could be taken for a connection string.
-            .arg(format!("--dbname={}", self.temporary))
-            .envs(self.server.child_environment(&self.temporary, self.program.major, cancel).await?)
-            .pipe_stdin();
-        if no_owner {
-            command = command.args(["--no-owner", "--no-acl"]);
+    /// What the extensions that are restored want around it.
+    fn hooks(&self) -> Vec<&'static extension::ExtensionHooks> {
+        let mut hooks = extension::hooks(&self.facts.extensions);
+        if let Some(choice) = &self.choice {
+            hooks.retain(|hook| choice.extensions.contains(hook.name));
         }
-        let mut child = command.spawn().await.map_err(|error| Problem::new(Reason::RestoreFailed, chain(&error)))?;
+        for hook in &hooks {
+            tracing::info!(extension = hook.name, "{}", hook.note);
+        }
+        hooks
+    }
+
+    /// The database is complete: what goes wrong here is worth a warning only.
+    async fn keep_roles(&self, reporter: &Reporter) {
+        let work = async {
+            let session = self.server.connect(&CancellationToken::new()).await?;
+            globals::keep_marked(&session, &self.job_id).await
+        };
+        if let Err(problem) = work.await {
+            let message = format!("the comments that mark the new roles could not be removed: {}", problem.message);
+            reporter.warn(rules::partly(message, "Remove them: COMMENT ON ROLE name IS NULL;")).await;
+        }
+    }
+
+    /// Streams the dump into pg_restore. When it returns Ok, pg_restore has said that it is done.
+    async fn fill(
+        &self,
+        no_owner: bool,
+        reporter: &Reporter,
+        cancel: &CancellationToken,
+    ) -> Result<(u64, Vec<Warning>), Problem> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        if no_owner {
+            arguments.extend(["--no-owner", "--no-acl"].map(OsString::from));
+        }
+        if self.no_tablespaces {
+            arguments.push("--no-tablespaces".into());
+        }
+        // Removed when it is dropped, behind pg_restore's end.
+        let list = match self.choice.as_ref().and_then(|choice| choice.ids.as_deref()) {
+            Some(ids) => Some(list::File::write(&self.temporary, ids).await?),
+            None => None,
+        };
+        arguments.extend(list.as_ref().map(list::File::argument));
+        let mut child = Loader::start(&self.restorer, &self.server, &self.temporary, &arguments, cancel).await?;
         let stdin = child.take_stdin();
         let mut stdin = stdin.ok_or_else(|| Problem::new(Reason::Internal, "pg_restore has no input"))?;
-        let copied = self.point.copy_stream(DUMP_STREAM, &mut stdin, reporter.meter(), cancel).await;
+        let copied = self.reader.copy_stream(DUMP_STREAM, &mut stdin, reporter.meter(), cancel).await;
         drop(stdin);
         if let Err(CopyError::Vault(error)) = copied {
             child.stop().await;
@@ -198,67 +340,57 @@ impl Prepared {
             Err(child::Error::Cancelled) => return Err(cancelled()),
             Err(error) => return Err(Problem::new(Reason::RestoreFailed, chain(&error))),
         };
-        judge(&ended, copied)
+        drop(list);
+        let warnings = rules::judge(&ended)?;
+        // What lies behind the last chosen table is not read.
+        let copied = if self.partial { Ok(copied.unwrap_or_else(|_| reporter.meter().read())) } else { copied };
+        Ok((all_of(copied)?, warnings))
     }
 
-    /// Gives the complete database its name. A new connection: the first may have been idle for hours.
-    async fn rename(&self, name: &str) -> Result<(), Problem> {
-        let session = self.server.connect(&CancellationToken::new()).await?;
-        let (from, to) = (quote::identifier(&self.temporary), quote::identifier(name));
-        let statement = format!("alter database {from} rename to {to}");
-        let renamed = while_in_use(|| session.client().batch_execute(&statement));
-        match tokio::time::timeout(CREATE_TIMEOUT, renamed).await {
-            Ok(renamed) => renamed.map_err(|error| session.problem(&error, Reason::RestoreFailed)),
-            Err(_) => Err(Problem::new(Reason::RestoreFailed, "the server did not rename the database in time")),
+    /// Removes what this restore has made, or says that it is left. The problem says so, too, when that fails.
+    async fn undo(&self, mut problem: Problem, target: &DatabaseTarget, reporter: &Reporter) -> Problem {
+        if target.keep_failed && problem.reason != Reason::Cancelled {
+            let left = format!(". What was restored is left in the database {}, as it was asked for", self.temporary);
+            problem.message.push_str(&left);
+            problem.fix.push_str(&format!(" When it is of no use any more: DROP DATABASE {};", self.temporary));
+            return problem;
         }
-    }
-
-    /// Removes the unfinished database; the problem says so when that fails.
-    async fn undo(&self, mut problem: Problem) -> Problem {
-        if let Err(error) = drop_database(&self.server, &self.temporary).await {
+        reporter.phase("removing the unfinished database");
+        if let Err(error) = database::drop_database(&self.server, &self.temporary).await {
             tracing::error!("the unfinished database {} is left: {}", self.temporary, error.message);
             let left = format!(". The unfinished database {} could not be removed: {}", self.temporary, error.message);
             problem.message.push_str(&left);
             problem.fix.push_str(&format!(" Drop the database {} by hand.", self.temporary));
+            return problem;
+        }
+        if target.globals
+            && let Err(error) = globals::drop_marked(&self.server, &self.job_id).await
+        {
+            tracing::error!("roles that were made for the restore are left: {}", error.message);
+            problem.message.push_str(&format!(". Roles that it made could not be removed: {}", error.message));
         }
         problem
     }
 }
 
-/// Says whether a pg_restore that has ended did all its work.
-fn judge(ended: &child::Ended, copied: Result<u64, CopyError>) -> Result<u64, Problem> {
-    if !ended.success() {
-        let words = if ended.words.is_empty() { "it said nothing" } else { ended.words.as_str() };
-        let reason = words_reason(&ended.words, Reason::RestoreFailed);
-        return Err(Problem::new(reason, format!("pg_restore ended with {}: {words}", ended.how())));
-    }
-    if !ended.words.is_empty() {
-        tracing::warn!("pg_restore says: {}", ended.words);
-    }
-    let message = "pg_restore ended before it had read the whole dump";
-    copied.map_err(|_| Problem::new(Reason::RestoreFailed, message))
+/// A pg_restore that says that it is done has read everything.
+fn all_of(copied: Result<u64, CopyError>) -> Result<u64, Problem> {
+    copied.map_err(|_| Problem::new(Reason::RestoreFailed, "pg_restore ended before it had read the whole dump"))
 }
 
-async fn refuse_existing(session: &Session, name: &str, cancel: &CancellationToken) -> Result<(), Problem> {
-    let query = "select from pg_database where datname = $1::text";
-    let found = session.run(session.client().query(query, &[&name]), Reason::RestoreFailed, cancel).await?;
-    if found.is_empty() {
-        return Ok(());
+/// Runs statements one by one; the first error is the restore's.
+async fn run_all(session: &Session, statements: &[&str], cancel: &CancellationToken) -> Result<(), Problem> {
+    for statement in statements {
+        let ran = session.run(session.client().batch_execute(statement), Reason::RestoreFailed, cancel).await;
+        ran.map_err(rules::named)?;
     }
-    let message = format!("the target server has a database named {name} already");
-    Err(Problem::new(Reason::UserErrorDatabaseNameAlreadyInUse, message))
+    Ok(())
 }
 
-async fn refuse_missing_roles(session: &Session, facts: &Facts, cancel: &CancellationToken) -> Result<(), Problem> {
-    let query = "select name from unnest($1::text[]) name where not exists (select from pg_roles where rolname = name)";
-    let rows = session.run(session.client().query(query, &[&facts.roles]), Reason::RestoreFailed, cancel).await?;
-    if rows.is_empty() {
-        return Ok(());
+async fn warn_all(reporter: &Reporter, warnings: Vec<Warning>) {
+    for warning in warnings {
+        reporter.warn(warning).await;
     }
-    let names: Vec<String> = rows.iter().map(|row| quote::identifier(row.get(0))).collect();
-    let message =
-        format!("the target server lacks the roles {}, which own or may use what is restored", names.join(", "));
-    Err(Problem::new(Reason::RolesMissing, message))
 }
 
 async fn read_facts(point: &PointReader, cancel: &CancellationToken) -> Result<Facts, Problem> {
@@ -266,87 +398,54 @@ async fn read_facts(point: &PointReader, cancel: &CancellationToken) -> Result<F
     if size.is_none_or(|size| size > facts::SIZE_MAX) {
         return Err(Problem::new(Reason::RepositoryDamaged, "the point has no usable database.json"));
     }
-    let json = point
-        .chunks(FACTS_STREAM, cancel)?
-        .try_fold(Vec::new(), |mut json, chunk| async move {
-            json.extend_from_slice(&chunk);
-            Ok(json)
+    Facts::from_json(&read_all(point, FACTS_STREAM, cancel).await?)
+}
+
+/// Not every point has them.
+async fn read_globals(point: &PointReader, cancel: &CancellationToken) -> Result<Option<Globals>, Problem> {
+    match point.streams().iter().find(|stream| stream.name == GLOBALS_STREAM) {
+        None => Ok(None),
+        Some(stream) if stream.size > GLOBALS_MAX => {
+            Err(Problem::new(Reason::RepositoryDamaged, "the point's globals.sql is too large to be one"))
+        }
+        Some(_) => {
+            let sql = read_all(point, GLOBALS_STREAM, cancel).await?;
+            Ok(Some(Globals::parse(&String::from_utf8_lossy(&sql))))
+        }
+    }
+}
+
+async fn read_all(point: &PointReader, name: &str, cancel: &CancellationToken) -> Result<Vec<u8>, Problem> {
+    let all = point
+        .chunks(name, cancel)?
+        .try_fold(Vec::new(), |mut all, chunk| async move {
+            all.extend_from_slice(&chunk);
+            Ok(all)
         })
         .await?;
-    Facts::from_json(&json)
+    Ok(all)
 }
 
-/// `create database` with the source's encoding and locale; template0 is the only template that takes another encoding.
-fn create_statement(name: &str, facts: &Facts, target: Major) -> Result<String, Problem> {
-    let mut statement = format!(
-        "create database {} template template0 encoding {} lc_collate {} lc_ctype {}",
-        quote::identifier(name),
-        quote::literal(&facts.encoding),
-        quote::literal(&facts.collate),
-        quote::literal(&facts.ctype),
-    );
-    let (provider, locale_option, since) = match facts.locale_provider {
-        LocaleProvider::Libc => ("libc", None, 15),
-        LocaleProvider::Icu => ("icu", Some("icu_locale"), 15),
-        LocaleProvider::Builtin => ("builtin", Some("builtin_locale"), 17),
+/// The dump's table of contents; the rest is not read. One that this version does not know is an error only for who has to choose in it.
+async fn read_toc(point: &PointReader, needed: bool, cancel: &CancellationToken) -> Result<Option<Toc>, Problem> {
+    let chunks = point.chunks(DUMP_STREAM, cancel)?;
+    let mut input = StreamReader::new(chunks.map(|chunk| chunk.map_err(std::io::Error::other)));
+    let error = match toc::read(&mut input).await {
+        Ok(toc) => return Ok(Some(toc)),
+        Err(error) => error,
     };
-    if target < Major::new(since) {
-        if locale_option.is_none() {
-            return Ok(statement);
+    match error.downcast::<vaultferry_vault::Error>() {
+        Ok(error) => Err(error.into()),
+        Err(error) if needed => {
+            let message = format!("the dump's table of contents cannot be read: {error}");
+            let fix = "Restore everything, without --schema and --table, with a pg_restore of the version that made the dump or a newer one.";
+            Err(Problem::new(Reason::RestoreFailed, message).with_fix(fix))
         }
-        let message = format!("the database compares texts by {provider}, which a server of version {target} cannot");
-        let fix = format!("Restore to a server of version {since} or newer.");
-        return Err(Problem::new(Reason::RestoreFailed, message).with_fix(fix));
-    }
-    statement.push_str(&format!(" locale_provider {provider}"));
-    if let (Some(option), Some(locale)) = (locale_option, &facts.locale) {
-        statement.push_str(&format!(" {option} {}", quote::literal(locale)));
-    }
-    if let Some(rules) = facts.icu_rules.as_ref().filter(|_| target >= Major::new(16)) {
-        statement.push_str(&format!(" icu_rules {}", quote::literal(rules)));
-    }
-    Ok(statement)
-}
-
-/// Drops the database if it is there, and ends the sessions in it. On a timeout it is not known whether it is gone.
-async fn drop_database(server: &Server, name: &str) -> Result<(), Problem> {
-    let session = server.connect(&CancellationToken::new()).await?;
-    let work = async {
-        let database = quote::identifier(name);
-        if session.major() >= Major::new(13) {
-            let statement = format!("drop database if exists {database} with (force)");
-            return while_in_use(|| session.client().batch_execute(&statement)).await;
-        }
-        let statement = format!("drop database if exists {database}");
-        while_in_use(|| async {
-            let end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1::text";
-            session.client().query(end, &[&name]).await?;
-            session.client().batch_execute(&statement).await
-        })
-        .await
-    };
-    match tokio::time::timeout(DROP_TIMEOUT, work).await {
-        Ok(dropped) => dropped.map_err(|error| session.problem(&error, Reason::RestoreFailed)),
-        Err(_) => Err(Problem::new(Reason::RestoreFailed, "the server did not drop it in time")),
-    }
-}
-
-/// Tries again while the server answers that somebody is connected.
-async fn while_in_use<F>(mut statement: impl FnMut() -> F) -> Result<(), tokio_postgres::Error>
-where
-    F: Future<Output = Result<(), tokio_postgres::Error>>,
-{
-    let mut tries = 1;
-    loop {
-        match statement().await {
-            Err(error) if tries < IN_USE_TRIES && is_in_use(&error) => tries += 1,
-            other => return other,
+        Err(error) => {
+            tracing::info!("the dump's table of contents is not known here, everything is restored as it is: {error}");
+            Ok(None)
         }
     }
-}
-
-fn is_in_use(error: &tokio_postgres::Error) -> bool {
-    error.code() == Some(&tokio_postgres::error::SqlState::OBJECT_IN_USE)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ mod service;
 pub mod wire;
 pub mod workload;
 
-pub use host::hostname;
+pub use host::{free_bytes, hostname};
 pub use readiness::Finding;
 pub use report::{Progress, Reporter, SourceCost, Warning};
 pub use runner::{Event, Runner};
@@ -32,5 +32,5 @@ pub use serve::{serve, serve_router};
 pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
-    FoundServer, RestoreJob, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Workload,
+    FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify, Workload,
 };

@@ -39,6 +39,7 @@ pub struct Reporter {
 struct State {
     told: Mutex<Told>,
     changed: Notify,
+    checked: Mutex<String>,
     total: AtomicU64,
     snapshot_held_ms: AtomicU64,
     snapshot_transactions: AtomicU64,
@@ -85,6 +86,7 @@ impl Reporter {
         let state = State {
             told: Mutex::new(told),
             changed: Notify::new(),
+            checked: Mutex::default(),
             total: AtomicU64::new(0),
             snapshot_held_ms: AtomicU64::new(0),
             snapshot_transactions: AtomicU64::new(0),
@@ -140,6 +142,16 @@ impl Reporter {
     pub fn source_cost(&self) -> SourceCost {
         let transactions = self.state.snapshot_transactions.load(Ordering::Relaxed);
         SourceCost { snapshot_held: self.snapshot_held(), transactions }
+    }
+
+    /// Says what of a restore's result was compared with its point, for its job's end.
+    pub fn set_checked(&self, checked: String) {
+        *self.state.checked.lock().unwrap_or_else(PoisonError::into_inner) = checked;
+    }
+
+    /// What [`Reporter::set_checked`] was told last; empty before.
+    pub fn checked(&self) -> String {
+        self.state.checked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The counters that the data path moves.

@@ -138,9 +138,21 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         let job = wire::restore_from(request.into_inner())?;
         tracing::info!(job = job.job_id, "restore begins");
         let workload = Arc::clone(&self.workload);
-        let events =
-            self.runner.run(move |reporter, cancel| async move { workload.restore(job, &reporter, &cancel).await });
+        let events = self.runner.run(move |reporter, cancel| async move {
+            let bytes = workload.restore(job, &reporter, &cancel).await?;
+            Ok((bytes, reporter.checked()))
+        });
         Ok(Response::new(events.map(|event| restore_event(event).map_err(Status::from)).boxed()))
+    }
+
+    async fn plan_restore(
+        &self,
+        request: Request<proto::PlanRestoreRequest>,
+    ) -> Result<Response<proto::PlanRestoreResponse>, Status> {
+        let job = wire::plan_from(request.into_inner())?;
+        let cancel = self.runner.cancellation();
+        let plan = self.workload.plan_restore(job, &cancel).await?;
+        Ok(Response::new(wire::plan_to(plan)))
     }
 
     async fn clean_up(
@@ -166,11 +178,11 @@ fn backup_events(
     }
 }
 
-fn restore_event(event: Event<u64>) -> Result<proto::RestoreEvent, Problem> {
+fn restore_event(event: Event<(u64, String)>) -> Result<proto::RestoreEvent, Problem> {
     match event {
         Event::Progress(progress) => Ok(wire::restore_progress(progress)),
         Event::Warning(warning) => Ok(wire::restore_warning(warning)),
-        Event::Done(bytes) => Ok(wire::restored_to(bytes)),
+        Event::Done((bytes, checked)) => Ok(wire::restored_to(bytes, checked)),
         Event::Failed(problem) => Err(problem),
     }
 }

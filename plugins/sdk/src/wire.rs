@@ -18,7 +18,7 @@ use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, SourceCost, Warning};
 use crate::workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FoundServer, RestoreJob,
-    RestoreTarget, ServerLogin, Source, Validated, VaultAccess,
+    RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
@@ -89,6 +89,11 @@ pub fn restore_from(request: proto::RestoreRequest) -> Result<RestoreJob, Proble
     })
 }
 
+/// A plan request.
+pub fn plan_from(request: proto::PlanRestoreRequest) -> Result<RestoreJob, Problem> {
+    restore_from(required(request.restore, "restore")?)
+}
+
 /// A clean-up request.
 pub fn clean_up_from(request: proto::CleanUpRequest) -> Result<CleanUpJob, Problem> {
     use proto::clean_up_request::Target;
@@ -121,10 +126,22 @@ fn source_from(source: proto::Source) -> Result<Source, Problem> {
 }
 
 fn database_from(target: proto::DatabaseTarget) -> Result<DatabaseTarget, Problem> {
+    let verify = match target.verify.as_str() {
+        "" => Verify::BySize,
+        "full" => Verify::Full,
+        "sample" => Verify::Sample,
+        "none" => Verify::Nothing,
+        other => return Err(invalid(format!("target.verify is {other:?}; it must be full, sample or none"))),
+    };
     Ok(DatabaseTarget {
         server: source_from(required(target.server, "target.server")?)?,
         database: non_empty(target.database, "target.database")?,
         no_owner: target.no_owner,
+        schemas: target.schemas,
+        tables: target.tables,
+        globals: target.globals,
+        keep_failed: target.keep_failed,
+        verify,
     })
 }
 
@@ -194,6 +211,20 @@ fn finding_to(finding: Finding) -> proto::ReadinessFinding {
         objects: finding.objects.into_iter().take(OBJECTS_MAX).collect(),
         object_count: finding.object_count,
         blocking: finding.blocking,
+    }
+}
+
+/// The answer to a plan request, what is blocking first.
+pub fn plan_to(plan: RestorePlan) -> proto::PlanRestoreResponse {
+    let (mut findings, others): (Vec<_>, Vec<_>) = plan.findings.into_iter().partition(|finding| finding.blocking);
+    findings.extend(others);
+    proto::PlanRestoreResponse {
+        findings: findings.into_iter().map(finding_to).collect(),
+        dump_bytes: plan.dump_bytes,
+        database_bytes: plan.database_bytes,
+        free_bytes: plan.free_bytes.unwrap_or_default(),
+        free_bytes_known: plan.free_bytes.is_some(),
+        tables: plan.tables,
     }
 }
 
@@ -302,9 +333,9 @@ pub fn restore_warning(warning: Warning) -> proto::RestoreEvent {
     restore_event(proto::restore_event::Event::Warning(warning_to(warning)))
 }
 
-/// The last event of a restore.
-pub fn restored_to(bytes_restored: u64) -> proto::RestoreEvent {
-    restore_event(proto::restore_event::Event::Done(proto::RestoreDone { bytes_restored }))
+/// The last event of a restore; `checked` says what of it was compared with the point.
+pub fn restored_to(bytes_restored: u64, checked: String) -> proto::RestoreEvent {
+    restore_event(proto::restore_event::Event::Done(proto::RestoreDone { bytes_restored, checked }))
 }
 
 /// The last events of a backup: the packs in pieces, then the rest. `cost` is told as it is.

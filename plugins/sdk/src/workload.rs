@@ -79,6 +79,13 @@ pub trait Workload: Send + Sync + 'static {
     /// is removed again; when that fails too, the message says what is left.
     async fn restore(&self, job: RestoreJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<u64, Problem>;
 
+    /// Looks at a restore's target and its point, and changes nothing. Fails only when one of them cannot be looked at at all. A workload
+    /// that cannot plan refuses.
+    async fn plan_restore(&self, _job: RestoreJob, _cancel: &CancellationToken) -> Result<RestorePlan, Problem> {
+        let message = format!("a restore of the type {} has no plan", self.source_type());
+        Err(Problem::new(Reason::InvalidRequest, message).with_fix("Start the restore: it looks before it begins."))
+    }
+
     /// Removes what a restore of this job left behind when its process was killed. Idempotent.
     async fn clean_up(&self, job: CleanUpJob, cancel: &CancellationToken) -> Result<(), Problem>;
 }
@@ -287,6 +294,45 @@ pub struct DatabaseTarget {
     pub database: String,
     /// Leave owners and privileges out.
     pub no_owner: bool,
+    /// Only these schemas; with no tables either: everything.
+    pub schemas: Vec<String>,
+    /// Only these tables, each as `schema.table`; a part with a dot in it is in double quotes.
+    pub tables: Vec<String>,
+    /// Make the roles that the point needs and the server lacks.
+    pub globals: bool,
+    /// Leave what failed, under its temporary name.
+    pub keep_failed: bool,
+    /// How much of the result is compared with the point.
+    pub verify: Verify,
+}
+
+/// How much of a restored database is compared with its point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// By its size: all of a small one, else a sample.
+    #[default]
+    BySize,
+    /// Every table's rows are counted.
+    Full,
+    /// The rows of tables are counted as long as that is quick.
+    Sample,
+    /// Nothing is compared.
+    Nothing,
+}
+
+/// What a restore would meet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RestorePlan {
+    /// All that was found.
+    pub findings: Vec<Finding>,
+    /// Bytes of the point, as they are read.
+    pub dump_bytes: u64,
+    /// Bytes that the target needs, about.
+    pub database_bytes: u64,
+    /// Bytes that the target has; `None`: not known.
+    pub free_bytes: Option<u64>,
+    /// Tables that would be restored; 0: not known.
+    pub tables: u64,
 }
 
 /// A folder or container for files.

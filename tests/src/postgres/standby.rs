@@ -27,8 +27,10 @@ impl Server {
             process::run(&mut chown, b"", LIMIT).success();
         }
         let passfile = scratch.write("passfile", "");
-        let (bin_dir, password) = (self.bin_dir.clone(), self.password.clone());
-        let mut standby = Self { scratch, bin_dir, port: 0, password, passfile, child: None };
+        let (bin_dir, client_dir) = (self.bin_dir.clone(), self.client_dir.clone());
+        let password = self.password.clone();
+        let mut standby =
+            Self { scratch, bin_dir, client_dir, port: 0, password, passfile, child: None, _programs: None };
         standby.start_on_free_port();
         standby
     }

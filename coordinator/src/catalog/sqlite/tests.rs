@@ -1,7 +1,7 @@
 use vaultferry_vault::records::{PointCreated, Protection};
 
 use super::*;
-use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, Work};
+use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, RestoreOptions, Work};
 
 mod attempts;
 mod summary;
@@ -491,6 +491,7 @@ async fn golden_rows() {
         database: "shop2".to_owned(),
         no_owner: true,
         credential: Credential::Passfile("/etc/pass".into()),
+        options: RestoreOptions::default(),
     };
     restore.status = Status::Failed {
         end_time: jiff::Timestamp::UNIX_EPOCH,

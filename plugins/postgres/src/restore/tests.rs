@@ -1,4 +1,7 @@
+use super::database::create_statement;
 use super::*;
+use crate::client::Major;
+use crate::facts::LocaleProvider;
 
 fn facts(provider: LocaleProvider, locale: Option<&str>) -> Facts {
     let json = serde_json::json!({
@@ -36,9 +39,9 @@ fn the_new_database_gets_the_locale_of_the_source() {
     let icu = facts(LocaleProvider::Icu, Some("ko-KR"));
     let statement = create_statement("n", &icu, Major::new(17)).unwrap();
     assert_eq!(statement, format!("{old} locale_provider icu icu_locale 'ko-KR'"));
-    assert_eq!(create_statement("n", &icu, Major::new(14)).unwrap_err().reason, Reason::RestoreFailed);
+    assert_eq!(create_statement("n", &icu, Major::new(14)).unwrap_err().reason, Reason::LocaleMissing);
     let builtin = facts(LocaleProvider::Builtin, Some("C.UTF-8"));
-    assert_eq!(create_statement("n", &builtin, Major::new(16)).unwrap_err().reason, Reason::RestoreFailed);
+    assert_eq!(create_statement("n", &builtin, Major::new(16)).unwrap_err().reason, Reason::LocaleMissing);
 }
 
 #[cfg(unix)]
@@ -49,10 +52,10 @@ fn a_broken_pipe_is_never_the_story() {
         status: std::process::ExitStatus::from_raw(status),
         words: words.to_owned(),
     };
-    let broken = || Err(CopyError::Output(std::io::ErrorKind::BrokenPipe.into()));
-    assert_eq!(judge(&ended(0, ""), Ok(7)), Ok(7));
-    let problem = judge(&ended(1 << 8, "pg_restore: error: relation exists"), broken()).unwrap_err();
+    assert_eq!(all_of(Ok(7)), Ok(7));
+    let broken = Err(CopyError::Output(std::io::ErrorKind::BrokenPipe.into()));
+    assert!(all_of(broken).unwrap_err().message.contains("before it had read the whole dump"));
+    let problem = rules::judge(&ended(1 << 8, "pg_restore: error: relation exists"), false).unwrap_err();
     assert_eq!(problem.message, "pg_restore ended with exit status 1: pg_restore: error: relation exists");
-    assert!(judge(&ended(0, ""), broken()).unwrap_err().message.contains("before it had read the whole dump"));
-    assert!(judge(&ended(15, ""), Ok(7)).unwrap_err().message.contains("SIGTERM"));
+    assert!(rules::judge(&ended(15, ""), false).unwrap_err().message.contains("SIGTERM"));
 }

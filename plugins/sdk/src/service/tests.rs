@@ -213,6 +213,6 @@ async fn a_restore_ends_with_done() {
     while let Some(event) = events.message().await.unwrap() {
         last = event.event;
     }
-    let done = proto::RestoreDone { bytes_restored: 42 };
+    let done = proto::RestoreDone { bytes_restored: 42, checked: String::new() };
     assert_eq!(last, Some(proto::restore_event::Event::Done(done)));
 }

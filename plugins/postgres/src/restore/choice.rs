@@ -1,0 +1,353 @@
+//! What of a dump is restored: everything, or chosen schemas and tables with what they need, as a list for `pg_restore --use-list`.
+//!
+//! Invariants:
+//! - A chosen table comes with its rows, indexes, constraints, triggers, rules, policies, statistics, comments, privileges and sequences.
+//! - What a chosen thing needs comes with it (types, functions, extensions, its schema), but never another table or view: what needs one
+//!   that was not chosen, a foreign key above all, is left out and told. A chosen table that cannot be made without is an error.
+//! - `pg_restore --table` alone would do none of this: it restores no index and no constraint.
+//! - The order is the dump's own.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use vaultferry_plugin_sdk::DatabaseTarget;
+use vaultferry_proto::{Problem, Reason};
+
+use super::rules;
+use super::toc::{Entry, Toc};
+
+/// What was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    schemas: BTreeSet<String>,
+    tables: BTreeSet<(String, String)>,
+}
+
+/// What comes of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// In the dump's order. `None`: everything, without a list.
+    pub(super) ids: Option<Vec<i32>>,
+    /// How many things of each kind are restored.
+    pub(super) counts: BTreeMap<String, u64>,
+    /// The tables whose rows are restored.
+    pub(super) tables: BTreeSet<(String, String)>,
+    /// The extensions that are made.
+    pub(super) extensions: BTreeSet<String>,
+    /// Who is to own something.
+    pub(super) owners: BTreeSet<String>,
+    /// What is left out although it belongs to what was chosen.
+    pub(super) left_out: Vec<String>,
+    /// What is left out because this user could not restore it.
+    pub(super) forbidden: Vec<String>,
+}
+
+impl Wanted {
+    /// Reads the names. A table is `schema.table`; parts with dots or quotes in them are quoted as in SQL.
+    pub(super) fn new(target: &DatabaseTarget) -> Result<Self, Problem> {
+        let mut wanted = Self { schemas: target.schemas.iter().cloned().collect(), tables: BTreeSet::new() };
+        for text in &target.tables {
+            let name = split(text).ok_or_else(|| {
+                let message = format!("{text:?} is not the name of a table with its schema");
+                let fix = "Write it as SCHEMA.TABLE, such as public.sales; a part with a dot in it in double quotes.";
+                Problem::new(Reason::InvalidRequest, message).with_fix(fix)
+            })?;
+            wanted.tables.insert(name);
+        }
+        Ok(wanted)
+    }
+
+    /// True when nothing was chosen, which means everything.
+    pub(super) fn is_everything(&self) -> bool {
+        self.schemas.is_empty() && self.tables.is_empty()
+    }
+
+    fn has(&self, entry: &Entry) -> bool {
+        match entry.kind.as_str() {
+            "SCHEMA" => self.schemas.contains(&entry.name),
+            _ if self.schemas.contains(&entry.schema) => true,
+            kind => is_named(kind) && self.tables.contains(&(entry.schema.clone(), entry.name.clone())),
+        }
+    }
+}
+
+/// `a.b`, `"a.b".c`, `a."b""c"`: exactly two parts.
+fn split(text: &str) -> Option<(String, String)> {
+    let mut parts = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    let mut quoted = false;
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                characters.next();
+                parts.last_mut()?.push('"');
+            }
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            other => parts.last_mut()?.push(other),
+        }
+    }
+    let name = parts.pop()?;
+    let schema = parts.pop()?;
+    (parts.is_empty() && !quoted && !name.is_empty() && !schema.is_empty()).then_some((schema, name))
+}
+
+/// What holds rows, or shows those of others: only what was chosen of them is restored.
+fn is_relation(kind: &str) -> bool {
+    matches!(kind, "TABLE" | "FOREIGN TABLE" | "VIEW" | "MATERIALIZED VIEW")
+}
+
+/// What can be asked for as a table.
+fn is_named(kind: &str) -> bool {
+    is_relation(kind) || kind == "SEQUENCE"
+}
+
+/// What belongs to the thing that it needs, and comes with it.
+fn belongs(entry: &Entry, to: &Entry) -> bool {
+    match entry.kind.as_str() {
+        "COMMENT" | "ACL" | "SECURITY LABEL" => true,
+        "TABLE DATA"
+        | "MATERIALIZED VIEW DATA"
+        | "SEQUENCE"
+        | "SEQUENCE OWNED BY"
+        | "SEQUENCE SET"
+        | "DEFAULT"
+        | "CONSTRAINT"
+        | "CHECK CONSTRAINT"
+        | "FK CONSTRAINT"
+        | "INDEX"
+        | "INDEX ATTACH"
+        | "TABLE ATTACH"
+        | "TRIGGER"
+        | "RULE"
+        | "POLICY"
+        | "ROW SECURITY"
+        | "STATISTICS"
+        | "STATISTICS DATA" => is_named(&to.kind) || matches!(to.kind.as_str(), "INDEX" | "CONSTRAINT"),
+        _ => false,
+    }
+}
+
+/// Makes the choice. `rights` say what this user cannot restore anyway.
+pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Result<Choice, Problem> {
+    let mut choice = Choice::default();
+    let included = match wanted.is_everything() {
+        true => vec![true; toc.entries.len()],
+        false => chosen(toc, wanted, &mut choice)?,
+    };
+    let mut ids = Vec::new();
+    for (entry, _) in toc.entries.iter().zip(included).filter(|(_, included)| *included) {
+        if rules::is_forbidden(entry, rights) {
+            choice.forbidden.push(entry.describe());
+            continue;
+        }
+        ids.push(entry.id);
+        *choice.counts.entry(entry.kind.clone()).or_default() += 1;
+        if entry.kind == "TABLE DATA" {
+            choice.tables.insert((entry.schema.clone(), entry.name.clone()));
+        } else if entry.kind == "EXTENSION" {
+            choice.extensions.insert(entry.name.clone());
+        }
+        if !entry.owner.is_empty() {
+            choice.owners.insert(entry.owner.clone());
+        }
+    }
+    if !wanted.is_everything() || !choice.forbidden.is_empty() {
+        choice.ids = Some(ids);
+    }
+    Ok(choice)
+}
+
+/// For each entry whether it is restored.
+fn chosen(toc: &Toc, wanted: &Wanted, choice: &mut Choice) -> Result<Vec<bool>, Problem> {
+    let entries = &toc.entries;
+    refuse_unknown(toc, wanted)?;
+    let place: HashMap<i32, usize> = entries.iter().enumerate().map(|(place, entry)| (entry.id, place)).collect();
+    let needs = |entry: &Entry| -> Vec<usize> { entry.needs.iter().filter_map(|id| place.get(id).copied()).collect() };
+    let needs: Vec<Vec<usize>> = entries.iter().map(needs).collect();
+    let asked: Vec<bool> = entries.iter().map(|entry| wanted.has(entry)).collect();
+    let is_foreign = |other: usize| is_relation(&entries[other].kind) && !asked[other];
+    let mut blocked = vec![false; entries.len()];
+    // Needs point to the front, but for a few; so few rounds.
+    loop {
+        let mut changed = false;
+        for (index, needs) in needs.iter().enumerate() {
+            if !blocked[index] && needs.iter().any(|other| is_foreign(*other) || blocked[*other]) {
+                blocked[index] = true;
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    let mut belongings: Vec<Vec<usize>> = vec![Vec::new(); entries.len()];
+    for (index, entry) in entries.iter().enumerate() {
+        for other in needs[index].iter().filter(|other| belongs(entry, &entries[**other])) {
+            belongings[*other].push(index);
+        }
+    }
+    let schemas: HashMap<&str, usize> = entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| entry.kind == "SCHEMA")
+        .map(|(place, entry)| (entry.name.as_str(), place))
+        .collect();
+    let (mut included, mut left_out) = (vec![false; entries.len()], BTreeSet::new());
+    let mut waiting: Vec<usize> = (0..entries.len()).filter(|index| asked[*index]).collect();
+    while let Some(index) = waiting.pop() {
+        let entry = &entries[index];
+        if blocked[index] {
+            if is_named(&entry.kind) && wanted.tables.contains(&(entry.schema.clone(), entry.name.clone())) {
+                let needed = needs[index].iter().find(|other| is_foreign(**other) || blocked[**other]);
+                return Err(cannot_stand_alone(entry, needed.map(|other| &entries[*other])));
+            }
+            left_out.insert(index);
+            continue;
+        }
+        if std::mem::replace(&mut included[index], true) {
+            continue;
+        }
+        waiting.extend(&needs[index]);
+        waiting.extend(&belongings[index]);
+        waiting.extend(schemas.get(entry.schema.as_str()));
+    }
+    choice.left_out = left_out.into_iter().map(|index| entries[index].describe()).collect();
+    if entries.iter().any(|entry| matches!(entry.kind.as_str(), "BLOB" | "BLOBS" | "BLOB METADATA")) {
+        choice.left_out.push("all large objects, which belong to no schema and to no table".to_owned());
+    }
+    Ok(included)
+}
+
+fn refuse_unknown(toc: &Toc, wanted: &Wanted) -> Result<(), Problem> {
+    let entries = &toc.entries;
+    let has_schema = |name: &String| {
+        entries.iter().any(|entry| &entry.schema == name || (entry.kind == "SCHEMA" && &entry.name == name))
+    };
+    let has_table = |(schema, table): &(String, String)| {
+        entries.iter().any(|entry| is_named(&entry.kind) && &entry.schema == schema && &entry.name == table)
+    };
+    let mut unknown: Vec<String> =
+        wanted.schemas.iter().filter(|name| !has_schema(name)).map(|name| format!("schema {name}")).collect();
+    let tables = wanted.tables.iter().filter(|name| !has_table(name));
+    unknown.extend(tables.map(|(schema, table)| format!("table {schema}.{table}")));
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the point has no {}", unknown.join(", no "));
+    let fix = "Write names as the database has them, upper and lower case too. What is in the point: vaultferry restore files, then pg_restore -l database.dump.";
+    Err(Problem::new(Reason::InvalidRequest, message).with_fix(fix))
+}
+
+fn cannot_stand_alone(entry: &Entry, needed: Option<&Entry>) -> Problem {
+    let needed = needed.map_or_else(|| "another table".to_owned(), Entry::describe);
+    let message = format!("{} cannot be made without {needed}, which was not chosen", entry.describe());
+    Problem::new(Reason::InvalidRequest, message).with_fix("Choose that with --table or --schema, too.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::toc::tests::entry;
+    use super::*;
+
+    const ALL: rules::Rights = rules::Rights { superuser: true, owns_public: true };
+
+    /// Two tables in two schemas: the first has a sequence, an index, a type of its own and a foreign key to the second.
+    fn toc() -> Toc {
+        Toc {
+            entries: vec![
+                entry(1, "ENCODING", "", "ENCODING", &[]),
+                entry(2, "EXTENSION", "", "hstore", &[]),
+                entry(3, "SCHEMA", "", "s", &[]),
+                entry(4, "SCHEMA", "", "other", &[]),
+                entry(5, "TYPE", "other", "kind", &[4]),
+                entry(6, "TABLE", "s", "a", &[3, 5, 2]),
+                entry(7, "SEQUENCE", "s", "a_id_seq", &[3, 6]),
+                entry(8, "SEQUENCE OWNED BY", "s", "a_id_seq", &[7, 6]),
+                entry(9, "TABLE", "other", "b", &[4]),
+                entry(10, "VIEW", "s", "seen", &[3, 6]),
+                entry(11, "SEQUENCE", "s", "alone", &[3]),
+                entry(12, "DEFAULT", "s", "a id", &[6, 7]),
+                entry(13, "TABLE DATA", "s", "a", &[6]),
+                entry(14, "TABLE DATA", "other", "b", &[9]),
+                entry(15, "SEQUENCE SET", "s", "a_id_seq", &[7]),
+                entry(16, "CONSTRAINT", "s", "a a_pkey", &[6]),
+                entry(17, "CONSTRAINT", "other", "b b_pkey", &[9]),
+                entry(18, "INDEX", "s", "a_v", &[6]),
+                entry(19, "FK CONSTRAINT", "s", "a a_b_fkey", &[6, 17, 9]),
+                entry(20, "COMMENT", "s", "TABLE a", &[6]),
+                entry(21, "ACL", "s", "TABLE a", &[6]),
+                entry(22, "COMMENT", "", "EXTENSION hstore", &[2]),
+                entry(23, "BLOBS", "", "BLOBS", &[]),
+            ],
+        }
+    }
+
+    fn wanted(schemas: &[&str], tables: &[(&str, &str)]) -> Wanted {
+        Wanted {
+            schemas: schemas.iter().map(|name| (*name).to_owned()).collect(),
+            tables: tables.iter().map(|(schema, name)| ((*schema).to_owned(), (*name).to_owned())).collect(),
+        }
+    }
+
+    #[test]
+    fn a_table_comes_with_all_that_belongs_to_it_and_nothing_else() {
+        let choice = choose(&toc(), &wanted(&[], &[("s", "a")]), ALL).unwrap();
+        let ids = [2, 3, 4, 5, 6, 7, 8, 12, 13, 15, 16, 18, 20, 21, 22];
+        assert_eq!(choice.ids.as_deref(), Some(&ids[..]));
+        assert_eq!(choice.tables.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(choice.left_out[0], "FK CONSTRAINT s.a a_b_fkey");
+        assert!(choice.left_out[1].contains("large objects"), "{choice:?}");
+        assert_eq!(choice.left_out.len(), 2);
+        // With the other table the key comes, too.
+        let both = choose(&toc(), &wanted(&[], &[("s", "a"), ("other", "b")]), ALL).unwrap();
+        assert!(both.ids.unwrap().contains(&19));
+        assert_eq!(both.left_out.len(), 1);
+    }
+
+    #[test]
+    fn a_schema_comes_with_all_that_is_in_it() {
+        let choice = choose(&toc(), &wanted(&["s"], &[]), ALL).unwrap();
+        let ids = choice.ids.unwrap();
+        assert!([6, 7, 10, 11, 13, 18].iter().all(|id| ids.contains(id)), "{ids:?}");
+        assert!(![9, 14, 17, 19].iter().any(|id| ids.contains(id)), "{ids:?}");
+        assert_eq!(choice.counts["TABLE"], 1);
+    }
+
+    #[test]
+    fn a_view_without_its_table_is_refused_or_left_out() {
+        let problem = choose(&toc(), &wanted(&[], &[("s", "seen")]), ALL).unwrap_err();
+        assert_eq!(problem.reason, Reason::InvalidRequest);
+        assert!(problem.message.contains("VIEW s.seen") && problem.message.contains("TABLE s.a"), "{problem}");
+        let mut toc = toc();
+        toc.entries.push(entry(24, "VIEW", "s", "far", &[3, 9]));
+        let choice = choose(&toc, &wanted(&["s"], &[]), ALL).unwrap();
+        assert!(choice.left_out.contains(&"VIEW s.far".to_owned()), "{choice:?}");
+    }
+
+    #[test]
+    fn everything_needs_no_list_unless_something_is_forbidden() {
+        let choice = choose(&toc(), &Wanted::default(), ALL).unwrap();
+        assert_eq!((choice.ids, choice.counts["TABLE"]), (None, 2));
+        let nobody = rules::Rights { superuser: false, owns_public: true };
+        let choice = choose(&toc(), &Wanted::default(), nobody).unwrap();
+        assert_eq!(choice.forbidden, ["COMMENT EXTENSION hstore"]);
+        assert_eq!(choice.ids.map(|ids| ids.len()), Some(22));
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let problem = choose(&toc(), &wanted(&["S"], &[("s", "A")]), ALL).unwrap_err();
+        assert!(problem.message.contains("no schema S, no table s.A"), "{problem}");
+    }
+
+    #[test]
+    fn names_are_split_as_in_sql() {
+        let two = |schema: &str, name: &str| Some((schema.to_owned(), name.to_owned()));
+        assert_eq!(split("public.sales"), two("public", "sales"));
+        assert_eq!(split("\"quo\"\"te\".\"a.b\""), two("quo\"te", "a.b"));
+        assert_eq!(split("한글.표 1"), two("한글", "표 1"));
+        for bad in ["", "sales", ".sales", "public.", "a.b.c", "\"a.b", "a.\"b"] {
+            assert_eq!(split(bad), None, "{bad}");
+        }
+    }
+}

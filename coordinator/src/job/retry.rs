@@ -106,7 +106,12 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::ClientNotFound
         | Reason::ClientTooOld
         | Reason::RestoreFailed
+        | Reason::RestoreIncomplete
+        | Reason::PartlyRestored
         | Reason::RolesMissing
+        | Reason::ExtensionMissing
+        | Reason::LocaleMissing
+        | Reason::TargetFull
         | Reason::SizeAboveRecommended
         | Reason::SnapshotTooOld
         | Reason::ReplicaBehind

@@ -248,9 +248,12 @@ pub(super) async fn create(
         }
     }
     let is_new = |name: &String| missing.contains(name) && globals.has(name);
-    for (role, member) in globals.memberships.iter().filter(|(_, member)| is_new(member)) {
+    let memberships = globals.memberships.iter().filter(|(_, member)| is_new(member));
+    let memberships: Vec<(&String, &String, bool)> =
+        memberships.map(|(role, member)| (role, member, is_new(role))).collect();
+    for (role, member, is_ours) in memberships {
         let grant = format!("grant {} to {}", identifier(role), identifier(member));
-        if is_new(role) {
+        if is_ours {
             session.run(session.client().batch_execute(&grant), failed, cancel).await?;
         } else {
             let message = format!(

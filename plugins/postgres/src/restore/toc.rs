@@ -141,7 +141,7 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
         self.pass_text().await?;
         let mut needs = Vec::new();
         while let Some(text) = self.text().await? {
-            needs.push(text.trim().parse().map_err(|_| strange("an entry needs something without a number"))?);
+            needs.push(text.trim().parse::<i32>().map_err(|_| strange("an entry needs something without a number"))?);
         }
         self.pass(1 + self.offset_size).await?;
         Ok(Entry { id, kind, schema, name, owner, needs })

@@ -195,6 +195,15 @@ pub struct PluginProcess {
     pub start_time: u64,
 }
 
+/// A run of retention over an instance, as far as the next one has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpiryRun {
+    /// By what time it deleted ([`crate::policy::Plan::clock`]).
+    pub clock: jiff::Timestamp,
+    /// When it began, by the machine's clock. `None` in rows of early versions.
+    pub time: Option<jiff::Timestamp>,
+}
+
 /// A message to the backup service that waits for its acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxEntry {
@@ -290,6 +299,9 @@ impl From<Error> for Problem {
 pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// Another number after every change of an instance or of a policy, for who keeps a copy of them. Slots are not counted.
     async fn generation(&self) -> Result<u64, Error>;
+    /// Another number after every change of the instance's points or of how they stand, for who remembers what they were. It begins anew with
+    /// the process.
+    async fn point_changes(&self, instance_id: &str) -> Result<u64, Error>;
 
     /// Adds a policy's version. [`Error::Taken`] when that version is there.
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error>;
@@ -303,7 +315,13 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// Every version of the policy of that name, oldest first, deletions too.
     async fn policy_versions(&self, name: &str) -> Result<Vec<Policy>, Error>;
 
-    /// Adds instances, all or none. [`Error::Taken`] names the name or source that is taken.
+    /// Notes that instances are being made in the vault: until they are inserted or forgotten, they are [`Catalog::unmade_instances`].
+    async fn begin_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
+    /// Instances whose making was begun and has not come to its end: it is going on, or was cut off.
+    async fn unmade_instances(&self) -> Result<Vec<Instance>, Error>;
+    /// Nothing in the vault counts as that instance any more. One that is not there is no error.
+    async fn forget_unmade(&self, instance_id: &str) -> Result<(), Error>;
+    /// Adds instances, all or none; their making has come to its end. [`Error::Taken`] names the name or source that is taken.
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
     /// By name or id.
     async fn instance(&self, name: &str) -> Result<Option<Instance>, Error>;
@@ -412,10 +430,10 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// This slot is dealt with.
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error>;
 
-    /// By what time points of an instance were last deleted ([`crate::policy::Plan::clock`]).
-    async fn expiry_clock(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;
-    /// They are deleted by this time now.
-    async fn set_expiry_clock(&self, instance_id: &str, clock: jiff::Timestamp) -> Result<(), Error>;
+    /// The last run of retention over an instance that counted as one.
+    async fn expiry_run(&self, instance_id: &str) -> Result<Option<ExpiryRun>, Error>;
+    /// Another one begins now.
+    async fn set_expiry_run(&self, instance_id: &str, run: ExpiryRun) -> Result<(), Error>;
 
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;

@@ -14,7 +14,7 @@
 //! - A backup is Completed if and only if its point is published.
 //! - Whoever waits for a job sees every change ([`Jobs::watch`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -151,6 +151,9 @@ struct Inner {
     stop: CancellationToken,
     /// A job ended: a schedule, or another attempt, may have waited for it.
     ended: Notify,
+    /// Instances of which a point was committed that nobody has heard of ([`Jobs::next_commit`]).
+    committed: Mutex<BTreeSet<String>>,
+    news: Notify,
     /// Read while a job begins, written while an instance changes.
     changes: Arc<RwLock<()>>,
 }
@@ -165,6 +168,8 @@ impl Jobs {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             ended: Notify::new(),
+            committed: Mutex::default(),
+            news: Notify::new(),
             changes: Arc::default(),
         };
         Self { shared, inner: Arc::new(inner) }
@@ -316,6 +321,27 @@ impl Jobs {
     /// Waits until some job has ended.
     pub async fn wait_for_an_end(&self) {
         self.inner.ended.notified().await;
+    }
+
+    /// Waits until a point of an instance was committed, and gives the instance's id. Each is told once; several commits of one may be told as
+    /// one. For one listener. Dropping it loses nothing.
+    pub(crate) async fn next_commit(&self) -> String {
+        loop {
+            if let Some(instance_id) = self.committed().pop_first() {
+                return instance_id;
+            }
+            self.inner.news.notified().await;
+        }
+    }
+
+    /// A point of the instance was committed.
+    fn note_commit(&self, instance_id: &str) {
+        self.committed().insert(instance_id.to_owned());
+        self.inner.news.notify_one();
+    }
+
+    fn committed(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.inner.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn update(&self, job_id: &str, change: impl FnOnce(&mut Progress)) {

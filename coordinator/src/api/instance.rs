@@ -53,7 +53,7 @@ impl Api {
         let point_count = self.catalog.point_count(&instance.id).await?;
         let last = self.catalog.last_backup(&instance.id).await?;
         let policy = self.catalog.policy(&instance.policy).await?.filter(|_| instance.protection.is_active());
-        let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
+        let document = policy.map(|policy| policy::parsed(&policy.document)).transpose()?;
         let next = document.as_ref().and_then(|document| crate::scheduler::next_backup(document, &instance.id));
         let (protection_state, protection_state_text, since) = shown(&instance.protection, point_count);
         let purge_time = match &instance.protection {

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -14,8 +14,8 @@ use vaultferry_vault::{Id, commit};
 
 use super::link::OUTBOX_PAGE;
 use super::{
-    Catalog, Error, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep, OutboxEntry,
-    PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
+    Catalog, Error, ExpiryRun, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep,
+    OutboxEntry, PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
 };
 
 #[cfg(test)]
@@ -40,6 +40,8 @@ pub struct Sqlite {
     tasks: Tasks,
     /// Changes of instances and policies that this process has made; nobody else writes the file.
     generation: Arc<AtomicU64>,
+    /// The same of the points of each instance, by its id.
+    point_changes: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 /// Where transactions are done.
@@ -87,7 +89,8 @@ impl Sqlite {
             .name("catalog".to_owned())
             .spawn(run)
             .map_err(|error| Error::Database { path: name.clone(), detail: error.to_string() })?;
-        Ok(Self { path: name, tasks: Tasks::Thread(tasks), generation: Arc::default() })
+        let (generation, point_changes) = (Arc::default(), Arc::default());
+        Ok(Self { path: name, tasks: Tasks::Thread(tasks), generation, point_changes })
     }
 
     /// Closes the catalog; everything is in one file then, without a journal beside it.
@@ -148,6 +151,22 @@ impl Sqlite {
         let generation = self.generation.clone();
         self.run_then(work, move || {
             generation.fetch_add(1, Ordering::SeqCst);
+        })
+        .await
+    }
+
+    /// The same for a change of points of these instances.
+    async fn change_points<T: Send + 'static>(
+        &self,
+        instance_ids: Vec<String>,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Error> {
+        let changes = self.point_changes.clone();
+        self.run_then(work, move || {
+            let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+            for instance_id in instance_ids {
+                *changes.entry(instance_id).or_default() += 1;
+            }
         })
         .await
     }
@@ -213,6 +232,11 @@ impl Catalog for Sqlite {
         Ok(self.generation.load(Ordering::SeqCst))
     }
 
+    async fn point_changes(&self, instance_id: &str) -> Result<u64, Error> {
+        let changes = self.point_changes.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(changes.get(instance_id).copied().unwrap_or(0))
+    }
+
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error> {
         self.change(move |tx| protection::insert_policy(tx, &policy)).await
     }
@@ -237,6 +261,19 @@ impl Catalog for Sqlite {
     async fn policy_versions(&self, name: &str) -> Result<Vec<Policy>, Error> {
         let name = name.to_owned();
         self.run(move |tx| protection::policy_versions(tx, "name = ?1", [name])).await
+    }
+
+    async fn begin_instances(&self, instances: Vec<Instance>) -> Result<(), Error> {
+        self.run(move |tx| protection::begin_instances(tx, &instances)).await
+    }
+
+    async fn unmade_instances(&self) -> Result<Vec<Instance>, Error> {
+        self.run(|tx| bodies(tx, "select body from unmade order by instance_id", [])).await
+    }
+
+    async fn forget_unmade(&self, instance_id: &str) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::forget_unmade(tx, &instance_id)).await
     }
 
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error> {
@@ -399,7 +436,7 @@ impl Catalog for Sqlite {
 
     async fn complete_backup(&self, job_id: &str, point: Point, warnings: Vec<StoredProblem>) -> Result<(), Error> {
         let job_id = job_id.to_owned();
-        self.run(move |tx| {
+        self.change_points(vec![point.instance_id.clone()], move |tx| {
             points::insert(tx, &point, false)?;
             let now = vaultferry_vault::clock::now();
             link::queue_commit(tx, &job_id, &point, now)?;
@@ -437,14 +474,17 @@ impl Catalog for Sqlite {
 
     async fn set_standings(&self, instance_id: &str, standings: Vec<(Id, Option<Standing>)>) -> Result<(), Error> {
         let instance_id = instance_id.to_owned();
-        self.run(move |tx| {
+        self.change_points(vec![instance_id.clone()], move |tx| {
             standings.into_iter().try_for_each(|(id, standing)| points::set_standing(tx, &instance_id, &id, standing))
         })
         .await
     }
 
     async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error> {
-        self.run(move |tx| points.iter().try_for_each(|point| points::insert(tx, point, false))).await
+        let mut instance_ids: Vec<String> = points.iter().map(|point| point.instance_id.clone()).collect();
+        instance_ids.dedup();
+        self.change_points(instance_ids, move |tx| points.iter().try_for_each(|point| points::insert(tx, point, false)))
+            .await
     }
 
     async fn points_by_prefix(&self, instance_id: &str, prefix: &str) -> Result<Vec<Point>, Error> {
@@ -509,13 +549,14 @@ impl Catalog for Sqlite {
         self.set_instance_time(sql, instance_id, slot).await
     }
 
-    async fn expiry_clock(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
-        self.instance_time("select clock from expiry_clocks where instance_id = ?1", instance_id).await
+    async fn expiry_run(&self, instance_id: &str) -> Result<Option<ExpiryRun>, Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::expiry_run(tx, &instance_id)).await
     }
 
-    async fn set_expiry_clock(&self, instance_id: &str, clock: jiff::Timestamp) -> Result<(), Error> {
-        let sql = "insert or replace into expiry_clocks(instance_id, clock) values (?1, ?2)";
-        self.set_instance_time(sql, instance_id, clock).await
+    async fn set_expiry_run(&self, instance_id: &str, run: ExpiryRun) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::set_expiry_run(tx, &instance_id, &run)).await
     }
 
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error> {

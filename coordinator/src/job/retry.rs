@@ -142,7 +142,7 @@ impl Jobs {
         let catalog = &self.shared.catalog;
         let Some(instance) = catalog.instance(&job.instance_id).await? else { return Ok(None) };
         let Some(policy) = catalog.policy(&instance.policy).await? else { return Ok(None) };
-        let Ok(document) = policy::parse(&policy.document) else { return Ok(None) };
+        let Ok(document) = policy::parsed(&policy.document) else { return Ok(None) };
         Ok(next(job, reason, &document, vaultferry_vault::clock::now()))
     }
 

@@ -35,7 +35,7 @@ pub(super) type PluginClient = WorkloadPluginClient<Channel>;
 impl Api {
     /// Waits for a plugin's answer, but not for ever, and no longer than the agent runs. What is not waited for is dropped, which ends
     /// its plugin.
-    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => {
@@ -49,8 +49,23 @@ impl Api {
         }
     }
 
-    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it.
+    /// Starts the plugin for a type of source, makes one call (with the section of the configuration that is its own), and ends it; in time
+    /// ([`Api::in_time`]), or with its caller.
     pub(super) async fn ask_plugin<T, F, Answer>(
+        &self,
+        source_type: &str,
+        credential: &Credential,
+        purpose: &str,
+        call: F,
+    ) -> Result<T, Problem>
+    where
+        F: FnOnce(PluginClient, String) -> Answer,
+        Answer: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.in_time(self.ask_patiently(source_type, credential, purpose, call)).await
+    }
+
+    async fn ask_patiently<T, F, Answer>(
         &self,
         source_type: &str,
         credential: &Credential,
@@ -90,7 +105,7 @@ impl Api {
         let call = |mut plugin: PluginClient, settings_json| async move {
             plugin.discover(plugin_wire::DiscoverRequest { server: Some(server), settings_json }).await
         };
-        let answer = self.in_time(self.ask_plugin(source_type, credential, "discover", call)).await?;
+        let answer = self.ask_plugin(source_type, credential, "discover", call).await?;
         Ok((source_type, answer))
     }
 

@@ -50,6 +50,7 @@ pub(crate) use holds::set_legal_hold;
 pub(crate) use maintenance::{note_standing, standing};
 pub(crate) use pause::at as pause_at;
 pub use queue::Limits;
+pub(crate) use retry::LONGEST_SLEEP as LONGEST_RETRY_SLEEP;
 pub(crate) use session::{command, env_of, source};
 
 use queue::{Need, Queue, Ticket, Turn};

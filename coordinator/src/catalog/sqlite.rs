@@ -115,7 +115,7 @@ impl Sqlite {
     async fn instance_time(&self, sql: &'static str, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
         let instance_id = instance_id.to_owned();
         self.run(move |tx| {
-            let time: Option<i64> = tx.query_row(sql, [instance_id], |row| row.get(0)).optional()?;
+            let time: Option<i64> = tx.prepare_cached(sql)?.query_row([instance_id], |row| row.get(0)).optional()?;
             time.map(time_from).transpose()
         })
         .await
@@ -129,7 +129,7 @@ impl Sqlite {
     ) -> Result<(), Error> {
         let instance_id = instance_id.to_owned();
         self.run(move |tx| {
-            tx.execute(sql, params![instance_id, time.as_microsecond()])?;
+            tx.prepare_cached(sql)?.execute(params![instance_id, time.as_microsecond()])?;
             Ok(())
         })
         .await
@@ -414,7 +414,7 @@ impl Catalog for Sqlite {
     async fn clear_plugin_process(&self, job_id: &str) -> Result<(), Error> {
         let job_id = job_id.to_owned();
         self.run(move |tx| {
-            tx.execute("delete from plugin_processes where job_id = ?1", [job_id])?;
+            tx.prepare_cached("delete from plugin_processes where job_id = ?1")?.execute([job_id])?;
             Ok(())
         })
         .await
@@ -496,7 +496,7 @@ impl Catalog for Sqlite {
         let instance_id = instance_id.to_owned();
         self.run(move |tx| {
             let sql = "select count(*) from points where instance_id = ?1 and deleted = 0";
-            let count: i64 = tx.query_row(sql, [instance_id], |row| row.get(0))?;
+            let count: i64 = tx.prepare_cached(sql)?.query_row([instance_id], |row| row.get(0))?;
             Ok(count.cast_unsigned())
         })
         .await

@@ -24,7 +24,12 @@ use crate::plugin;
 use crate::service::{Config, Pace, Service};
 
 /// Looking more often costs time and finds nothing: nothing is due in between but after a jump of the clock.
-const PACE: Pace = Pace { longest_sleep: Duration::from_secs(2 * 3600), expiry: Duration::from_secs(12 * 3600) };
+const PACE: Pace = Pace {
+    longest_sleep: Duration::from_secs(4 * 3600),
+    longest_retry_sleep: Duration::from_secs(600),
+    expiry: Duration::from_secs(12 * 3600),
+    hourly: false,
+};
 
 /// How a life ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub struct Totals {
     pub checks: u64,
     pub completed: u64,
     pub failed: u64,
+    pub cancelled: u64,
+    pub restored: u64,
     pub points_read: u64,
 }
 
@@ -55,6 +62,8 @@ impl Totals {
         self.checks += other.checks;
         self.completed += other.completed;
         self.failed += other.failed;
+        self.cancelled += other.cancelled;
+        self.restored += other.restored;
         self.points_read += other.points_read;
     }
 }

@@ -9,6 +9,8 @@
 //! | the last point of a protected instance stays | at every deletion (`store.rs`), and here |
 //! | nothing is deleted, or leaves the vault store, that the plan keeps | a naive reference (`policies.rs`), by any policy that may have been linked |
 //! | held points stay | those whose hold was answered |
+//! | a restore that has completed has brought its point back | every byte, when the plugin ends (`world.rs`) |
+//! | a job is cancelled when somebody has asked for it | by the ids of jobs |
 //! | the catalog is what a rebuild makes of the vault | compared row by row |
 //! | every commit is confirmed | the outbox is empty |
 //! | the schedule goes on, what has expired goes | at the end of the year |
@@ -59,6 +61,10 @@ pub struct Book {
     had_point: HashSet<String>,
     /// Points whose hold was answered.
     pub held: HashSet<Id>,
+    /// Jobs that somebody has wanted to be cancelled.
+    pub cancelled: HashSet<String>,
+    /// What the stores were when their files were last checked.
+    files: HashMap<String, u64>,
     /// Policies that may have been linked since the last check.
     linked: BTreeMap<String, BTreeSet<String>>,
     repositories: HashMap<String, Arc<Repository>>,
@@ -74,6 +80,8 @@ impl Book {
             read: HashSet::new(),
             had_point: HashSet::new(),
             held: HashSet::new(),
+            cancelled: HashSet::new(),
+            files: HashMap::new(),
             linked: BTreeMap::new(),
             repositories: HashMap::new(),
             since: Timestamp::MIN,
@@ -133,7 +141,11 @@ impl Year {
         }
         for seen in &all {
             self.check_points(seen).await?;
-            self.check_files(seen).await?;
+            // A store that nobody has written to since is what it was then.
+            let changes = self.world.changes(&seen.instance.id);
+            if last || self.book.files.insert(seen.instance.id.clone(), changes) != Some(changes) {
+                self.check_files(seen).await?;
+            }
             self.check_schedule(seen, last).await?;
         }
         if last {
@@ -162,6 +174,9 @@ impl Year {
             let unsettled = instances.iter().find(|instance| instance.unsettled);
             if unfinished.is_empty() && unsettled.is_none() {
                 return Ok(());
+            }
+            if unfinished.iter().any(|job| job.rehydrating) {
+                self.world.finish_rehydration();
             }
             if begun.elapsed() > PATIENCE {
                 return Err(format!(
@@ -195,6 +210,7 @@ impl Year {
                     return Err(format!("a job failed by a fault of the program: {job:?}"));
                 }
             }
+            Status::Cancelled { .. } if self.book.cancelled.contains(&job.id) => self.totals.cancelled += 1,
             Status::Cancelled { .. } => return Err(format!("nobody has cancelled it: {job:?}")),
         }
         match (&job.work, &job.status) {
@@ -209,6 +225,12 @@ impl Year {
                         return Err(format!("the slot {slot} of {} was backed up twice: {done:?}", job.instance_name));
                     }
                 }
+            }
+            (Work::RestoreDatabase { .. }, Status::Completed { .. }) => {
+                if !self.world.state().restored.contains(&job.id) {
+                    return Err(format!("the completed restore has restored nothing: {job:?}"));
+                }
+                self.totals.restored += 1;
             }
             (Work::Backup { .. }, _) => {
                 if let Some(state) = of_job().find(|state| state.is_listed() || state.soft_deleted.is_some()) {

@@ -195,6 +195,19 @@ pub struct PluginProcess {
     pub start_time: u64,
 }
 
+/// An instance as a list tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedInstance {
+    /// The instance.
+    pub instance: Instance,
+    /// Listed points.
+    pub points: u64,
+    /// The time of the newest of them.
+    pub newest: Option<jiff::Timestamp>,
+    /// The newest backup job that has ended as completed or failed.
+    pub last_backup: Option<Job>,
+}
+
 /// A run of retention over an instance, as far as the next one has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpiryRun {
@@ -329,6 +342,13 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     async fn instance_of_source(&self, identity: &str) -> Result<Option<Instance>, Error>;
     /// All, by name.
     async fn instances(&self) -> Result<Vec<Instance>, Error>;
+    /// A page of instances by name, those after `after`: the deleted ones, or the others. With what a list tells of each.
+    async fn instances_page(
+        &self,
+        deleted: bool,
+        after: Option<String>,
+        limit: u32,
+    ) -> Result<Vec<ListedInstance>, Error>;
     /// Puts an instance in the place of the one with its id. [`Error::Taken`] when another one has its name or its source, or there is none
     /// with that id; nothing is changed then.
     async fn save_instance(&self, instance: Instance) -> Result<(), Error>;

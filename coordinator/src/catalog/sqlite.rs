@@ -15,7 +15,7 @@ use vaultferry_vault::{Id, commit};
 use super::link::OUTBOX_PAGE;
 use super::{
     Catalog, Error, ExpiryRun, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep,
-    OutboxEntry, PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
+    ListedInstance, OutboxEntry, PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
 };
 
 #[cfg(test)]
@@ -297,6 +297,15 @@ impl Catalog for Sqlite {
         self.run(|tx| bodies(tx, "select body from instances order by name", [])).await
     }
 
+    async fn instances_page(
+        &self,
+        deleted: bool,
+        after: Option<String>,
+        limit: u32,
+    ) -> Result<Vec<ListedInstance>, Error> {
+        self.run(move |tx| summary::page_of_instances(tx, deleted, after.as_deref(), limit)).await
+    }
+
     async fn save_instance(&self, instance: Instance) -> Result<(), Error> {
         self.change(move |tx| protection::save_instance(tx, &instance)).await
     }
@@ -351,12 +360,7 @@ impl Catalog for Sqlite {
 
     async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error> {
         let instance_id = instance_id.to_owned();
-        self.run(move |tx| {
-            let sql = "select body from jobs where instance_id = ?1 and operation = 'backup' and status in ('completed', 'failed')
-                       order by create_time desc limit 1";
-            body(tx, sql, [instance_id])
-        })
-        .await
+        self.run(move |tx| jobs::last_backup(tx, &instance_id)).await
     }
 
     async fn unfinished_jobs(&self) -> Result<Vec<Job>, Error> {

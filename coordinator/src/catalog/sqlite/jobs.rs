@@ -94,6 +94,14 @@ pub(super) fn list(tx: &Transaction<'_>, filter: &JobFilter) -> Result<Vec<Job>,
     bodies(tx, sql, params![from, to, filter.limit])
 }
 
+/// See [`crate::catalog::Catalog::last_backup`].
+pub(super) fn last_backup(tx: &Transaction<'_>, instance_id: &str) -> Result<Option<Job>, Failure> {
+    let sql =
+        "select body from jobs where instance_id = ?1 and operation = 'backup' and status in ('completed', 'failed')
+               order by create_time desc limit 1";
+    body(tx, sql, [instance_id])
+}
+
 /// See [`crate::catalog::Catalog::jobs_of`].
 pub(super) fn list_of(
     tx: &Transaction<'_>,

@@ -4,6 +4,7 @@ use super::*;
 use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, Work};
 
 mod attempts;
+mod pages;
 mod summary;
 mod unmade;
 

@@ -130,6 +130,14 @@ impl Service {
         let cancel = CancellationToken::new();
         let root = config.vault.open_root()?;
         let vault = admin::open(&root, &cancel).await?;
+        if let Some(region) = config.region.as_ref().filter(|region| !api::is_same_region(region, &vault.region)) {
+            // Whoever reads the configuration would think that sources of that region are taken.
+            tracing::warn!(
+                region,
+                "the vault was made in the region {:?}, which counts: correct [vault] region",
+                vault.region
+            );
+        }
         let vault_key = config.vault_key.load(&root, &cancel).await?;
         let agent_id = owner::agent_id(&config.state_dir)?;
         owner::claim_at_start(&root, &agent_id, &cancel).await?;

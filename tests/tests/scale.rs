@@ -177,6 +177,7 @@ fn fill(agent: &Agent, instances: u32) {
              values (?1, ?2, ?3, 'backup', 'completed', null, ?4)",
         );
         for number in 0..instances {
+            let high = u64::from(number) << 32;
             let (id, name) = (format!("{number:032x}"), format!("database-{number:05}"));
             let identity = format!("postgres://db{number}.example.net:5432/shop");
             // Protected just now, so that no slot is owed.
@@ -190,8 +191,8 @@ fn fill(agent: &Agent, instances: u32) {
             for day in 0..POINTS_PER_INSTANCE {
                 // Half a day apart, which three months hold: nothing expires.
                 let time_us = now_us - i64::from(day) * DAY_US / 2 - i64::from(number);
-                let job_id = format!("{:016x}{:016x}", time_us, u64::from(number) << 32 | u64::from(day));
-                let point_id = format!("{:016x}{number:024x}{day:024x}", mix(u64::from(number) << 32 | u64::from(day)));
+                let job_id = format!("{time_us:016x}{:016x}", high + u64::from(day));
+                let point_id = format!("{:016x}{number:024x}{day:024x}", mix(high + u64::from(day)));
                 let body = json!({
                     "id": point_id, "instance_id": id, "job_id": job_id, "time": text(time_us), "rule": "Default",
                     "policy": POLICY, "policy_version": 1,

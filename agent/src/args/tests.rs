@@ -83,7 +83,7 @@ fn every_promised_command_parses() {
         "point undelete shop 3f9a01",
         "point archive shop 3f9a01 --wait",
         "restore database shop --target postgres://u@h/ --database d --point i --target-region r --passfile f --no-owner --wait",
-        "restore files shop --to folder --point i --credential-env V --wait",
+        "restore files shop --to folder --point i --credential-env V --target-region r --wait",
         "job list --status failed --operation Backup --from 2026-11-01 --to 2026-11-02",
         "job show 1",
         "job watch 1",

@@ -41,9 +41,9 @@ impl Api {
         })
     }
 
-    /// P17, P18: vault and source (or target) are in one region, as far as both are told.
+    /// P17, P18, V2: vault and source (or target) are in one region, as far as both are told.
     pub(super) fn check_region(&self, region: &str, what: &str) -> Result<(), Problem> {
-        if region.is_empty() || self.vault.region.is_empty() || region.eq_ignore_ascii_case(&self.vault.region) {
+        if region.is_empty() || self.vault.region.is_empty() || is_same_region(region, &self.vault.region) {
             return Ok(());
         }
         let message = format!("the {what} is in {region}, the vault in {}", self.vault.region);
@@ -160,6 +160,14 @@ fn shown(protection: &Protection, point_count: u64) -> (ProtectionState, &'stati
             (ProtectionState::Stopped, "Stopped - (data deleted)", Some(*since))
         }
     }
+}
+
+/// True for two spellings of one region: Azure's portal writes `Korea Central`, its interfaces `koreacentral`.
+pub(crate) fn is_same_region(one: &str, other: &str) -> bool {
+    let plain = |text: &str| -> String {
+        text.chars().filter(|letter| !letter.is_whitespace()).flat_map(char::to_lowercase).collect()
+    };
+    plain(one) == plain(other)
 }
 
 /// True for what an instance may be called.
@@ -309,6 +317,18 @@ mod tests {
             "postgres://u@[::1]/db",
         ] {
             assert_eq!(check_uri(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_region_is_the_same_however_it_is_spelt() {
+        for (one, other, same) in [
+            ("koreacentral", "Korea Central", true),
+            ("eastus", "East US", true),
+            ("eastus", "eastus2", false),
+            ("West US", "East US", false),
+        ] {
+            assert_eq!(is_same_region(one, other), same, "{one} {other}");
         }
     }
 

@@ -22,7 +22,7 @@ async fn instances_are_listed_by_pages_and_the_deleted_ones_apart() {
     let of = |name: &str| (name.to_owned(), 0, None);
     assert_eq!(page(false, None, 2).await, [of("a"), ("c".to_owned(), 2, Some(time(30)))]);
     assert_eq!(page(false, Some("c"), 9).await, [of("d"), of("e")]);
-    assert_eq!(page(false, Some("e"), 9).await, []);
+    assert!(page(false, Some("e"), 9).await.is_empty());
     assert_eq!(page(true, None, 9).await, [of("b")]);
     // The backup that ended last, whatever is running now.
     let mut failed = job(7, &id("c"), None);

@@ -16,12 +16,13 @@ use vaultferry_vault::simulate;
 
 use super::check::Book;
 use super::plugins::{Kind, Plugins};
+use super::service::Service;
 use super::world::{VAULT, Weather, World};
 use crate::api::Api;
 use crate::catalog::Catalog;
 use crate::catalog::sqlite::Sqlite;
-use crate::plugin;
-use crate::service::{Config, Pace, Service};
+use crate::service::{Config, Pace};
+use crate::{link, plugin};
 
 /// Looking more often costs time and finds nothing: nothing is due in between but after a jump of the clock.
 const PACE: Pace = Pace {
@@ -163,6 +164,15 @@ impl Year {
     /// What the agent is told at its start.
     pub fn config(&self) -> Config {
         let dir = &self.world.dir;
+        let host: Arc<dyn link::in_process::Host> = Arc::new(Service::new(self.world.clone()));
+        let has_service = self.world.state().has_service;
+        let service = has_service.then(|| link::Config {
+            endpoint: "http://service.invalid".to_owned(),
+            ca: None,
+            identity: None,
+            token: None,
+            in_process: Some(link::in_process::Way { host, look_again: Duration::from_secs(3600) }),
+        });
         let served = |kind: Kind| plugin::Command {
             program: PathBuf::new(),
             args: Vec::new(),
@@ -188,7 +198,7 @@ impl Year {
             bytes_in_flight: 0,
             upload_bytes_per_s: None,
             limits: crate::job::Limits::from(2),
-            service: None,
+            service,
             rehydration_poll: Duration::from_secs(600),
             create_default_vault: false,
         }
@@ -196,7 +206,7 @@ impl Year {
 
     async fn agent(&mut self) -> Result<Ended, String> {
         let catalog: Arc<dyn Catalog> = self.catalog.clone();
-        let service = match Service::open_with(self.config(), |_| Ok(catalog)).await {
+        let service = match crate::service::Service::open_with(self.config(), |_| Ok(catalog)).await {
             Ok(service) => service,
             Err(problem) if self.world.state().weather == Weather::Calm => {
                 return Err(format!("the agent does not start: {problem}"));

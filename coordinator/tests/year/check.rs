@@ -13,6 +13,7 @@
 //! | a job is cancelled when somebody has asked for it | by the ids of jobs |
 //! | the catalog is what a rebuild makes of the vault | compared row by row |
 //! | every commit is confirmed | the outbox is empty |
+//! | the backup service knows the commits and ends that there are, and no others | by the ids and statuses of jobs |
 //! | the schedule goes on, what has expired goes | at the end of the year |
 //! | no job fails for a reason that is a fault of the program | by its reason |
 
@@ -39,6 +40,7 @@ use super::agent::Year;
 use super::policies::Policy;
 use super::store::Peek;
 use crate::api::Api;
+use crate::catalog::link::LinkRecords as _;
 use crate::catalog::sqlite::Sqlite;
 use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Point, Status, Work};
 
@@ -132,6 +134,7 @@ impl Year {
             all.push(Seen { instance, store, states });
         }
         for job in &jobs {
+            self.check_told(job)?;
             match all.iter().find(|seen| seen.instance.id == job.instance_id) {
                 Some(seen) => self.check_job(job, seen)?,
                 // Purged after somebody has deleted it.
@@ -172,7 +175,7 @@ impl Year {
             let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
             let instances = self.catalog.instances().await.map_err(text)?;
             let unsettled = instances.iter().find(|instance| instance.unsettled);
-            if unfinished.is_empty() && unsettled.is_none() {
+            if unfinished.is_empty() && unsettled.is_none() && self.is_told().await? {
                 return Ok(());
             }
             if unfinished.iter().any(|job| job.rehydrating) {
@@ -185,6 +188,37 @@ impl Year {
                 ));
             }
             tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+    }
+
+    /// True when a backup service has heard of everything.
+    async fn is_told(&self) -> Result<bool, String> {
+        if !self.world.state().has_service {
+            return Ok(true);
+        }
+        let (commits, jobs) = (self.catalog.outbox().await, self.catalog.job_reports().await);
+        Ok(commits.map_err(text)?.is_empty() && jobs.map_err(text)?.is_empty())
+    }
+
+    /// The backup service knows how the job has ended, and its commit if and only if there is one.
+    fn check_told(&self, job: &Job) -> Result<(), String> {
+        let state = self.world.state();
+        if !state.has_service {
+            return Ok(());
+        }
+        let reported = state.service.jobs.get(&job.id).and_then(|report| report.job.as_ref());
+        if reported.is_none_or(|told| told.end_time.is_none()) {
+            return Err(format!("the service has not heard of the end of {job:?}: {reported:?}"));
+        }
+        let point = match &job.status {
+            Status::Completed { point_id, .. } => point_id.map(|id| id.to_string()),
+            _ => None,
+        };
+        let commit = state.service.commits.get(&job.id).and_then(|commit| commit.point.as_ref());
+        let told = commit.map(|point| point.id.clone());
+        match told == point {
+            true => Ok(()),
+            false => Err(format!("the service knows the point {told:?} of the job {}, which made {point:?}", job.id)),
         }
     }
 

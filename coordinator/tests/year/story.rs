@@ -77,6 +77,7 @@ impl Year {
     pub(super) fn calm(&self) {
         let mut state = self.world.state();
         (state.weather, state.plugin_faults) = (Weather::Calm, 0);
+        (state.service.away_until, state.service.faults) = (None, 0);
         state.sources.values_mut().for_each(|source| source.away_until = jiff::Timestamp::MIN);
         state.agent.spare();
     }
@@ -157,6 +158,15 @@ impl Year {
                 let faults = 100 + self.below(700) as u32;
                 self.world.tell(format!("{faults} of 1000 plugins die or hang"));
                 self.world.state().plugin_faults = faults;
+            }
+            44..47 if self.world.state().has_service => {
+                let away_until = vaultferry_vault::clock::now() + hours(self.below(9) as i64);
+                let faults = 50 + self.below(400) as u32;
+                self.world.tell(format!(
+                    "the backup service is away until {away_until}, then {faults} of 1000 messages are lost"
+                ));
+                let mut state = self.world.state();
+                (state.service.away_until, state.service.faults) = (Some(away_until), faults);
             }
             44..52 => {
                 let away_until = vaultferry_vault::clock::now() + hours(self.below(240) as i64);

@@ -11,6 +11,7 @@ use vaultferry_vault::{Id, simulate};
 
 use super::dice::Dice;
 use super::process::Process;
+use super::service;
 use super::store::Weathered;
 
 /// The folder that the vault is configured as. It is on no disk.
@@ -68,6 +69,9 @@ pub struct State {
     pub made: HashMap<Id, Made>,
     /// Jobs whose restore has come to its end, and was compared.
     pub restored: HashSet<String>,
+    /// The agent has a backup service.
+    pub has_service: bool,
+    pub service: service::State,
     /// What must never happen, seen when it happened.
     pub broken: Vec<String>,
     /// Instances whose last point may go: they were deleted by a person.
@@ -91,6 +95,8 @@ impl World {
             sources: BTreeMap::new(),
             made: HashMap::new(),
             restored: HashSet::new(),
+            has_service: seed % 2 == 1,
+            service: service::State::default(),
             broken: Vec::new(),
             given_up: Vec::new(),
             stores: BTreeMap::new(),

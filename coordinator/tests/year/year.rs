@@ -6,6 +6,7 @@
 //!   story.rs     what happens, drawn from the seed                                    store.rs     stores in their weather
 //!   check.rs     what must hold                                                       plugins.rs   plugins in this process
 //!   policies.rs  the year's policies, and a naive reference of them                   process.rs   what can be killed
+//!   service.rs   the backup service, which is away at times
 //! ```
 //! `VAULTFERRY_YEAR_SEEDS=n` runs so many seeds, `VAULTFERRY_YEAR_SEED=s` that one alone, and `VAULTFERRY_YEAR_STORY=1` prints what happens.
 //! Without them it is [`SEEDS`]. Every fifth year is a busy one: more sources, by the day and the hour. A seed gives the same events again, but not the same bytes: ids and nonces are random, and with them which of two
@@ -22,6 +23,7 @@ mod dice;
 mod plugins;
 mod policies;
 mod process;
+mod service;
 mod store;
 mod story;
 mod world;

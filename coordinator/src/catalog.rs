@@ -368,6 +368,14 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     async fn job(&self, id: &str) -> Result<Option<Job>, Error>;
     /// Newest first.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error>;
+    /// The same of those with one of these statuses (as [`Status`] is written: `in-progress`, `failed`, …) and one of these operations
+    /// ([`Work::name`]); an empty list means all. It costs what it finds.
+    async fn jobs_like(
+        &self,
+        filter: JobFilter,
+        statuses: &'static [&'static str],
+        operations: &'static [&'static str],
+    ) -> Result<Vec<Job>, Error>;
     /// An instance's jobs of these operations ([`Work::name`]) that were asked for at or after `from`, newest first. It costs what it finds,
     /// not what other jobs there are.
     async fn jobs_of(

@@ -59,7 +59,8 @@ fn site(instances: u32) {
             page(async || instances_page(&channel, &middle).await.instances.len()).await,
         ));
         figures.push(("points", page(async || points_page(&channel, &first.name).await).await));
-        figures.push(("jobs", page(async || jobs_page(&channel).await).await));
+        figures.push(("jobs", page(async || jobs_page(&channel, "").await).await));
+        figures.push(("failed jobs", page(async || jobs_page(&channel, "Failed").await).await));
         figures.push(("policies", page(async || policies(&channel).await).await));
         figures.push(("summary", page(async || summary(&channel, false).await).await));
         figures.push(("summary of instances", page(async || summary(&channel, true).await).await));
@@ -125,9 +126,10 @@ async fn points_page(channel: &Channel, instance: &str) -> usize {
     client.list_recovery_points(request).await.expect("a page").into_inner().points.len()
 }
 
-async fn jobs_page(channel: &Channel) -> usize {
+async fn jobs_page(channel: &Channel, status: &str) -> usize {
     let mut client = wire::job_service_client::JobServiceClient::new(channel.clone());
-    client.list_jobs(wire::ListJobsRequest::default()).await.expect("a page").into_inner().jobs.len()
+    let request = wire::ListJobsRequest { status: status.to_owned(), ..Default::default() };
+    client.list_jobs(request).await.expect("a page").into_inner().jobs.len()
 }
 
 async fn policies(channel: &Channel) -> usize {
@@ -174,7 +176,7 @@ fn fill(agent: &Agent, instances: u32) {
         );
         let mut job = prepare(
             "insert into jobs(id, create_time, instance_id, operation, status, request_id, body)
-             values (?1, ?2, ?3, 'backup', 'completed', null, ?4)",
+             values (?1, ?2, ?3, 'backup', ?4, null, ?5)",
         );
         for number in 0..instances {
             let high = u64::from(number) << 32;
@@ -203,14 +205,26 @@ fn fill(agent: &Agent, instances: u32) {
                 });
                 point.execute((&id, &point_id, time_us, 1 << 20, body.to_string())).expect("a point");
                 if day < 3 {
+                    // One of each instance has failed.
+                    let (name_of, status) = match day {
+                        1 => (
+                            "failed",
+                            json!({"status": "failed", "end_time": text(time_us),
+                                               "problem": {"reason": "DumpFailed", "message": "m", "fix": "f"}}),
+                        ),
+                        _ => (
+                            "completed",
+                            json!({"status": "completed", "end_time": text(time_us), "point_id": point_id,
+                                                  "bytes_read": 1_u64 << 30, "bytes_stored": 1 << 20}),
+                        ),
+                    };
                     let body = json!({
                         "id": job_id, "create_time": text(time_us), "instance_id": id, "instance_name": name,
                         "work": {"operation": "backup", "rule": "Default"},
-                        "status": {"status": "completed", "end_time": text(time_us), "point_id": point_id,
-                                   "bytes_read": 1_u64 << 30, "bytes_stored": 1 << 20},
+                        "status": status,
                         "scheduled": true, "request_id": null, "warnings": [],
                     });
-                    job.execute((&job_id, time_us, &id, body.to_string())).expect("a job");
+                    job.execute((&job_id, time_us, &id, name_of, body.to_string())).expect("a job");
                 }
             }
         }

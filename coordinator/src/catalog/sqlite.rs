@@ -345,7 +345,16 @@ impl Catalog for Sqlite {
     }
 
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error> {
-        self.run(move |tx| jobs::list(tx, &filter)).await
+        self.run(move |tx| jobs::list_like(tx, &filter, &[], &[])).await
+    }
+
+    async fn jobs_like(
+        &self,
+        filter: JobFilter,
+        statuses: &'static [&'static str],
+        operations: &'static [&'static str],
+    ) -> Result<Vec<Job>, Error> {
+        self.run(move |tx| jobs::list_like(tx, &filter, statuses, operations)).await
     }
 
     async fn jobs_of(

@@ -26,6 +26,9 @@ const DAY: u64 = 24 * HOUR;
 /// The year, and then some calm days in which everything must come to where it belongs.
 const YEAR: Duration = Duration::from_secs(335 * DAY);
 const CALM_DAYS: u64 = 30;
+/// What new sources are protected by, in a busy year and in another one.
+const BUSY: &[&str] = &["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"];
+const QUIET: &[&str] = &["twice-a-week", "weekly", "weekly", "monthly"];
 /// A kill comes within so many steps.
 const LAST_STEP: u64 = 300;
 
@@ -96,11 +99,7 @@ impl Year {
     /// Another source is protected.
     async fn protect(&mut self, api: &Api) -> Result<Result<(), Problem>, String> {
         let busy = self.world.state().busy;
-        let policy = match busy {
-            true => &["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"][..],
-            false => &["twice-a-week", "weekly", "weekly", "monthly"],
-        };
-        let policy = *self.pick(policy);
+        let policy = *self.pick(if busy { BUSY } else { QUIET });
         let uri = {
             let mut state = self.world.state();
             let uri = format!("postgres://backup@db{}/shop", state.sources.len());

@@ -87,11 +87,26 @@ pub(super) fn find(tx: &Transaction<'_>, from: &str) -> Result<Option<Job>, Fail
     Ok(if jobs.len() == 1 { jobs.pop() } else { None })
 }
 
-pub(super) fn list(tx: &Transaction<'_>, filter: &JobFilter) -> Result<Vec<Job>, Failure> {
+/// See [`crate::catalog::Catalog::jobs_like`].
+pub(super) fn list_like(
+    tx: &Transaction<'_>,
+    filter: &JobFilter,
+    statuses: &[&str],
+    operations: &[&str],
+) -> Result<Vec<Job>, Failure> {
     let from = filter.from.map_or(i64::MIN, jiff::Timestamp::as_microsecond);
     let to = filter.to.map_or(i64::MAX, jiff::Timestamp::as_microsecond);
-    let sql = "select body from jobs where create_time >= ?1 and create_time < ?2 order by create_time desc, id desc limit ?3";
-    bodies(tx, sql, params![from, to, filter.limit])
+    let one_of = |column: &str, names: &[&str]| match names.is_empty() {
+        true => String::new(),
+        false => format!("and {column} in ('{}')", names.join("', '")),
+    };
+    let sql = format!(
+        "select body from jobs where create_time >= ?1 and create_time < ?2 {} {}
+         order by create_time desc, id desc limit ?3",
+        one_of("status", statuses),
+        one_of("operation", operations)
+    );
+    bodies(tx, &sql, params![from, to, filter.limit])
 }
 
 /// See [`crate::catalog::Catalog::last_backup`].

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
 /// deletions of policies; version 5 the index that the summary counts in; version 6 servers that are sources; version 7 what the link to the
 /// backup service must not forget; version 8 planned attempts, and the indexes in which the summary counts for each instance; version 9 when points were last
-/// deleted, and instances that are being made.
+/// deleted, instances that are being made, and the indexes of lists of jobs.
 pub(super) const VERSION: i64 = 9;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
@@ -67,6 +67,8 @@ create index points_proven on points(instance_id, time)
     "
 alter table expiry_clocks add column time integer;
 create table unmade(instance_id text primary key, body text not null) strict;
+create index jobs_by_status on jobs(status, create_time);
+create index jobs_by_operation on jobs(operation, create_time);
 ",
 ];
 

@@ -32,6 +32,16 @@ async fn instances_are_listed_by_pages_and_the_deleted_ones_apart() {
     };
     catalog.insert_job(failed.clone()).await.expect("a job");
     catalog.insert_job(job(8, &id("c"), None)).await.expect("a job");
+    let like = async |statuses: &'static [&'static str], operations: &'static [&'static str]| {
+        let filter = JobFilter { from: None, to: None, limit: 9 };
+        let jobs = catalog.jobs_like(filter, statuses, operations).await.expect("jobs");
+        jobs.into_iter().map(|job| job.id).collect::<Vec<_>>()
+    };
+    let ids = |numbers: &[u8]| numbers.iter().map(|number| format!("{number:032x}")).collect::<Vec<_>>();
+    assert_eq!(like(&[], &[]).await, ids(&[8, 7]));
+    assert_eq!(like(&["failed"], &[]).await, ids(&[7]));
+    assert_eq!(like(&["failed", "in-progress"], &["backup", "prune"]).await, ids(&[8, 7]));
+    assert_eq!(like(&["failed"], &["prune"]).await, ids(&[]));
     let listed = catalog.instances_page(false, Some("a".to_owned()), 1).await.expect("a page");
     assert_eq!(listed[0].last_backup, Some(failed));
 }

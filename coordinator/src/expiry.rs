@@ -113,6 +113,7 @@ impl Expiry {
     /// `first`: of this life of the agent.
     async fn begin(&self, first: bool, every: Duration, at_work: &mut HashMap<String, JoinHandle<()>>) {
         lifecycle::settle_all(&self.jobs, &CancellationToken::new()).await;
+        lifecycle::give_up_all(&self.shared, &CancellationToken::new()).await;
         let instances = match self.shared.catalog.instances().await {
             Ok(instances) => instances,
             Err(error) => return tracing::error!("expired points are looked for again in {every:?}: {error}"),

@@ -105,6 +105,8 @@ pub struct Shared {
     pub rehydration_poll: Duration,
     /// To the backup service.
     pub link: Link,
+    /// Held while instances are being made, and while what is left of such is given up.
+    pub making: tokio::sync::Mutex<()>,
 }
 
 impl Shared {

@@ -159,6 +159,7 @@ impl Service {
             upload_bytes_per_s: config.upload_bytes_per_s,
             rehydration_poll: config.rehydration_poll,
             link: config.service.as_ref().map_or_else(Link::default, |_| Link::of_service()),
+            making: tokio::sync::Mutex::default(),
         });
         let jobs = Jobs::new(shared.clone(), config.limits);
         Ok(Self { listen: config.listen, catalog, shared, jobs, vault, service: config.service, _lock: lock })

@@ -179,6 +179,7 @@ pub(crate) async fn world_with(dir: &Path, plugins: BTreeMap<String, crate::plug
         upload_bytes_per_s: None,
         rehydration_poll: Duration::from_secs(600),
         link: Link::default(),
+        making: tokio::sync::Mutex::default(),
     };
     Jobs::new(Arc::new(shared), 1)
 }

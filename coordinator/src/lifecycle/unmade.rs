@@ -8,8 +8,9 @@
 //!
 //! Invariants:
 //! - Only what the catalog says was being made, and has no row, is given up; such an instance never had a backup.
-//! - Nothing is made while it runs: it runs before the agent serves, and for whoever has just failed to make them.
-//! - What the vault does not answer stays noted, and is given up by the next start or by the next one who fails.
+//! - Nothing is made while it runs ([`Shared::making`]). It runs before the agent serves, for whoever has just failed to make them, and with
+//!   each run of retention.
+//! - What the vault does not answer stays noted, and is given up by the next one of these.
 
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::Problem;
@@ -23,6 +24,8 @@ use crate::recorded;
 
 /// Records in the vault that the instances that were being made are gone.
 pub(crate) async fn give_up_all(shared: &Shared, cancel: &CancellationToken) {
+    // Whoever makes some now gives up by himself what he does not come to an end with.
+    let Ok(_nobody_makes_any) = shared.making.try_lock() else { return };
     let unmade = match shared.catalog.unmade_instances().await {
         Ok(unmade) => unmade,
         Err(error) => return tracing::error!("instances whose making was cut off are looked for again later: {error}"),

@@ -175,7 +175,8 @@ impl Year {
             let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
             let instances = self.catalog.instances().await.map_err(text)?;
             let unsettled = instances.iter().find(|instance| instance.unsettled);
-            if unfinished.is_empty() && unsettled.is_none() && self.is_told().await? {
+            let unmade = self.catalog.unmade_instances().await.map_err(text)?;
+            if unfinished.is_empty() && unsettled.is_none() && unmade.is_empty() && self.is_told().await? {
                 return Ok(());
             }
             if unfinished.iter().any(|job| job.rehydrating) {
@@ -183,7 +184,7 @@ impl Year {
             }
             if begun.elapsed() > PATIENCE {
                 return Err(format!(
-                    "in progress for ever: {:?}, unsettled for ever: {unsettled:?}",
+                    "in progress for ever: {:?}, unsettled for ever: {unsettled:?}, unmade: {unmade:?}",
                     unfinished.first()
                 ));
             }

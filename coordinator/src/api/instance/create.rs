@@ -290,9 +290,8 @@ impl Api {
         let _one_at_a_time = self.policies.lock().await;
         let instances = self.name_instances(&looked, order, &followed.name).await?;
         self.keep_policy(&self.find_policy(&followed.name).await?).await?;
-        self.catalog.begin_instances(instances.clone()).await?;
         if let Err(problem) = self.make(&instances).await {
-            // None of them is an instance; the next start tries again what the vault does not take now.
+            // None of them is an instance; the hourly run tries again what the vault does not take now.
             lifecycle::give_up_all(&self.shared, &self.stopping).await;
             return Err(problem);
         }
@@ -308,6 +307,8 @@ impl Api {
 
     /// Makes the instances in the vault, and then in the catalog.
     async fn make(&self, instances: &[Instance]) -> Result<(), Problem> {
+        let _making = self.shared.making.lock().await;
+        self.catalog.begin_instances(instances.to_vec()).await?;
         for instance in instances {
             let record = recorded::instance_record(instance);
             admin::create_instance(&self.shared.vault, &self.shared.vault_key, &record, &self.stopping).await?;

@@ -19,7 +19,7 @@ async fn instances_are_listed_by_pages_and_the_deleted_ones_apart() {
         let page = catalog.instances_page(deleted, after.map(str::to_owned), limit).await.expect("a page");
         page.into_iter().map(|one| (one.instance.name, one.points, one.newest)).collect::<Vec<_>>()
     };
-    let of = |name: &str| (name.to_owned(), 0, None);
+    let of = |name: &str| -> (String, u64, Option<jiff::Timestamp>) { (name.to_owned(), 0, None) };
     assert_eq!(page(false, None, 2).await, [of("a"), ("c".to_owned(), 2, Some(time(30)))]);
     assert_eq!(page(false, Some("c"), 9).await, [of("d"), of("e")]);
     assert!(page(false, Some("e"), 9).await.is_empty());

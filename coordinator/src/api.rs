@@ -17,6 +17,8 @@ use vaultferry_vault::records::VaultRecord;
 use crate::catalog::{Catalog, Instance, Job, Point};
 use crate::job::{Jobs, Shared};
 
+pub(crate) use instance::is_same_region;
+
 mod convert;
 mod discover;
 mod instance;

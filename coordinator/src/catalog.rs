@@ -197,6 +197,28 @@ pub struct PluginProcess {
     pub start_time: u64,
 }
 
+/// An instance as a list tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedInstance {
+    /// The instance.
+    pub instance: Instance,
+    /// Listed points.
+    pub points: u64,
+    /// The time of the newest of them.
+    pub newest: Option<jiff::Timestamp>,
+    /// The newest backup job that has ended as completed or failed.
+    pub last_backup: Option<Job>,
+}
+
+/// A run of retention over an instance, as far as the next one has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpiryRun {
+    /// By what time it deleted ([`crate::policy::Plan::clock`]).
+    pub clock: jiff::Timestamp,
+    /// When it began, by the machine's clock. `None` in rows of early versions.
+    pub time: Option<jiff::Timestamp>,
+}
+
 /// A message to the backup service that waits for its acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxEntry {
@@ -292,6 +314,9 @@ impl From<Error> for Problem {
 pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// Another number after every change of an instance or of a policy, for who keeps a copy of them. Slots are not counted.
     async fn generation(&self) -> Result<u64, Error>;
+    /// Another number after every change of the instance's points or of how they stand, for who remembers what they were. It begins anew with
+    /// the process.
+    async fn point_changes(&self, instance_id: &str) -> Result<u64, Error>;
 
     /// Adds a policy's version. [`Error::Taken`] when that version is there.
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error>;
@@ -305,7 +330,13 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// Every version of the policy of that name, oldest first, deletions too.
     async fn policy_versions(&self, name: &str) -> Result<Vec<Policy>, Error>;
 
-    /// Adds instances, all or none. [`Error::Taken`] names the name or source that is taken.
+    /// Notes that instances are being made in the vault: until they are inserted or forgotten, they are [`Catalog::unmade_instances`].
+    async fn begin_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
+    /// Instances whose making was begun and has not come to its end: it is going on, or was cut off.
+    async fn unmade_instances(&self) -> Result<Vec<Instance>, Error>;
+    /// Nothing in the vault counts as that instance any more. One that is not there is no error.
+    async fn forget_unmade(&self, instance_id: &str) -> Result<(), Error>;
+    /// Adds instances, all or none; their making has come to its end. [`Error::Taken`] names the name or source that is taken.
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error>;
     /// By name or id.
     async fn instance(&self, name: &str) -> Result<Option<Instance>, Error>;
@@ -313,6 +344,13 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     async fn instance_of_source(&self, identity: &str) -> Result<Option<Instance>, Error>;
     /// All, by name.
     async fn instances(&self) -> Result<Vec<Instance>, Error>;
+    /// A page of instances by name, those after `after`: the deleted ones, or the others. With what a list tells of each.
+    async fn instances_page(
+        &self,
+        deleted: bool,
+        after: Option<String>,
+        limit: u32,
+    ) -> Result<Vec<ListedInstance>, Error>;
     /// Puts an instance in the place of the one with its id. [`Error::Taken`] when another one has its name or its source, or there is none
     /// with that id; nothing is changed then.
     async fn save_instance(&self, instance: Instance) -> Result<(), Error>;
@@ -332,6 +370,14 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     async fn job(&self, id: &str) -> Result<Option<Job>, Error>;
     /// Newest first.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error>;
+    /// The same of those with one of these statuses (as [`Status`] is written: `in-progress`, `failed`, …) and one of these operations
+    /// ([`Work::name`]); an empty list means all. It costs what it finds.
+    async fn jobs_like(
+        &self,
+        filter: JobFilter,
+        statuses: &'static [&'static str],
+        operations: &'static [&'static str],
+    ) -> Result<Vec<Job>, Error>;
     /// An instance's jobs of these operations ([`Work::name`]) that were asked for at or after `from`, newest first. It costs what it finds,
     /// not what other jobs there are.
     async fn jobs_of(
@@ -414,10 +460,10 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
     /// This slot is dealt with.
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error>;
 
-    /// By what time points of an instance were last deleted ([`crate::policy::Plan::clock`]).
-    async fn expiry_clock(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error>;
-    /// They are deleted by this time now.
-    async fn set_expiry_clock(&self, instance_id: &str, clock: jiff::Timestamp) -> Result<(), Error>;
+    /// The last run of retention over an instance that counted as one.
+    async fn expiry_run(&self, instance_id: &str) -> Result<Option<ExpiryRun>, Error>;
+    /// Another one begins now.
+    async fn set_expiry_run(&self, instance_id: &str, run: ExpiryRun) -> Result<(), Error>;
 
     /// The dashboard's figures; jobs are counted from `since`.
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error>;

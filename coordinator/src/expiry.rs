@@ -2,41 +2,49 @@
 //! the space.
 //!
 //! ```text
-//! every hour, for each instance, in a task of its own:
+//! every hour, for each instance of which something may be due (`quiet.rs`), in a task of its own:
 //!    points ─> policy::plan ─┬─ Expire ─> a job that soft-deletes the point; it can be undeleted until its purge time
 //!                            ├─ Purge, or a prune is half done ─> a prune
 //!                            └─ CopyToArchive, MoveToArchive, RemoveFromVault ─> a Tier job, one after the other   (`tier.rs`)
 //!                                                                                 and a prune when something was moved
+//! behind each commit, for its instance, when its policy copies at once: CopyToArchive
 //! ```
 //! Invariants:
 //! - What is deleted, and how much of it in one run, is [`policy::plan`]'s word alone: the last good point stays, held and immutable ones
 //!   too, and a clock that jumped deletes little.
 //! - The clock that was trusted is kept before anything is deleted, so that a kill in a run does not make that run's step again.
+//! - A run counts once an hour, as the catalog remembers it: the run of a start that comes earlier expires and purges nothing, and its clock
+//!   goes no faster than by those steps ([`between_runs`]). What it may do is what is repeated for nothing: moves, prunes that are due, the end
+//!   of a deletion that was cut off.
 //! - Deletions and moves are jobs like everybody's: they are listed, they can be watched, and a kill in one is made good.
 //! - Nothing is planned while a maintenance job of the instance runs, of this life or an earlier one: the plan would be of what was.
 //! - A copy that takes hours holds up nothing but the rest of its own instance's run.
 //! - Of an instance that was stopped nothing expires: its points stay, or are deleted all together ([`crate::lifecycle`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
 
-use crate::catalog::{Catalog, Exclusive, Instance, Job, Point, ReportFigures, Status, Work};
+use crate::catalog::{Catalog, Exclusive, ExpiryRun, Instance, Job, Point, ReportFigures, Status, Work};
 use crate::job::{Jobs, Shared};
 use crate::lifecycle;
-use crate::policy::{self, Plan, PointFacts, Run, Step, Stores, Warning};
+use crate::policy::{self, Plan, PointFacts, Rule, Run, Step, Stores, Tiering, Warning};
 
+mod quiet;
 #[cfg(test)]
 mod tests;
 mod tier;
+
+use quiet::{Quiet, State};
+use tier::Which;
 
 /// Between two runs. The limits of a run are made for this.
 pub(crate) const EVERY: Duration = Duration::from_secs(3600);
@@ -59,31 +67,42 @@ pub struct Expiry {
     copies: Arc<Semaphore>,
     /// Points whose Tier job has failed, and since when.
     failed: Arc<Mutex<HashMap<Id, Instant>>>,
+    /// Instances that a run passes over.
+    quiet: Arc<Quiet>,
 }
 
 impl Expiry {
     /// It begins with [`Expiry::run`].
     pub fn new(shared: Arc<Shared>, jobs: Jobs) -> Self {
         let (instances, copies) = (Arc::new(Semaphore::new(INSTANCES_AT_ONCE)), Arc::new(Semaphore::new(1)));
-        Self { shared, jobs, instances, copies, failed: Arc::default() }
+        Self { shared, jobs, instances, copies, failed: Arc::default(), quiet: Arc::default() }
     }
 
-    /// Runs at once and then after each `every`, until `stop`. A job that it has begun goes on then, or is interrupted like any other.
+    /// Runs at once and then after each `every`, until `stop`; and copies behind each commit what has to be in the archive store at once. A job
+    /// that it has begun goes on then, or is interrupted like any other.
     pub async fn run(self, every: Duration, stop: CancellationToken) {
         let mut at_work: HashMap<String, JoinHandle<()>> = HashMap::new();
+        let mut copying = JoinSet::new();
+        let (mut first, mut next) = (true, Instant::now());
         loop {
-            // An instance whose last run is not over has no other one beside it.
-            at_work.retain(|_, task| !task.is_finished());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = self.begin(every, &mut at_work) => {}
-            }
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = tokio::time::sleep(every) => {}
+                () = tokio::time::sleep_until(next) => {
+                    // An instance whose last run is not over has no other one beside it.
+                    at_work.retain(|_, task| !task.is_finished());
+                    if stop.run_until_cancelled(self.begin(first, every, &mut at_work)).await.is_none() {
+                        break;
+                    }
+                    (first, next) = (false, Instant::now() + every);
+                }
+                instance_id = self.jobs.next_commit() => {
+                    copying.spawn(self.clone().copy_at_once(instance_id));
+                }
+                Some(_) = copying.join_next() => {}
             }
         }
+        copying.shutdown().await;
         at_work.values().for_each(JoinHandle::abort);
         for (_, task) in at_work {
             // It was aborted, or its panic has been told.
@@ -91,19 +110,38 @@ impl Expiry {
         }
     }
 
-    async fn begin(&self, every: Duration, at_work: &mut HashMap<String, JoinHandle<()>>) {
+    /// `first`: of this life of the agent.
+    async fn begin(&self, first: bool, every: Duration, at_work: &mut HashMap<String, JoinHandle<()>>) {
         lifecycle::settle_all(&self.jobs, &CancellationToken::new()).await;
+        lifecycle::give_up_all(&self.shared, &CancellationToken::new()).await;
         let instances = match self.shared.catalog.instances().await {
             Ok(instances) => instances,
             Err(error) => return tracing::error!("expired points are looked for again in {every:?}: {error}"),
         };
+        self.quiet.keep_only(&instances.iter().map(|instance| instance.id.as_str()).collect::<HashSet<_>>());
         for instance in instances {
-            at_work.entry(instance.id.clone()).or_insert_with(|| tokio::spawn(self.clone().run_once(instance)));
+            match self.is_quiet(&instance).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => return tracing::error!("expired points are looked for again in {every:?}: {error}"),
+            }
+            at_work.entry(instance.id.clone()).or_insert_with(|| tokio::spawn(self.clone().run_once(instance, first)));
         }
     }
 
-    async fn run_once(self, instance: Instance) {
-        match self.expire(&instance).await {
+    /// True when nothing of the instance is due.
+    async fn is_quiet(&self, instance: &Instance) -> Result<bool, Problem> {
+        let state = self.state_of(&instance.id).await?;
+        Ok(self.quiet.holds(&instance.id, state, vaultferry_vault::clock::now()))
+    }
+
+    async fn state_of(&self, instance_id: &str) -> Result<State, Problem> {
+        let catalog = &self.shared.catalog;
+        Ok(State { generation: catalog.generation().await?, points: catalog.point_changes(instance_id).await? })
+    }
+
+    async fn run_once(self, instance: Instance, first: bool) {
+        match self.expire(&instance, first).await {
             Ok(()) => {}
             Err(problem) if problem.reason == Reason::MaintenanceBusy || lifecycle::is_refusal(&problem) => {
                 tracing::info!(
@@ -122,16 +160,20 @@ impl Expiry {
         }
     }
 
-    async fn expire(&self, instance: &Instance) -> Result<(), Problem> {
+    async fn expire(&self, instance: &Instance, first: bool) -> Result<(), Problem> {
         self.wait_until_free(instance).await?;
         let place = self.instances.acquire().await.map_err(closed)?;
         let catalog = &self.shared.catalog;
         // It may have been stopped, or linked to another policy, while its turn was waited for. From here on no job that it does not allow
-        // begins (`lifecycle::check_allows`).
-        let now = catalog.instance(&instance.id).await?;
-        let Some(instance) = now.as_ref() else { return Ok(()) };
-        let clock = catalog.expiry_clock(&instance.id).await?;
-        let Some(plan) = self.plan(instance, vaultferry_vault::clock::now(), clock).await? else { return Ok(()) };
+        // begins (`lifecycle::check_allows`). Asked before what it counts is read.
+        let state = self.state_of(&instance.id).await?;
+        let found = catalog.instance(&instance.id).await?;
+        let Some(instance) = found.as_ref() else { return Ok(()) };
+        let now = vaultferry_vault::clock::now();
+        let last = catalog.expiry_run(&instance.id).await?;
+        let early = last.filter(|_| first).and_then(|last| between_runs(&last, now));
+        let clock = last.map(|last| last.clock);
+        let Some(plan) = self.plan(instance, early.unwrap_or(now), clock).await? else { return Ok(()) };
         for warning in plan.warnings.iter().filter(|_| !plan.actions.is_empty()) {
             match warning {
                 Warning::Deferred { .. } => tracing::info!(instance = instance.name, "{warning}"),
@@ -140,24 +182,54 @@ impl Expiry {
                 _ => tracing::warn!(instance = instance.name, "{warning}"),
             }
         }
-        catalog.set_expiry_clock(&instance.id, plan.clock).await?;
+        if early.is_none() {
+            catalog.set_expiry_run(&instance.id, ExpiryRun { clock: plan.clock, time: Some(now) }).await?;
+        }
         let mut purge = false;
         for action in &plan.actions {
             match action.step {
+                Step::Expire | Step::Purge if early.is_some() => {}
                 Step::Expire => self.delete(instance, &action.point).await?,
                 Step::Purge => purge = true,
                 // The steps between the stores come below: what gives back space does not wait for them.
                 Step::Keep { .. } | Step::CopyToArchive | Step::MoveToArchive | Step::RemoveFromVault => {}
             }
         }
-        if purge || self.is_prune_due(instance).await? {
+        let prune = self.prune_due(instance).await?;
+        if purge || prune == PruneDue::Now {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
         drop(place);
-        if self.tier(instance, plan.clock).await? && self.is_prune_due(instance).await? {
+        if self.tier(instance, plan.clock, Which::All).await? && self.prune_due(instance).await? == PruneDue::Now {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
-        lifecycle::go_on_deleting(&self.jobs, instance, plan.clock).await
+        lifecycle::go_on_deleting(&self.jobs, instance, plan.clock).await?;
+        // A deleted instance's end hangs on more than its points.
+        let may_rest = prune == PruneDue::No && !instance.protection.is_deleted();
+        self.quiet.note(&instance.id, state, now, may_rest.then(|| quiet::until(&plan, now)).flatten());
+        Ok(())
+    }
+
+    /// Copies to the archive store what a commit of the instance may have made due there. What cannot be done now is left to the next run.
+    async fn copy_at_once(self, instance_id: String) {
+        let copied = async {
+            let Some(instance) = self.shared.catalog.instance(&instance_id).await? else { return Ok(()) };
+            let Some(policy) = self.shared.catalog.policy(&instance.policy).await? else { return Ok(()) };
+            let document = policy::parsed(&policy.document)?;
+            let is_immediate =
+                |rule: &Rule| rule.archive.as_ref().is_some_and(|archive| archive.tiering == Tiering::Immediate);
+            if !document.rules.iter().any(is_immediate) {
+                return Ok(());
+            }
+            self.wait_until_free(&instance).await?;
+            let last = self.shared.catalog.expiry_run(&instance.id).await?;
+            let clock = policy::deletion_time(vaultferry_vault::clock::now(), last.map(|last| last.clock));
+            self.tier(&instance, clock, Which::Copies).await.map(|_| ())
+        };
+        let copied: Result<(), Problem> = copied.await;
+        if let Err(problem) = copied {
+            tracing::info!(instance_id, "the next run copies what is due in the archive store: {}", problem.message);
+        }
     }
 
     /// What is to be done with the instance's points; `None`: its policy is gone.
@@ -168,7 +240,7 @@ impl Expiry {
         clock: Option<Timestamp>,
     ) -> Result<Option<Plan>, Problem> {
         let Some(policy) = self.shared.catalog.policy(&instance.policy).await? else { return Ok(None) };
-        let document = policy::parse(&policy.document)?;
+        let document = policy::parsed(&policy.document)?;
         let mut points = facts(&*self.shared.catalog, &instance.id).await?;
         lifecycle::keep_listed(instance, &mut points);
         Ok(Some(policy::plan(&document, &points, &Run { now, clock, reference: None, protected: true })))
@@ -212,36 +284,55 @@ impl Expiry {
         Ok(ended.is_some_and(|job| matches!(job.status, Status::Completed { .. })))
     }
 
-    /// [`prune_is_due`], asked of the instance's jobs.
-    async fn is_prune_due(&self, instance: &Instance) -> Result<bool, Problem> {
+    /// [`prune_due`], asked of the instance's jobs.
+    async fn prune_due(&self, instance: &Instance) -> Result<PruneDue, Problem> {
         let now = vaultferry_vault::clock::now();
         let from = now.checked_sub(PRUNES_SINCE).unwrap_or(Timestamp::MIN);
         let jobs = self.shared.catalog.jobs_of(&instance.id, &["prune", "tier"], from).await?;
-        Ok(prune_is_due(jobs.into_iter(), now))
+        Ok(prune_due(jobs.into_iter(), now))
     }
 }
 
-/// True when the last prune failed or left work for the next one, or a point has left the vault store since it began; and it was long enough
+/// The time by which a start's run goes when the run before it began less than [`EVERY`] ago, so that it counts as none; `None`: it counts.
+/// By a clock that was set back it may seem to have begun in time to come: then nobody knows, and this life's next run counts.
+fn between_runs(last: &ExpiryRun, now: Timestamp) -> Option<Timestamp> {
+    let since = now.duration_since(last.time?);
+    let is_early = SignedDuration::try_from(EVERY).is_ok_and(|every| since < every);
+    is_early.then(|| policy::deletion_time_between(now, last.clock, since))
+}
+
+/// Whether the agent starts a prune by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PruneDue {
+    Now,
+    /// The last one is not long enough ago.
+    Later,
+    No,
+}
+
+/// `Now` when the last prune failed or left work for the next one, or a point has left the vault store since it began; and it was long enough
 /// ago. The jobs are one instance's, newest first.
-fn prune_is_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> bool {
+fn prune_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> PruneDue {
     let is_prune = |job: &Job| job.work == Work::Prune { dry_run: false };
     // Also one that failed or was killed may have taken its point out, or left something in the archive.
     let is_move = |job: &Job| matches!(job.work, Work::Tier { remove_from_vault: true, .. });
-    let Some(last) = jobs.find(|job| is_prune(job) || is_move(job)) else { return false };
+    let Some(last) = jobs.find(|job| is_prune(job) || is_move(job)) else { return PruneDue::No };
     let moved = is_move(&last);
     let prune = if moved { jobs.find(is_prune) } else { Some(last) };
-    let Some(prune) = prune else { return moved };
-    if prune.create_time + PRUNE_AGAIN > now {
-        return false;
-    }
-    moved
+    let Some(prune) = prune else { return PruneDue::Now };
+    let is_wanted = moved
         || match prune.report.and_then(|report| report.figures) {
             Some(ReportFigures::Prune(figures)) => {
                 figures.packs_marked > 0 || figures.packs_noted > 0 || figures.packs_deleted > 0
             }
             // It failed, or was killed.
             _ => true,
-        }
+        };
+    match is_wanted {
+        false => PruneDue::No,
+        true if prune.create_time + PRUNE_AGAIN > now => PruneDue::Later,
+        true => PruneDue::Now,
+    }
 }
 
 fn closed(error: tokio::sync::AcquireError) -> Problem {

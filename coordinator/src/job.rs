@@ -14,7 +14,7 @@
 //! - A backup is Completed if and only if its point is published.
 //! - Whoever waits for a job sees every change ([`Jobs::watch`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +51,7 @@ pub(crate) use maintenance::{note_standing, standing};
 pub(crate) use pause::at as pause_at;
 pub use queue::Limits;
 pub(crate) use restore::{endpoint_for, files_credential, plan_request};
+pub(crate) use retry::LONGEST_SLEEP as LONGEST_RETRY_SLEEP;
 pub(crate) use session::{command, env_of, source};
 
 use queue::{Need, Queue, Ticket, Turn};
@@ -105,6 +106,8 @@ pub struct Shared {
     pub rehydration_poll: Duration,
     /// To the backup service.
     pub link: Link,
+    /// Held while instances are being made, and while what is left of such is given up.
+    pub making: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -152,6 +155,9 @@ struct Inner {
     stop: CancellationToken,
     /// A job ended: a schedule, or another attempt, may have waited for it.
     ended: Notify,
+    /// Instances of which a point was committed that nobody has heard of ([`Jobs::next_commit`]).
+    committed: Mutex<BTreeSet<String>>,
+    news: Notify,
     /// Read while a job begins, written while an instance changes.
     changes: Arc<RwLock<()>>,
 }
@@ -166,6 +172,8 @@ impl Jobs {
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             ended: Notify::new(),
+            committed: Mutex::default(),
+            news: Notify::new(),
             changes: Arc::default(),
         };
         Self { shared, inner: Arc::new(inner) }
@@ -317,6 +325,27 @@ impl Jobs {
     /// Waits until some job has ended.
     pub async fn wait_for_an_end(&self) {
         self.inner.ended.notified().await;
+    }
+
+    /// Waits until a point of an instance was committed, and gives the instance's id. Each is told once; several commits of one may be told as
+    /// one. For one listener. Dropping it loses nothing.
+    pub(crate) async fn next_commit(&self) -> String {
+        loop {
+            if let Some(instance_id) = self.committed().pop_first() {
+                return instance_id;
+            }
+            self.inner.news.notified().await;
+        }
+    }
+
+    /// A point of the instance was committed.
+    fn note_commit(&self, instance_id: &str) {
+        self.committed().insert(instance_id.to_owned());
+        self.inner.news.notify_one();
+    }
+
+    fn committed(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.inner.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn update(&self, job_id: &str, change: impl FnOnce(&mut Progress)) {

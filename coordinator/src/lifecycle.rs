@@ -31,9 +31,11 @@ use crate::policy::PointFacts;
 
 mod change;
 mod end;
+mod unmade;
 
 pub(crate) use change::{Change, settle_all};
 pub(crate) use end::{go_on_deleting, is_deletable};
+pub(crate) use unmade::give_up_all;
 
 /// What pausing makes of the instance's protection.
 pub(crate) fn paused(instance: &Instance, now: Timestamp) -> Result<Protection, Problem> {

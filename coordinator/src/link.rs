@@ -19,6 +19,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use tokio::sync::Notify;
@@ -29,6 +30,8 @@ mod assign;
 mod backoff;
 mod client;
 mod deliver;
+#[cfg(test)]
+pub(crate) mod in_process;
 mod task;
 mod wire;
 
@@ -45,6 +48,20 @@ pub struct Config {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Sent with every call as a bearer token.
     pub token: Option<SecretString>,
+    /// Served in this process instead of at the endpoint.
+    #[cfg(test)]
+    pub(crate) in_process: Option<in_process::Way>,
+}
+
+impl Config {
+    /// Between two looks for what was done without waking the link.
+    fn look_again(&self) -> Duration {
+        #[cfg(test)]
+        if let Some(way) = &self.in_process {
+            return way.look_again;
+        }
+        deliver::LOOK_AGAIN
+    }
 }
 
 /// Where commits are confirmed, for those who have made one. Cheap to clone; the default is this agent's own catalog.

@@ -4,7 +4,8 @@
 //! - One process for one piece of work. It leads its own process group, and the group is killed when the host is done with it.
 //! - The process gets a clean environment: what it needs to run, and the variables that its own job names. Never a secret in its arguments.
 //! - Its standard input is the control pipe: when this process dies, the pipe closes, and the plugin stops itself.
-//! - A plugin that is silent for [`SILENCE`] is taken for dead.
+//! - A plugin that is silent for [`SILENCE`] is taken for dead; one that does not end a call with one answer in that call's own time, too
+//!   ([`Plugin::answer`]).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use vaultferry_proto::{Problem, Reason};
 
 use crate::catalog::PluginProcess;
 
+#[cfg(test)]
+pub(crate) mod hanging;
 #[cfg(test)]
 pub(crate) mod in_process;
 pub mod reap;
@@ -192,16 +195,29 @@ impl Plugin {
         &mut self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, Problem> {
-        match tokio::time::timeout(SILENCE, call).await {
+        self.answer(SILENCE, call).await
+    }
+
+    /// Waits for a call that is answered once, at its end, and hangs when that takes longer than `limit`.
+    pub async fn answer<T>(
+        &mut self,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Problem> {
+        match tokio::time::timeout(limit, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.problem(&status).await),
-            Err(_) => Err(Self::silent()),
+            Err(_) => Err(Self::silent_for(limit)),
         }
     }
 
     /// The problem of a plugin that has said nothing for [`SILENCE`].
     pub fn silent() -> Problem {
-        Problem::new(Reason::PluginTimeout, format!("the plugin gave no sign of life for {SILENCE:?}"))
+        Self::silent_for(SILENCE)
+    }
+
+    fn silent_for(time: Duration) -> Problem {
+        Problem::new(Reason::PluginTimeout, format!("the plugin gave no sign of life for {time:?}"))
     }
 
     /// What is to be remembered of the process for the time after a crash of this one.

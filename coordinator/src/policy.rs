@@ -6,6 +6,7 @@
 //!   retention  rule_for: which rule a new point carries; life of a point   plan    what to do with each point now; preview
 //!   keep_until the end of a point on demand that no rule is for            retry   the pauses between attempts at one backup
 //!   simulate   which points would exist, where and until when              azure   import and export of Azure's policies
+//!   parsed     documents that were parsed already
 //!   change     what another version, or another policy, does to instances and to their points
 //! ```
 //! Invariants:
@@ -28,6 +29,7 @@ mod change;
 mod document;
 mod duration;
 mod keep_until;
+mod parsed;
 mod plan;
 mod retention;
 mod retry;
@@ -39,7 +41,10 @@ pub use calendar::Slots;
 pub use change::{Figures, check_confirmed, slots_settled};
 pub use document::{default_document, default_policy, parse};
 pub use keep_until::keep_until;
-pub use plan::{Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, plan, preview};
+pub use parsed::parsed;
+pub use plan::{
+    Action, Change, Effect, Plan, Preview, Run, Step, Warning, Why, deletion_time, deletion_time_between, plan, preview,
+};
 pub use retention::{ArchiveLife, Life, PointFacts, Stores, Tagger, life, rule_for};
 pub use retry::Retry;
 pub use selector::{DaySelector, Nth};

@@ -20,7 +20,7 @@ use crate::catalog::Catalog;
 use crate::catalog::copy::Copies;
 use crate::catalog::sqlite::Sqlite;
 use crate::expiry::{self, Expiry};
-use crate::job::{Jobs, Limits, Shared};
+use crate::job::{Jobs, LONGEST_RETRY_SLEEP, Limits, Shared};
 use crate::link::{self, Link};
 use crate::offline::{create_private_dir, lock};
 use crate::scheduler::{self, Scheduler};
@@ -65,13 +65,22 @@ pub struct Config {
 pub(crate) struct Pace {
     /// The scheduler notices a jump of the clock after this at the latest.
     pub(crate) longest_sleep: Duration,
+    /// The same of attempts that are planned.
+    pub(crate) longest_retry_sleep: Duration,
     /// Between two runs of retention.
     pub(crate) expiry: Duration,
+    /// What looks at the machine and at servers every hour: space, copies of the catalog's file, scans. A simulation has none of these.
+    pub(crate) hourly: bool,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { longest_sleep: scheduler::LONGEST_SLEEP, expiry: expiry::EVERY }
+        Self {
+            longest_sleep: scheduler::LONGEST_SLEEP,
+            longest_retry_sleep: LONGEST_RETRY_SLEEP,
+            expiry: expiry::EVERY,
+            hourly: true,
+        }
     }
 }
 
@@ -121,6 +130,14 @@ impl Service {
         let cancel = CancellationToken::new();
         let root = config.vault.open_root()?;
         let vault = admin::open(&root, &cancel).await?;
+        if let Some(region) = config.region.as_ref().filter(|region| !api::is_same_region(region, &vault.region)) {
+            // Whoever reads the configuration would think that sources of that region are taken.
+            tracing::warn!(
+                region,
+                "the vault was made in the region {:?}, which counts: correct [vault] region",
+                vault.region
+            );
+        }
         let vault_key = config.vault_key.load(&root, &cancel).await?;
         let agent_id = owner::agent_id(&config.state_dir)?;
         owner::claim_at_start(&root, &agent_id, &cancel).await?;
@@ -142,6 +159,7 @@ impl Service {
             upload_bytes_per_s: config.upload_bytes_per_s,
             rehydration_poll: config.rehydration_poll,
             link: config.service.as_ref().map_or_else(Link::default, |_| Link::of_service()),
+            making: tokio::sync::Mutex::default(),
         });
         let jobs = Jobs::new(shared.clone(), config.limits);
         Ok(Self { listen: config.listen, catalog, shared, jobs, vault, service: config.service, _lock: lock })
@@ -163,16 +181,19 @@ impl Service {
     ) -> Result<(), Problem> {
         self.adopt_records(&shutdown).await;
         lifecycle::settle_all(&self.jobs, &shutdown).await;
+        lifecycle::give_up_all(&self.shared, &shutdown).await;
         self.jobs.recover().await?;
         let changed = Arc::new(Notify::new());
         let tasks = TaskTracker::new();
         let scheduler = Scheduler::new(self.catalog.clone(), self.jobs.clone(), changed.clone());
         tasks.spawn(scheduler.run(pace.longest_sleep, shutdown.clone()));
         tasks.spawn(Expiry::new(self.shared.clone(), self.jobs.clone()).run(pace.expiry, shutdown.clone()));
-        tasks.spawn(self.jobs.clone().run_retries(shutdown.clone()));
-        tasks.spawn(space::watch(self.shared.clone(), shutdown.clone()));
+        tasks.spawn(self.jobs.clone().run_retries(pace.longest_retry_sleep, shutdown.clone()));
         let copies = Copies::new(self.shared.clone());
-        tasks.spawn(copies.clone().run(shutdown.clone()));
+        if pace.hourly {
+            tasks.spawn(space::watch(self.shared.clone(), shutdown.clone()));
+            tasks.spawn(copies.clone().run(shutdown.clone()));
+        }
         let vault_id = self.vault.id.clone();
         let api = api::Api::new(self.catalog, self.shared.clone(), self.jobs.clone(), self.vault, changed);
         let own_calls = api.clone().until(shutdown.clone());
@@ -180,13 +201,17 @@ impl Service {
         if let Some(link) = link {
             tasks.spawn(link.run(shutdown.clone()));
         }
-        tasks.spawn(api.clone().scan_servers(shutdown.clone()));
+        if pace.hourly {
+            tasks.spawn(api.clone().scan_servers(shutdown.clone()));
+        }
         let served = serve(api, shutdown.clone()).await;
         shutdown.cancel();
         tasks.close();
         tasks.wait().await;
         self.jobs.drain(DRAIN).await;
-        copies.at_stop().await;
+        if pace.hourly {
+            copies.at_stop().await;
+        }
         served
     }
 }

@@ -246,6 +246,12 @@ fn a_vault_in_another_region() {
     agent.cli_json(&[&create[..], &["koreasouth"]].concat()).assert_failed("RegionMismatch");
     nothing_is_protected(&agent);
     agent.cli_json(&[&create[..], &["koreacentral"]].concat()).success();
+    let to = agent.dir().join("files").display().to_string();
+    let files = ["restore", "files", "shop", "--to", &to, "--target-region", "koreasouth"];
+    agent.cli_json(&files).assert_failed("RegionMismatch");
+    let target = format!("postgres://postgres@127.0.0.1:{}/", server.port());
+    let database = ["restore", "database", "shop", "--target", &target, "--database", "back", "--passfile", &passfile];
+    agent.cli_json(&[&database[..], &["--target-region", "koreasouth"]].concat()).assert_failed("RegionMismatch");
 }
 
 #[test]

@@ -3,13 +3,20 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use vaultferry_tests::agent::{Agent, Setup};
+use vaultferry_tests::agent::{Agent, Setup, number};
 use vaultferry_tests::postgres::Server;
 use vaultferry_tests::{sample, wait_for};
 
 #[path = "support/aging.rs"]
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod aging;
+
+/// Restarts the agent, whose first run counts.
+fn restart_in_an_hour(agent: &mut Agent) {
+    agent.terminate();
+    aging::runs(agent);
+    agent.start();
+}
 
 fn deletions(agent: &Agent) -> Vec<Value> {
     let listed = agent.cli_json(&["job", "list", "--operation", "DeletePoint"]).success().json();
@@ -33,6 +40,7 @@ fn an_expired_point_is_soft_deleted_and_the_last_good_one_stays() {
     // Older than any rule of the policy.
     agent.terminate();
     aging::points(&agent, 4000);
+    aging::runs(&agent);
     agent.start();
     wait_for("the oldest point's deletion", Duration::from_secs(30), || {
         let jobs = deletions(&agent);
@@ -46,12 +54,19 @@ fn an_expired_point_is_soft_deleted_and_the_last_good_one_stays() {
     assert_eq!(deleted["points"][0]["id"], points[2]["id"]);
     assert!(deleted["points"][0]["purge_time"].is_string());
 
+    // Starts within the hour are no runs.
+    for _ in 0..2 {
+        agent.restart();
+        agent.cli(&["point", "verify", "shop", "--wait"]).success();
+    }
+    assert_eq!(deletions(&agent).len(), 1);
+
     // The next runs take the second, and never the last.
-    agent.restart();
+    restart_in_an_hour(&mut agent);
     wait_for("the second point's deletion", Duration::from_secs(30), || {
         (deletions(&agent).len() == 2 && agent.points("shop").len() == 1).then_some(())
     });
-    agent.restart();
+    restart_in_an_hour(&mut agent);
     agent.cli(&["point", "verify", "shop", "--wait"]).success();
     assert_eq!(agent.points("shop")[0]["id"], points[0]["id"]);
     assert_eq!(deletions(&agent).len(), 2);
@@ -60,4 +75,50 @@ fn an_expired_point_is_soft_deleted_and_the_last_good_one_stays() {
     let oldest = points[2]["id"].as_str().expect("an id").to_owned();
     agent.cli(&["point", "undelete", "shop", &oldest, "--wait"]).success();
     assert_eq!(agent.points("shop").len(), 2);
+}
+
+/// What is purged goes by the clock that points expire by: one that has jumped ahead takes nothing that could still be brought back.
+#[test]
+fn a_prune_purges_by_the_clock_of_retention() {
+    let server = Server::start();
+    sample::random(&server, "shop", 1);
+    let mut agent = Setup::new().start();
+    // Of the clock, which this test sets.
+    agent.expect_log("is not trusted");
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.cli(&["vault", "settings", "--soft-delete-days", "0"]).success();
+    let old = agent.backup("shop").point_id().to_owned();
+    agent.backup("shop");
+    // The first run of retention over the instance.
+    agent.restart();
+    agent.cli(&["point", "delete", "shop", &old, "--yes", "--wait"]).success();
+    let purged = |agent: &Agent| {
+        let reply = agent.cli_json(&["vault", "prune", "shop", "--wait"]).success().json();
+        number(&reply["jobs"][0]["prune_report"]["points_purged"])
+    };
+    wait_for_a_run(&agent);
+    agent.terminate();
+    // As if the machine had been off for a month, or its clock had jumped by one: by the trusted clock the point's time has not come.
+    aging::expiry_clocks(&agent, 30);
+    agent.start();
+    wait_for_a_run(&agent);
+    assert_eq!(purged(&agent), 0);
+    let deleted = agent.cli_json(&["point", "list", "shop", "--deleted"]).success().json();
+    assert_eq!(deleted["points"][0]["id"], old.as_str(), "{deleted:#}");
+    agent.terminate();
+    aging::expiry_clocks(&agent, -30);
+    agent.start();
+    assert_eq!(purged(&agent), 1);
+}
+
+/// Until retention has looked at the instance in this life of the agent.
+fn wait_for_a_run(agent: &Agent) {
+    let catalog = agent.state_dir().join("catalog.sqlite");
+    let ran = || {
+        let catalog = rusqlite::Connection::open(&catalog).expect("the catalog opens");
+        let sql = "select max(time) from expiry_clocks";
+        let last = catalog.query_row(sql, [], |row| row.get::<_, Option<i64>>(0)).expect("the table");
+        last.is_some_and(|last| jiff::Timestamp::now().as_microsecond() - last < 3_600_000_000)
+    };
+    wait_for("a run of retention", Duration::from_secs(30), || ran().then_some(()));
 }

@@ -253,6 +253,7 @@ fn nothing_of_a_stopped_instance_expires_and_a_paused_one_keeps_its_last_point()
     run(&agent, &["pause", "second"]).success();
     agent.terminate();
     aging::points(&agent, 4000);
+    aging::runs(&agent);
     agent.start();
     wait_for("the paused instance's expiry", SOON, || (ids(&agent, "second", &[]).len() == 1).then_some(()));
     assert_eq!(ids(&agent, "first", &[]).len(), 2);
@@ -266,7 +267,9 @@ fn nothing_of_a_stopped_instance_expires_and_a_paused_one_keeps_its_last_point()
     assert!(refused.stderr.contains("1 of its 2 points"), "{}", refused.stderr);
     assert_state(&agent, "first", "Stopped", "Stopped - (data retained)");
     run(&agent, &["resume", "first", "--yes"]).success();
-    agent.restart();
+    agent.terminate();
+    aging::runs(&agent);
+    agent.start();
     wait_for("its expiry", SOON, || (ids(&agent, "first", &[]).len() == 1).then_some(()));
     run(&agent, &["resume", "second"]).success();
 }

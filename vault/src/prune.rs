@@ -74,12 +74,22 @@ pub struct Options {
     pub merge_from: usize,
     /// How long the lease lasts when this prune is killed.
     pub lease_term: Duration,
+    /// Points are purged whose purge time is not after this, nor after what the machine's clock says; `None`: that clock alone. Whoever
+    /// deletes by a clock of his own purges by it, too: a clock that jumped ahead then takes nothing that could still be brought back.
+    pub purge_until: Option<jiff::Timestamp>,
+}
+
+impl Options {
+    /// The time by which points are purged.
+    fn purge_time(&self, now: jiff::Timestamp) -> jiff::Timestamp {
+        self.purge_until.map_or(now, |until| until.min(now))
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
         // A daily backup leaves one or two index files: merged once a week or so.
-        Self { merge_from: 8, lease_term: lease::TERM }
+        Self { merge_from: 8, lease_term: lease::TERM, purge_until: None }
     }
 }
 
@@ -162,8 +172,9 @@ struct Survey {
 /// What [`run`] would do now. Changes nothing, takes no lease.
 pub async fn plan(repository: &Repository, options: &Options, cancel: &CancellationToken) -> Result<Plan, Error> {
     let now = crate::clock::now();
-    let survey = with_cancel(cancel, survey(repository, now, &Meter::default(), cancel)).await?;
-    let due = survey.states.iter().filter(|state| points::is_due(state, now)).map(|state| state.id);
+    let due = options.purge_time(now);
+    let survey = with_cancel(cancel, survey(repository, now, due, &Meter::default(), cancel)).await?;
+    let due = survey.states.iter().filter(|state| points::is_due(state, due)).map(|state| state.id);
     Ok(Plan { purge: due.collect(), ..survey.plan(options) })
 }
 
@@ -201,8 +212,9 @@ async fn run_now(
     let store = &**repository.store();
     let now = crate::clock::now();
     let mended = points::finish_interrupted(store, cancel).await?;
-    let purged = points::purge_due(store, now, cancel).await?;
-    let survey = survey(repository, now, meter, cancel).await?;
+    let due = options.purge_time(now);
+    let purged = points::purge_due(store, due, cancel).await?;
+    let survey = survey(repository, now, due, meter, cancel).await?;
     let mut report = Report { plan: survey.plan(options), purged, mended, ..Report::default() };
     let epoch = survey.marks.epoch + 1;
     let mark = PruneMark {
@@ -234,16 +246,17 @@ async fn run_now(
     Ok(report)
 }
 
-/// Steps 2 to 5 of the module's table.
+/// Steps 2 to 5 of the module's table. `due`: points whose purge time is not after it do not count any more.
 async fn survey(
     repository: &Repository,
     now: jiff::Timestamp,
+    due: jiff::Timestamp,
     meter: &Meter,
     cancel: &CancellationToken,
 ) -> Result<Survey, Error> {
     let store = &**repository.store();
     let marks = Marks::read(store).await?;
-    let (roots, states) = need::roots(repository, now, cancel).await?;
+    let (roots, states) = need::roots(repository, due, cancel).await?;
     let mut census = Census::take(repository, now).await?;
     need::walk(repository, &mut census, roots, meter).await?;
     census.choose_holders(&marks.shunned(store).await?);

@@ -154,7 +154,8 @@ impl Life {
     async fn prune(&mut self) -> Result<(), Error> {
         let store = self.store();
         let repository = self.open(&store).await?;
-        let options = prune::Options { lease_term: std::time::Duration::ZERO, merge_from: 3 };
+        let options =
+            prune::Options { lease_term: std::time::Duration::ZERO, merge_from: 3, ..prune::Options::default() };
         prune::run(&repository, &options, &Meter::default(), &never()).await.map(|_| ())
     }
 

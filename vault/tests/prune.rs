@@ -223,16 +223,26 @@ async fn a_soft_deleted_points_data_stays_until_it_is_purged() {
     let id = back_up(&repository, "1", &[1]).await.expect("back up");
     let later = jiff::Timestamp::now() + Duration::from_secs(86_400);
     points::soft_delete(&*store, &id, later, &never()).await.expect("delete");
-    for _ in 0..3 {
-        let report = run(&repository).await.expect("prune");
+    for purge_until in [None, Some(jiff::Timestamp::MAX), None] {
+        let options = Options { purge_until, ..options() };
+        let report = prune::run(&repository, &options, &Meter::default(), &never()).await.expect("prune");
         assert_eq!((report.plan.mark.packs, report.plan.kept_soft_deleted.packs), (0, 2));
     }
     points::undelete(&*store, &id, &never()).await.expect("undelete");
     assert_eq!(read_everything(&store).await, Ok(1));
     delete(&store, &id).await;
-    for _ in 0..2 {
-        run(&repository).await.expect("prune");
-    }
+    // Whoever deletes by an earlier clock purges by that one; a later one than the machine's counts for nothing.
+    let by = async |second: i64| {
+        let purge_until = Some(jiff::Timestamp::from_second(second).expect("a time"));
+        let options = Options { purge_until, ..options() };
+        let planned = prune::plan(&repository, &options, &never()).await.expect("plan");
+        let done = prune::run(&repository, &options, &Meter::default(), &never()).await.expect("prune");
+        assert_eq!(planned.purge, done.purged);
+        (done.purged.len(), done.plan.kept_soft_deleted.packs, done.plan.mark.packs)
+    };
+    assert_eq!(by(-1).await, (0, 2, 0));
+    assert_eq!(by(0).await, (1, 0, 2));
+    run(&repository).await.expect("prune");
     assert!(names(&store, PACKS).await.is_empty());
     let refused = points::undelete(&*store, &id, &never()).await;
     assert!(matches!(refused, Err(Error::PointNotFound { .. })), "{refused:?}");

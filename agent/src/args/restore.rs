@@ -104,6 +104,9 @@ pub struct RestoreFiles {
     /// The variable of the agent's environment that holds a SAS or an account key, for azure://
     #[arg(long, value_name = "VARIABLE")]
     pub credential_env: Option<String>,
+    /// The storage account's region; another region than the vault's is refused
+    #[arg(long, value_name = "REGION")]
+    pub target_region: Option<String>,
     #[command(flatten)]
     pub wait: Wait,
 }

@@ -95,7 +95,7 @@ fn every_promised_command_parses() {
         "restore database shop --target postgres://u@h/ --database d --schema a --schema b --table a.b --table c.d --wait",
         "restore database shop --target postgres://u@h/ --database d --globals --keep-failed --verify sample --wait",
         "restore files shop --container azure://a/c/p --credential-env V --wait",
-        "restore files shop --to folder --point i --credential-env V --wait",
+        "restore files shop --to folder --point i --credential-env V --target-region r --wait",
         "job list --status failed --operation Backup --from 2026-11-01 --to 2026-11-02",
         "job show 1",
         "job watch 1",

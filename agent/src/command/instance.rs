@@ -3,9 +3,9 @@
 use vaultferry_proto::control::v1::create_backup_instances_request::Unready;
 use vaultferry_proto::control::v1::{
     ChangePolicyRequest, ChangePolicyResponse, CreateBackupInstancesRequest, GetBackupInstanceRequest,
-    ListBackupInstancesRequest, MoveBackupInstanceRequest, PauseProtectionRequest, RenameBackupInstanceRequest,
-    ResumeProtectionRequest, ResumeProtectionResponse, StopProtectionRequest, UndeleteBackupInstanceRequest,
-    ValidateBackupInstanceRequest,
+    ListBackupInstancesRequest, ListBackupInstancesResponse, MoveBackupInstanceRequest, PauseProtectionRequest,
+    RenameBackupInstanceRequest, ResumeProtectionRequest, ResumeProtectionResponse, StopProtectionRequest,
+    UndeleteBackupInstanceRequest, ValidateBackupInstanceRequest,
 };
 use vaultferry_proto::{Problem, Reason};
 
@@ -69,11 +69,22 @@ async fn create(context: &Context, create: InstanceCreate) -> Result<Outcome, Pr
     source::unready(&answer, all_or_none).map_or(Ok(Outcome::Done), Err)
 }
 
+/// All pages, as one response.
 async fn list_all(context: &Context, deleted: bool) -> Result<Outcome, Problem> {
     let client = context.client().await?;
-    let answer = client.instances().list_backup_instances(ListBackupInstancesRequest { deleted }).await;
-    let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
-    context.output.message(&answer, |response| match deleted {
+    let mut all = ListBackupInstancesResponse::default();
+    let mut page_token = String::new();
+    loop {
+        let request = ListBackupInstancesRequest { deleted, page_size: 0, page_token };
+        let answer = client.instances().list_backup_instances(request).await;
+        let page = answer.map_err(|status| client.problem(&status))?.into_inner();
+        all.instances.extend(page.instances);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        page_token = page.next_page_token;
+    }
+    context.output.message(&all, |response| match deleted {
         true => text::deleted_instances(&response.instances),
         false => text::instances(&response.instances),
     })?;

@@ -69,6 +69,7 @@ async fn files(context: &Context, command: RestoreFiles) -> Result<Outcome, Prob
         },
         instance: command.instance,
         point: command.point,
+        target_region: command.target_region.unwrap_or_default(),
         request_id: job::new_request_id(),
     };
     let mut client = context.client().await?;

@@ -40,7 +40,7 @@ pub(super) type PluginClient = WorkloadPluginClient<Channel>;
 impl Api {
     /// Waits for a plugin's answer, but not for ever, and no longer than the agent runs. What is not waited for is dropped, which ends
     /// its plugin.
-    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
         tokio::select! {
             biased;
             () = self.stopping.cancelled() => {

@@ -1,5 +1,6 @@
 //! `BackupInstanceService`: instances are made (`create.rs`), shown and listed; what holds for every URI and credential from outside.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use secrecy::ExposeSecret as _;
@@ -12,14 +13,16 @@ use vaultferry_vault::admin;
 use vaultferry_vault::records::Protection;
 
 use super::{Api, convert};
-use crate::catalog::{Credential, Instance, Job, Status as JobStatus, Work};
+use crate::catalog::{Credential, Instance, Job, ListedInstance, Status as JobStatus, Work};
 use crate::job;
-use crate::policy;
+use crate::policy::{self, Document};
 
 mod create;
 
 pub(super) use create::{Found, Order, Unready};
 
+/// Instances on a page.
+const MAX_PAGE: u32 = 1000;
 /// Longest URI of a source or server.
 const MAX_URI: usize = 4096;
 
@@ -38,9 +41,9 @@ impl Api {
         })
     }
 
-    /// P17, P18: vault and source (or target) are in one region, as far as both are told.
+    /// P17, P18, V2: vault and source (or target) are in one region, as far as both are told.
     pub(super) fn check_region(&self, region: &str, what: &str) -> Result<(), Problem> {
-        if region.is_empty() || self.vault.region.is_empty() || region.eq_ignore_ascii_case(&self.vault.region) {
+        if region.is_empty() || self.vault.region.is_empty() || is_same_region(region, &self.vault.region) {
             return Ok(());
         }
         let message = format!("the {what} is in {region}, the vault in {}", self.vault.region);
@@ -49,46 +52,42 @@ impl Api {
 
     /// With its two states as D17 names them.
     pub(super) async fn to_wire_instance(&self, instance: Instance) -> Result<wire::BackupInstance, Problem> {
-        use wire::backup_instance::LastBackupStatus;
-        let point_count = self.catalog.point_count(&instance.id).await?;
-        let last = self.catalog.last_backup(&instance.id).await?;
-        let policy = self.catalog.policy(&instance.policy).await?.filter(|_| instance.protection.is_active());
-        let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
-        let next = document.as_ref().and_then(|document| crate::scheduler::next_backup(document, &instance.id));
-        let (protection_state, protection_state_text, since) = shown(&instance.protection, point_count);
-        let purge_time = match &instance.protection {
-            Protection::Deleted { purge_time, .. } => Some(*purge_time),
-            _ => None,
-        };
-        let (last_backup_status, last_backup_status_text) = match last.as_ref().map(|job| &job.status) {
-            Some(JobStatus::Completed { .. }) => (LastBackupStatus::Completed, "Completed"),
-            Some(_) => (LastBackupStatus::Failed, "Failed"),
-            // The jobs of an earlier catalog are not known; its points are.
-            None if point_count > 0 => (LastBackupStatus::Completed, "Completed"),
-            None => (LastBackupStatus::InitialBackupPending, "Warning (initial backup pending)"),
-        };
-        let last_time = match &last {
-            Some(job) => Some(job.create_time),
+        let points = self.catalog.point_count(&instance.id).await?;
+        let last_backup = self.catalog.last_backup(&instance.id).await?;
+        let newest = match last_backup {
+            Some(_) => None,
             None => self.catalog.points(&instance.id, None, 1).await?.pop().map(|point| point.time),
         };
-        Ok(wire::BackupInstance {
-            id: instance.id,
-            name: instance.name,
-            create_time: Some(convert::time(instance.create_time)),
-            source_uri: instance.source_uri,
-            source_type: instance.source_type,
-            policy: instance.policy,
-            region: instance.region,
-            protection_state: protection_state.into(),
-            last_backup_status: last_backup_status.into(),
-            protection_state_text: protection_state_text.to_owned(),
-            last_backup_status_text: last_backup_status_text.to_owned(),
-            last_backup_time: last_time.map(convert::time),
-            next_backup_time: next.map(convert::time),
-            point_count,
-            protection_state_time: since.map(convert::time),
-            purge_time: purge_time.map(convert::time),
-        })
+        let policy = self.catalog.policy(&instance.policy).await?;
+        let document = policy.map(|policy| policy::parsed(&policy.document)).transpose()?;
+        Ok(wire_of(ListedInstance { instance, points, newest, last_backup }, document.as_deref()))
+    }
+
+    /// A page of instances, and the token of the next one.
+    async fn page_of_instances(
+        &self,
+        request: wire::ListBackupInstancesRequest,
+    ) -> Result<wire::ListBackupInstancesResponse, Problem> {
+        let size = if request.page_size == 0 { MAX_PAGE } else { request.page_size.min(MAX_PAGE) };
+        let after = Some(request.page_token).filter(|token| !token.is_empty());
+        // One more than asked for says whether there is another page.
+        let mut found = self.catalog.instances_page(request.deleted, after, size + 1).await?;
+        let has_more = found.len() > size as usize;
+        found.truncate(size as usize);
+        let next = found.last().filter(|_| has_more).map(|last| last.instance.name.clone());
+        let mut documents = HashMap::new();
+        for policy in self.catalog.policies().await? {
+            // A document of a newer program is the scheduler's to tell.
+            if let Ok(document) = policy::parsed(&policy.document) {
+                documents.insert(policy.name, document);
+            }
+        }
+        let to_wire = |listed: ListedInstance| {
+            let document = documents.get(&listed.instance.policy).cloned();
+            wire_of(listed, document.as_deref())
+        };
+        let instances = found.into_iter().map(to_wire).collect();
+        Ok(wire::ListBackupInstancesResponse { instances, next_page_token: next.unwrap_or_default() })
     }
 
     /// The instance's state in words.
@@ -109,6 +108,45 @@ impl Api {
     }
 }
 
+/// As a list tells it. `document`: of its policy, if that is there.
+fn wire_of(listed: ListedInstance, document: Option<&Document>) -> wire::BackupInstance {
+    use wire::backup_instance::LastBackupStatus;
+    let ListedInstance { instance, points, newest, last_backup } = listed;
+    let document = document.filter(|_| instance.protection.is_active());
+    let next = document.and_then(|document| crate::scheduler::next_backup(document, &instance.id));
+    let (protection_state, protection_state_text, since) = shown(&instance.protection, points);
+    let purge_time = match &instance.protection {
+        Protection::Deleted { purge_time, .. } => Some(*purge_time),
+        _ => None,
+    };
+    let (last_backup_status, last_backup_status_text) = match last_backup.as_ref().map(|job| &job.status) {
+        Some(JobStatus::Completed { .. }) => (LastBackupStatus::Completed, "Completed"),
+        Some(_) => (LastBackupStatus::Failed, "Failed"),
+        // The jobs of an earlier catalog are not known; its points are.
+        None if points > 0 => (LastBackupStatus::Completed, "Completed"),
+        None => (LastBackupStatus::InitialBackupPending, "Warning (initial backup pending)"),
+    };
+    let last_time = last_backup.map(|job| job.create_time).or(newest);
+    wire::BackupInstance {
+        id: instance.id,
+        name: instance.name,
+        create_time: Some(convert::time(instance.create_time)),
+        source_uri: instance.source_uri,
+        source_type: instance.source_type,
+        policy: instance.policy,
+        region: instance.region,
+        protection_state: protection_state.into(),
+        last_backup_status: last_backup_status.into(),
+        protection_state_text: protection_state_text.to_owned(),
+        last_backup_status_text: last_backup_status_text.to_owned(),
+        last_backup_time: last_time.map(convert::time),
+        next_backup_time: next.map(convert::time),
+        point_count: points,
+        protection_state_time: since.map(convert::time),
+        purge_time: purge_time.map(convert::time),
+    }
+}
+
 /// How protection is told (D17), and since when it is so.
 fn shown(protection: &Protection, point_count: u64) -> (ProtectionState, &'static str, Option<jiff::Timestamp>) {
     match protection {
@@ -122,6 +160,14 @@ fn shown(protection: &Protection, point_count: u64) -> (ProtectionState, &'stati
             (ProtectionState::Stopped, "Stopped - (data deleted)", Some(*since))
         }
     }
+}
+
+/// True for two spellings of one region: Azure's portal writes `Korea Central`, its interfaces `koreacentral`.
+pub(crate) fn is_same_region(one: &str, other: &str) -> bool {
+    let plain = |text: &str| -> String {
+        text.chars().filter(|letter| !letter.is_whitespace()).flat_map(char::to_lowercase).collect()
+    };
+    plain(one) == plain(other)
 }
 
 /// True for what an instance may be called.
@@ -247,13 +293,7 @@ impl BackupInstanceService for Api {
         &self,
         request: Request<wire::ListBackupInstancesRequest>,
     ) -> Result<Response<wire::ListBackupInstancesResponse>, Status> {
-        let deleted = request.into_inner().deleted;
-        let mut instances = Vec::new();
-        let all = self.catalog.instances().await.map_err(Problem::from)?;
-        for instance in all.into_iter().filter(|instance| instance.protection.is_deleted() == deleted) {
-            instances.push(self.to_wire_instance(instance).await?);
-        }
-        Ok(Response::new(wire::ListBackupInstancesResponse { instances }))
+        Ok(Response::new(self.page_of_instances(request.into_inner()).await?))
     }
 
     async fn export_repository_key(
@@ -289,6 +329,18 @@ mod tests {
             "postgres://u@[::1]/db",
         ] {
             assert_eq!(check_uri(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_region_is_the_same_however_it_is_spelt() {
+        for (one, other, same) in [
+            ("koreacentral", "Korea Central", true),
+            ("eastus", "East US", true),
+            ("eastus", "eastus2", false),
+            ("West US", "East US", false),
+        ] {
+            assert_eq!(is_same_region(one, other), same, "{one} {other}");
         }
     }
 

@@ -66,15 +66,58 @@ impl Api {
             let end = to.unwrap_or_else(vaultferry_vault::clock::now);
             end.checked_sub(LISTED).ok()
         });
-        let filter =
-            JobFilter { from, to, limit: if status.is_none() && operation.is_none() { MAX_JOBS } else { u32::MAX } };
+        let statuses = status.map(written_status).unwrap_or_default();
+        let operations = operation.map(written_operation).unwrap_or_default();
         let without_steps = |job: Job| WireJob { steps: Vec::new(), ..self.job_to_wire(job) };
-        let jobs = self.catalog.jobs(filter).await?.into_iter().map(without_steps);
-        let wanted = jobs.filter(|job| {
-            status.is_none_or(|status| job.status() == status)
-                && operation.is_none_or(|operation| job.operation() == operation)
-        });
-        Ok(wanted.take(MAX_JOBS as usize).collect())
+        let mut limit = MAX_JOBS;
+        loop {
+            let filter = JobFilter { from, to, limit };
+            let found = self.catalog.jobs_like(filter, statuses, operations).await?;
+            let is_all = found.len() < limit as usize;
+            // Of completed ones only the jobs themselves say whether they have warnings.
+            let wanted = found.into_iter().map(without_steps).filter(|job| {
+                status.is_none_or(|status| job.status() == status)
+                    && operation.is_none_or(|operation| job.operation() == operation)
+            });
+            let wanted: Vec<WireJob> = wanted.take(MAX_JOBS as usize).collect();
+            if is_all || wanted.len() == MAX_JOBS as usize {
+                return Ok(wanted);
+            }
+            limit = limit.saturating_mul(8);
+        }
+    }
+}
+
+/// A status as the catalog writes it; empty: any.
+fn written_status(status: WireStatus) -> &'static [&'static str] {
+    match status {
+        WireStatus::Unspecified => &[],
+        WireStatus::InProgress => &["in-progress"],
+        WireStatus::Cancelling => &["cancelling"],
+        WireStatus::Completed | WireStatus::CompletedWithWarnings => &["completed"],
+        WireStatus::Failed => &["failed"],
+        WireStatus::Cancelled => &["cancelled"],
+    }
+}
+
+/// An operation as the catalog writes it; empty: any, for names that jobs of this program do not have.
+fn written_operation(operation: Operation) -> &'static [&'static str] {
+    match operation {
+        Operation::Backup => &["backup"],
+        Operation::RestoreAsDatabase => &["restore-database"],
+        Operation::RestoreAsFiles => &["restore-files"],
+        Operation::ConfigureProtection => &["configure-protection"],
+        Operation::StopProtection => &["stop-protection"],
+        Operation::UndeleteInstance => &["undelete-instance"],
+        Operation::ChangePolicy => &["change-policy"],
+        Operation::Check => &["check"],
+        Operation::VerifyPoint => &["verify-point"],
+        Operation::Prune => &["prune"],
+        Operation::DeletePoint => &["delete-point"],
+        Operation::UndeletePoint => &["undelete-point"],
+        Operation::ArchivePoint => &["archive-point"],
+        Operation::Tier => &["tier"],
+        Operation::Unspecified => &[],
     }
 }
 

@@ -38,7 +38,7 @@ impl Api {
     /// With the times that the linked policy's rule gives now (D5); none while protection is stopped.
     async fn to_wire(&self, instance: &Instance, points: Vec<Point>) -> Result<Vec<RecoveryPoint>, Problem> {
         let policy = self.catalog.policy(&instance.policy).await?;
-        let document = policy.map(|policy| policy::parse(&policy.document)).transpose()?;
+        let document = policy.map(|policy| policy::parsed(&policy.document)).transpose()?;
         let convert = |point: Point| {
             let document = document.as_ref().filter(|_| !lifecycle::keeps_for_ever(instance));
             let life = document.map(|document| policy::life(document, &expiry::fact(&point)));

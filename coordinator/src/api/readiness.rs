@@ -64,7 +64,27 @@ pub(super) fn to_wire_finding(finding: plugin_wire::ReadinessFinding) -> wire::R
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::lifecycle::tests::world_with;
+    use crate::plugin::hanging;
+
+    /// Whoever asks: a new source, an instance that is validated, one that is moved.
+    #[tokio::test]
+    async fn a_plugin_that_hangs_over_a_source_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().expect("folder");
+        let jobs = world_with(dir.path(), BTreeMap::from([("postgres".to_owned(), hanging::command())])).await;
+        let (shared, cancel) = (jobs.shared().clone(), tokio_util::sync::CancellationToken::new());
+        let root = shared.vault.open_root().expect("root");
+        let vault = vaultferry_vault::admin::open(&root, &cancel).await.expect("a vault");
+        let api = Api::new(shared.catalog.clone(), shared, jobs, vault, Default::default());
+        tokio::time::pause();
+        let begun = tokio::time::Instant::now();
+        let asked = api.ask_readiness("postgres://u@h/shop", "postgres", &Credential::None).await;
+        assert_eq!(asked.expect_err("nobody answers").reason, Reason::PluginTimeout);
+        assert_eq!(begun.elapsed().as_secs(), 120);
+    }
 
     fn finding(reason: &str, blocking: bool) -> plugin_wire::ReadinessFinding {
         plugin_wire::ReadinessFinding {

@@ -113,6 +113,8 @@ impl Api {
             let message = format!("{to:?} is neither an absolute folder nor azure://account/container");
             return Err(Problem::new(Reason::InvalidRequest, message).with_fix("Correct --to."));
         }
+        // P65: an account of any subscription, in the vault's region.
+        self.check_region(&request.target_region, "storage account")?;
         let point = self.find_point(&instance, &request.point).await?;
         let work = Work::RestoreFiles { point_id: point.id, to, credential_env: request.credential_env };
         self.start(&instance, work, &request.request_id).await

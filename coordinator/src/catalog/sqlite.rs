@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -14,8 +14,8 @@ use vaultferry_vault::{Id, commit};
 
 use super::link::OUTBOX_PAGE;
 use super::{
-    Catalog, Error, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep, OutboxEntry,
-    PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
+    Catalog, Error, ExpiryRun, Figures, Finding, Inserted, Instance, InstanceFigures, Job, JobFilter, JobStep,
+    ListedInstance, OutboxEntry, PluginProcess, Point, Policy, Report, Retry, Server, Standing, Status, StoredProblem,
 };
 
 #[cfg(test)]
@@ -40,6 +40,8 @@ pub struct Sqlite {
     tasks: Tasks,
     /// Changes of instances and policies that this process has made; nobody else writes the file.
     generation: Arc<AtomicU64>,
+    /// The same of the points of each instance, by its id.
+    point_changes: Arc<Mutex<HashMap<String, u64>>>,
 }
 
 /// Where transactions are done.
@@ -87,7 +89,8 @@ impl Sqlite {
             .name("catalog".to_owned())
             .spawn(run)
             .map_err(|error| Error::Database { path: name.clone(), detail: error.to_string() })?;
-        Ok(Self { path: name, tasks: Tasks::Thread(tasks), generation: Arc::default() })
+        let (generation, point_changes) = (Arc::default(), Arc::default());
+        Ok(Self { path: name, tasks: Tasks::Thread(tasks), generation, point_changes })
     }
 
     /// Closes the catalog; everything is in one file then, without a journal beside it.
@@ -112,7 +115,7 @@ impl Sqlite {
     async fn instance_time(&self, sql: &'static str, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
         let instance_id = instance_id.to_owned();
         self.run(move |tx| {
-            let time: Option<i64> = tx.query_row(sql, [instance_id], |row| row.get(0)).optional()?;
+            let time: Option<i64> = tx.prepare_cached(sql)?.query_row([instance_id], |row| row.get(0)).optional()?;
             time.map(time_from).transpose()
         })
         .await
@@ -126,7 +129,7 @@ impl Sqlite {
     ) -> Result<(), Error> {
         let instance_id = instance_id.to_owned();
         self.run(move |tx| {
-            tx.execute(sql, params![instance_id, time.as_microsecond()])?;
+            tx.prepare_cached(sql)?.execute(params![instance_id, time.as_microsecond()])?;
             Ok(())
         })
         .await
@@ -148,6 +151,22 @@ impl Sqlite {
         let generation = self.generation.clone();
         self.run_then(work, move || {
             generation.fetch_add(1, Ordering::SeqCst);
+        })
+        .await
+    }
+
+    /// The same for a change of points of these instances.
+    async fn change_points<T: Send + 'static>(
+        &self,
+        instance_ids: Vec<String>,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Error> {
+        let changes = self.point_changes.clone();
+        self.run_then(work, move || {
+            let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+            for instance_id in instance_ids {
+                *changes.entry(instance_id).or_default() += 1;
+            }
         })
         .await
     }
@@ -213,6 +232,11 @@ impl Catalog for Sqlite {
         Ok(self.generation.load(Ordering::SeqCst))
     }
 
+    async fn point_changes(&self, instance_id: &str) -> Result<u64, Error> {
+        let changes = self.point_changes.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(changes.get(instance_id).copied().unwrap_or(0))
+    }
+
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error> {
         self.change(move |tx| protection::insert_policy(tx, &policy)).await
     }
@@ -239,6 +263,19 @@ impl Catalog for Sqlite {
         self.run(move |tx| protection::policy_versions(tx, "name = ?1", [name])).await
     }
 
+    async fn begin_instances(&self, instances: Vec<Instance>) -> Result<(), Error> {
+        self.run(move |tx| protection::begin_instances(tx, &instances)).await
+    }
+
+    async fn unmade_instances(&self) -> Result<Vec<Instance>, Error> {
+        self.run(|tx| bodies(tx, "select body from unmade order by instance_id", [])).await
+    }
+
+    async fn forget_unmade(&self, instance_id: &str) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::forget_unmade(tx, &instance_id)).await
+    }
+
     async fn insert_instances(&self, instances: Vec<Instance>) -> Result<(), Error> {
         self.change(move |tx| protection::insert_instances(tx, &instances)).await
     }
@@ -258,6 +295,15 @@ impl Catalog for Sqlite {
 
     async fn instances(&self) -> Result<Vec<Instance>, Error> {
         self.run(|tx| bodies(tx, "select body from instances order by name", [])).await
+    }
+
+    async fn instances_page(
+        &self,
+        deleted: bool,
+        after: Option<String>,
+        limit: u32,
+    ) -> Result<Vec<ListedInstance>, Error> {
+        self.run(move |tx| summary::page_of_instances(tx, deleted, after.as_deref(), limit)).await
     }
 
     async fn save_instance(&self, instance: Instance) -> Result<(), Error> {
@@ -299,7 +345,16 @@ impl Catalog for Sqlite {
     }
 
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, Error> {
-        self.run(move |tx| jobs::list(tx, &filter)).await
+        self.run(move |tx| jobs::list_like(tx, &filter, &[], &[])).await
+    }
+
+    async fn jobs_like(
+        &self,
+        filter: JobFilter,
+        statuses: &'static [&'static str],
+        operations: &'static [&'static str],
+    ) -> Result<Vec<Job>, Error> {
+        self.run(move |tx| jobs::list_like(tx, &filter, statuses, operations)).await
     }
 
     async fn jobs_of(
@@ -314,12 +369,7 @@ impl Catalog for Sqlite {
 
     async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error> {
         let instance_id = instance_id.to_owned();
-        self.run(move |tx| {
-            let sql = "select body from jobs where instance_id = ?1 and operation = 'backup' and status in ('completed', 'failed')
-                       order by create_time desc limit 1";
-            body(tx, sql, [instance_id])
-        })
-        .await
+        self.run(move |tx| jobs::last_backup(tx, &instance_id)).await
     }
 
     async fn unfinished_jobs(&self) -> Result<Vec<Job>, Error> {
@@ -377,7 +427,7 @@ impl Catalog for Sqlite {
     async fn clear_plugin_process(&self, job_id: &str) -> Result<(), Error> {
         let job_id = job_id.to_owned();
         self.run(move |tx| {
-            tx.execute("delete from plugin_processes where job_id = ?1", [job_id])?;
+            tx.prepare_cached("delete from plugin_processes where job_id = ?1")?.execute([job_id])?;
             Ok(())
         })
         .await
@@ -399,7 +449,7 @@ impl Catalog for Sqlite {
 
     async fn complete_backup(&self, job_id: &str, point: Point, warnings: Vec<StoredProblem>) -> Result<(), Error> {
         let job_id = job_id.to_owned();
-        self.run(move |tx| {
+        self.change_points(vec![point.instance_id.clone()], move |tx| {
             points::insert(tx, &point, false)?;
             let now = vaultferry_vault::clock::now();
             link::queue_commit(tx, &job_id, &point, now)?;
@@ -437,14 +487,17 @@ impl Catalog for Sqlite {
 
     async fn set_standings(&self, instance_id: &str, standings: Vec<(Id, Option<Standing>)>) -> Result<(), Error> {
         let instance_id = instance_id.to_owned();
-        self.run(move |tx| {
+        self.change_points(vec![instance_id.clone()], move |tx| {
             standings.into_iter().try_for_each(|(id, standing)| points::set_standing(tx, &instance_id, &id, standing))
         })
         .await
     }
 
     async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error> {
-        self.run(move |tx| points.iter().try_for_each(|point| points::insert(tx, point, false))).await
+        let mut instance_ids: Vec<String> = points.iter().map(|point| point.instance_id.clone()).collect();
+        instance_ids.dedup();
+        self.change_points(instance_ids, move |tx| points.iter().try_for_each(|point| points::insert(tx, point, false)))
+            .await
     }
 
     async fn points_by_prefix(&self, instance_id: &str, prefix: &str) -> Result<Vec<Point>, Error> {
@@ -456,7 +509,7 @@ impl Catalog for Sqlite {
         let instance_id = instance_id.to_owned();
         self.run(move |tx| {
             let sql = "select count(*) from points where instance_id = ?1 and deleted = 0";
-            let count: i64 = tx.query_row(sql, [instance_id], |row| row.get(0))?;
+            let count: i64 = tx.prepare_cached(sql)?.query_row([instance_id], |row| row.get(0))?;
             Ok(count.cast_unsigned())
         })
         .await
@@ -509,13 +562,14 @@ impl Catalog for Sqlite {
         self.set_instance_time(sql, instance_id, slot).await
     }
 
-    async fn expiry_clock(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
-        self.instance_time("select clock from expiry_clocks where instance_id = ?1", instance_id).await
+    async fn expiry_run(&self, instance_id: &str) -> Result<Option<ExpiryRun>, Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::expiry_run(tx, &instance_id)).await
     }
 
-    async fn set_expiry_clock(&self, instance_id: &str, clock: jiff::Timestamp) -> Result<(), Error> {
-        let sql = "insert or replace into expiry_clocks(instance_id, clock) values (?1, ?2)";
-        self.set_instance_time(sql, instance_id, clock).await
+    async fn set_expiry_run(&self, instance_id: &str, run: ExpiryRun) -> Result<(), Error> {
+        let instance_id = instance_id.to_owned();
+        self.run(move |tx| protection::set_expiry_run(tx, &instance_id, &run)).await
     }
 
     async fn figures(&self, since: jiff::Timestamp) -> Result<Figures, Error> {

@@ -78,18 +78,42 @@ fn a_prune_is_due_after_a_move_and_after_one_that_left_work() {
     let told = |hour: i64| job(hour, Work::Prune { dry_run: true }, Some(PruneFigures::default()));
     let tier =
         |hour: i64, remove_from_vault: bool| job(hour, Work::Tier { point_id: Id::of(b"p"), remove_from_vault }, None);
+    let (now, later, no) = (PruneDue::Now, PruneDue::Later, PruneDue::No);
     for (what, jobs, expected) in [
-        ("nothing happened", vec![], false),
-        ("a copy takes nothing out", vec![tier(90, false)], false),
-        ("a move, and never a prune", vec![tier(90, true)], true),
-        ("a dry run does nothing", vec![told(95), tier(90, true)], true),
-        ("a move behind a prune of today", vec![tier(99, true), prune(80, 0)], false),
-        ("a move behind a prune of yesterday", vec![tier(99, true), prune(76, 0)], true),
-        ("a prune behind the move has nothing to do", vec![prune(50, 0), tier(40, true)], false),
-        ("it has marked packs", vec![prune(50, 1), tier(40, true)], true),
-        ("it has marked packs today", vec![prune(77, 1)], false),
-        ("it was killed", vec![killed(76)], true),
+        ("nothing happened", vec![], no),
+        ("a copy takes nothing out", vec![tier(90, false)], no),
+        ("a move, and never a prune", vec![tier(90, true)], now),
+        ("a dry run does nothing", vec![told(95), tier(90, true)], now),
+        ("a move behind a prune of today", vec![tier(99, true), prune(80, 0)], later),
+        ("a move behind a prune of yesterday", vec![tier(99, true), prune(76, 0)], now),
+        ("a prune behind the move has nothing to do", vec![prune(50, 0), tier(40, true)], no),
+        ("it has marked packs", vec![prune(50, 1), tier(40, true)], now),
+        ("it has marked packs today", vec![prune(77, 1)], later),
+        ("it was killed", vec![killed(76)], now),
     ] {
-        assert_eq!(prune_is_due(jobs.into_iter(), time(100 * 3600)), expected, "{what}");
+        assert_eq!(prune_due(jobs.into_iter(), time(100 * 3600)), expected, "{what}");
     }
+}
+
+/// A run counts once an hour, and between two of them the clock of deletion goes two days in an hour at most, whatever the machine's says.
+#[test]
+fn an_agent_that_starts_again_and_again_deletes_no_faster_than_one_that_runs() {
+    let run = |clock: i64, at: i64| ExpiryRun { clock: time(clock), time: Some(time(at)) };
+    // An ordinary restart: its run goes by the time that it is, and does not count.
+    assert_eq!(between_runs(&run(1000, 1000), time(1010)), Some(time(1010)));
+    assert_eq!(between_runs(&run(1000, 1000), time(1000 + 3600)), None);
+    // Rows of early versions do not say when they ran.
+    assert_eq!(between_runs(&ExpiryRun { clock: time(1000), time: None }, time(1010)), None);
+    // The clock has jumped by a year, and one run of that time has counted.
+    let (clock, jumped) = (1000 + 48 * 3600, 1000 + 365 * 86_400);
+    for (later, way) in [(0, 0), (10, 480), (3599, 48 * 3599)] {
+        assert_eq!(between_runs(&run(clock, jumped), time(jumped + later)), Some(time(clock + way)), "{later} s later");
+    }
+    // Set back, nobody knows how long ago it was.
+    assert_eq!(between_runs(&run(5000, 9000), time(4000)), Some(time(4000)));
+    assert_eq!(between_runs(&run(5000, 9000), time(6000)), Some(time(5000)));
+    // A hundred starts in an hour come as far as one run.
+    let after_an_hour = policy::deletion_time(time(jumped + 3600), Some(time(clock)));
+    let starts = (0..100).filter_map(|start| between_runs(&run(clock, jumped), time(jumped + start * 36)));
+    assert!(starts.max().is_some_and(|furthest| furthest <= after_an_hour));
 }

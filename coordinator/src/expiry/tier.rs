@@ -31,14 +31,22 @@ use crate::policy::{Action, Step};
 /// A copy reads all of a point: one that fails for good is not repeated every hour.
 const REST: Duration = Duration::from_secs(24 * 3600);
 
+/// Which of the steps that are due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    All,
+    /// Only those that leave the point in the vault store.
+    Copies,
+}
+
 impl Expiry {
     /// Copies and moves what is due by `clock`, one point after the other. True when something has left the vault store.
-    pub(super) async fn tier(&self, instance: &Instance, clock: Timestamp) -> Result<bool, Problem> {
+    pub(super) async fn tier(&self, instance: &Instance, clock: Timestamp, which: Which) -> Result<bool, Problem> {
         let mut tried = HashSet::new();
         let mut removed = false;
-        while self.next(instance, clock, &tried).await?.is_some() {
+        while self.next(instance, clock, which, &tried).await?.is_some() {
             let _turn = self.copies.acquire().await.map_err(closed)?;
-            let Some((point_id, remove_from_vault)) = self.next(instance, clock, &tried).await? else { break };
+            let Some((point_id, remove_from_vault)) = self.next(instance, clock, which, &tried).await? else { break };
             tracing::info!(instance = instance.name, point = %point_id, remove_from_vault, "the point is due in the archive store");
             let completed = self.finish(instance, Work::Tier { point_id, remove_from_vault }).await?;
             removed |= completed && remove_from_vault;
@@ -53,12 +61,14 @@ impl Expiry {
         &self,
         instance: &Instance,
         clock: Timestamp,
+        which: Which,
         tried: &HashSet<Id>,
     ) -> Result<Option<(Id, bool)>, Problem> {
         // Another policy may be linked by now.
         let Some(instance) = self.shared.catalog.instance(&instance.id).await? else { return Ok(None) };
         let Some(plan) = self.plan(&instance, clock, Some(clock)).await? else { return Ok(None) };
-        let mut due = plan.actions.iter().filter_map(between_stores);
+        let mut due =
+            plan.actions.iter().filter_map(between_stores).filter(|(_, removes)| which == Which::All || !removes);
         Ok(due.find(|(point, _)| !tried.contains(point) && !self.rests(point)))
     }
 

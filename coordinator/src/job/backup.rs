@@ -46,7 +46,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
     let policy = shared.catalog.policy(&instance.policy).await?;
     let policy = policy
         .ok_or_else(|| Problem::new(Reason::PolicyNotFound, format!("the policy {} is gone", instance.policy)))?;
-    let document = policy::parse(&policy.document)?;
+    let document = policy::parsed(&policy.document)?;
     if kept.slot.is_none() && kept.keep_until.is_none() {
         // A rule that somebody chose must be there. A slot's was the policy's when the job began; if it is gone since, Default applies to
         // the point (D18), and the backup is not missed for it.

@@ -45,6 +45,9 @@ impl Jobs {
                 }
             }
         }
+        if let Ok(End::Recorded) = result {
+            self.note_commit(&job.instance_id);
+        }
         self.shared.link.wake();
         // Watchers see their channel close, and ask the catalog.
         self.lock().remove(&job.id);

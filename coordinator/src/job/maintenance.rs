@@ -4,6 +4,7 @@
 //! Invariants:
 //! - What happens to a point is written into the vault first. The catalog is a copy, made from the vault's records when the job is at its
 //!   end, whatever the end is; a kill between the two is made good at the restart ([`clean_up`]).
+//! - What expires, and what is purged, is decided by one clock ([`policy::deletion_time`]), whoever has asked for the prune.
 //! - A check that found damage is a failed job, whose findings name the points.
 
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Shared, leftovers, pause, whole};
 use crate::catalog::{CheckFigures, Finding, Job, PruneFigures, Report, ReportFigures, Standing, StoredProblem, Work};
 use crate::plugin::{MAINTENANCE, Plugin};
+use crate::policy;
 
 /// Findings that are kept with a job; the rest is counted.
 const MAX_FINDINGS: usize = 1000;
@@ -40,7 +42,14 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> R
     if job.work == (Work::Prune { dry_run: false }) {
         leftovers::give_up(&jobs.shared, job, cancel).await;
     }
-    let told = with_plugin(jobs, job, task(&job.work)?, cancel).await;
+    let mut task = task(&job.work)?;
+    if let Task::Prune(prune) = &mut task {
+        // By the clock that points are deleted by: one that has jumped ahead takes nothing that can still be brought back.
+        let last = jobs.shared.catalog.expiry_run(&job.instance_id).await?;
+        let until = policy::deletion_time(vaultferry_vault::clock::now(), last.map(|last| last.clock));
+        prune.purge_until = Some(session::time(until));
+    }
+    let told = with_plugin(jobs, job, task, cancel).await;
     if was_interrupted(&told) && leaves_something(&job.work) && !jobs.inner.stop.is_cancelled() {
         // Neither here nor there: the next plugin goes to where the vault's log says.
         let finished = with_plugin(jobs, job, Task::Finish(wire::FinishTask {}), &jobs.inner.stop).await;
@@ -152,7 +161,7 @@ fn task(work: &Work) -> Result<Task, Problem> {
             read_data_percent: f64::from(*read_data_ppm) * 100.0 / f64::from(Work::ALL_DATA),
         }),
         Work::VerifyPoint { point_id } => Task::VerifyPoint(wire::VerifyPointTask { snapshot_id: text(point_id) }),
-        Work::Prune { dry_run } => Task::Prune(wire::PruneTask { dry_run: *dry_run }),
+        Work::Prune { dry_run } => Task::Prune(wire::PruneTask { dry_run: *dry_run, purge_until: None }),
         Work::DeletePoint { point_id, purge_time } => Task::DeletePoint(wire::DeletePointTask {
             snapshot_id: text(point_id),
             purge_time: Some(session::time(*purge_time)),

@@ -101,7 +101,9 @@ impl Jobs {
             Status::failed(&Problem::new(Reason::Interrupted, message))
         };
         tracing::info!(job = job.id, instance = job.instance_name, "a job of an earlier life was interrupted{left}");
-        // A scheduled backup's next attempt is planned with its end.
-        self.write_end(job, status, Vec::new()).await
+        // A scheduled backup's next attempt is planned with its end, and whoever waits for one hears of it.
+        self.write_end(job, status, Vec::new()).await?;
+        self.inner.ended.notify_waiters();
+        Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! A restore: the plugin does it; the coordinator sees counts. What an interrupted one left is removed by the plugin, too.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::plugin::v1 as wire;
 use vaultferry_proto::plugin::v1::restore_event::Event;
@@ -13,6 +15,10 @@ use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Rehydrated, Shared, maintenance, pause};
 use crate::catalog::{Instance, Job, Report, ReportFigures, Work};
 use crate::plugin::Plugin;
+
+/// Dropping a database takes seconds, and removing a million files from a container minutes; what takes longer than this hangs. The next
+/// start tries again only for jobs that have not ended, so the job's end says what is left.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(600);
 
 /// A restore's target, as both calls of the plugin need it.
 enum Target {
@@ -228,9 +234,9 @@ pub(super) async fn clean_up(jobs: &Jobs, job: &Job, cancel: &CancellationToken)
     };
     let request =
         wire::CleanUpRequest { job_id: job.id.clone(), settings_json: parts.settings_json, target: Some(target) };
-    let work = async |plugin: &mut Plugin| match plugin.client().clean_up(request).await {
-        Ok(_) => Ok(()),
-        Err(status) => Err(plugin.problem(&status).await),
+    let work = async |plugin: &mut Plugin| {
+        let mut client = plugin.client();
+        plugin.answer(CLEAN_UP_LIMIT, client.clean_up(request)).await.map(|_| ())
     };
     session::with_plugin(jobs, job, &parts.source_type, parts.pass_env, cancel, work).await
 }
@@ -343,3 +349,6 @@ fn waiting_note(report: &wire::RehydrationReport) -> String {
     let hours = report.estimate_s.div_ceil(3600);
     format!("{} of {total} packs are on their way out of the archive, up to {hours} h more", report.waiting)
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,8 +22,10 @@ use crate::catalog::{Attempt, Job, Retry, Status, Work};
 use crate::lifecycle;
 use crate::policy::{self, Document};
 
-/// A jump of the clock is noticed after this at the latest.
-const LONGEST_SLEEP: Duration = Duration::from_secs(20);
+/// A jump of the clock is noticed after this at the latest, when an attempt is planned.
+pub(crate) const LONGEST_SLEEP: Duration = Duration::from_secs(20);
+/// When none is, the end of the next job that fails tells of one; this is for what nobody has thought of.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// True when the same job, begun again a while later with nothing changed by a person, may succeed. Every reason has to be sorted in.
 pub(super) fn is_mendable(reason: Reason) -> bool {
@@ -159,22 +161,24 @@ impl Jobs {
         let catalog = &self.shared.catalog;
         let Some(instance) = catalog.instance(&job.instance_id).await? else { return Ok(None) };
         let Some(policy) = catalog.policy(&instance.policy).await? else { return Ok(None) };
-        let Ok(document) = policy::parse(&policy.document) else { return Ok(None) };
+        let Ok(document) = policy::parsed(&policy.document) else { return Ok(None) };
         Ok(next(job, reason, &document, vaultferry_vault::clock::now()))
     }
 
-    /// Begins planned attempts when they are due, until `stop`. Those of an earlier life among them.
-    pub async fn run_retries(self, stop: CancellationToken) {
+    /// Begins planned attempts when they are due, until `stop`, looking at the clock after `longest_sleep` at the latest. Those of an earlier
+    /// life are among them.
+    pub async fn run_retries(self, longest_sleep: Duration, stop: CancellationToken) {
         loop {
             // Heard from here on, so that no end falls between the look and the wait.
             let ended = self.inner.ended.notified();
             let mut ended = std::pin::pin!(ended);
             ended.as_mut().enable();
             let sleep = match self.begin_due().await {
-                Ok(sleep) => sleep.min(LONGEST_SLEEP),
+                Ok(Some(sleep)) => sleep.min(longest_sleep),
+                Ok(None) => IDLE.max(longest_sleep),
                 Err(problem) => {
-                    tracing::error!("failed backups are tried again in {LONGEST_SLEEP:?}: {problem}");
-                    LONGEST_SLEEP
+                    tracing::error!("failed backups are tried again in {longest_sleep:?}: {problem}");
+                    longest_sleep
                 }
             };
             tokio::select! {
@@ -185,19 +189,20 @@ impl Jobs {
         }
     }
 
-    /// Begins what is due; how long until the next one is.
-    async fn begin_due(&self) -> Result<Duration, Problem> {
+    /// Begins what is due; how long until the next one is, or is looked at again. `None`: none is planned.
+    async fn begin_due(&self) -> Result<Option<Duration>, Problem> {
         let now = vaultferry_vault::clock::now();
+        let mut waits = false;
         for retry in self.shared.catalog.retries().await? {
             if retry.due > now {
-                return Ok(Duration::try_from(retry.due.duration_since(now)).unwrap_or(LONGEST_SLEEP));
+                return Ok(Some(Duration::try_from(retry.due.duration_since(now)).unwrap_or(LONGEST_SLEEP)));
             }
             match self.begin_attempt(&retry, now).await? {
                 Begun::Done => self.shared.catalog.remove_retry(retry).await?,
-                Begun::Later => {}
+                Begun::Later => waits = true,
             }
         }
-        Ok(LONGEST_SLEEP)
+        Ok(waits.then_some(LONGEST_SLEEP))
     }
 
     async fn begin_attempt(&self, retry: &Retry, now: Timestamp) -> Result<Begun, Problem> {

@@ -143,6 +143,11 @@ fn retention_leaves_the_points_of_a_stopped_instance_alone() {
 
 /// What an agent has, without its processes.
 pub(crate) async fn world(dir: &Path) -> Jobs {
+    world_with(dir, BTreeMap::new()).await
+}
+
+/// The same with these plugins.
+pub(crate) async fn world_with(dir: &Path, plugins: BTreeMap<String, crate::plugin::Command>) -> Jobs {
     let vault = Access {
         location: Location::Folder(dir.join("vault")),
         endpoint: None,
@@ -167,13 +172,14 @@ pub(crate) async fn world(dir: &Path) -> Jobs {
         vault_key,
         vault_key_place: place,
         agent_id,
-        plugins: BTreeMap::new(),
+        plugins,
         runtime_dir: dir.join("run"),
         state_dir: dir.to_owned(),
         bytes_in_flight: 0,
         upload_bytes_per_s: None,
         rehydration_poll: Duration::from_secs(600),
         link: Link::default(),
+        making: tokio::sync::Mutex::default(),
     };
     Jobs::new(Arc::new(shared), 1)
 }

@@ -64,6 +64,11 @@ impl Interceptor for Bearer {
 
 /// Connects, once. The first call tells whether the service believes us.
 pub(super) async fn connect(config: &Config) -> Result<Client, Error> {
+    #[cfg(test)]
+    if let Some(way) = &config.in_process {
+        let client = LinkServiceClient::with_interceptor(super::in_process::connect(way), Bearer(None));
+        return Ok(client.max_decoding_message_size(LONGEST_MESSAGE));
+    }
     let invalid = |error: tonic::transport::Error| Error::Configuration(format!("[service]: {}", chain(&error)));
     let mut endpoint = Endpoint::from_shared(config.endpoint.clone())
         .map_err(invalid)?

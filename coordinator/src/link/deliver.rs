@@ -16,7 +16,7 @@ use super::wire::{commit, report, result};
 use crate::catalog::Catalog;
 
 /// What was done without waking the link (an operation that took no time, a job of an earlier life) is told after this at the latest.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is told, and by whom.
 #[derive(Debug, Clone)]
@@ -24,6 +24,7 @@ pub(super) struct Deliver {
     pub(super) catalog: Arc<dyn Catalog>,
     pub(super) agent_id: String,
     pub(super) news: Arc<Notify>,
+    pub(super) look_again: Duration,
 }
 
 impl Deliver {
@@ -36,7 +37,7 @@ impl Deliver {
             }
             tokio::select! {
                 () = self.news.notified() => {}
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = tokio::time::sleep(self.look_again) => {}
             }
         }
     }

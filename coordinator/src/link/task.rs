@@ -111,8 +111,12 @@ impl Task {
             away_s,
             "the backup service answers"
         );
-        let deliver =
-            Deliver { catalog: self.catalog.clone(), agent_id: self.agent_id.clone(), news: self.news.clone() };
+        let deliver = Deliver {
+            catalog: self.catalog.clone(),
+            agent_id: self.agent_id.clone(),
+            news: self.news.clone(),
+            look_again: self.config.look_again(),
+        };
         let useful = || connection.useful.store(true, Ordering::Relaxed);
         let listening = self.listen(client.clone(), &service.service_id, state.applied_version, wanted, useful);
         let (never, _) = tokio::try_join!(listening, deliver.run(client, useful))?;

@@ -16,6 +16,7 @@
 //! - Deletion is two-phase, and one run expires at most a tenth of the points (one at least), and purges at most as many.
 //! - Deletion goes by a clock of its own, [`Plan::clock`], which follows the machine's in steps of [`STEP`] at most, unless the store's or
 //!   the service's clock confirms it. A clock that jumps ahead so deletes little, and warns; one that jumps back deletes nothing.
+//! - A run counts once an hour ([`deletion_time_between`]): an agent that is started again and again deletes no faster than one that runs.
 //!
 //! Run it every hour: then the limits do not show in ordinary life (an hourly schedule kept for 7 days expires 1 of 168 in a run; of few
 //! points that end together, one waits for the next hour).
@@ -29,6 +30,8 @@ use super::{Document, Life, PointFacts, Store, Tiering, life};
 pub const STEP: SignedDuration = SignedDuration::from_hours(48);
 /// Two clocks that differ by less agree: more than a slow answer or a coarse time stamp can explain is a clock that is off.
 pub const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+/// So many times faster than time itself the clock of deletion goes at most: [`STEP`] in an hour.
+const STEP_PER_TIME: i32 = 48;
 /// One of so many points may be deleted in a run.
 const FRACTION: usize = 10;
 
@@ -187,6 +190,19 @@ pub fn plan(document: &Document, points: &[PointFacts], run: &Run) -> Plan {
         warnings.push(Warning::Deferred { points: deferred });
     }
     Plan { clock, actions, warnings }
+}
+
+/// By what time something is deleted at `now`, when the last run did it by `clock` ([`Plan::clock`]): what a plan would say, for those who
+/// purge beside it.
+pub fn deletion_time(now: Timestamp, clock: Option<Timestamp>) -> Timestamp {
+    self::clock(&Run { now, clock, reference: None, protected: true }).0
+}
+
+/// The same in the hour after that run, which began so long ago: the clock of deletion goes no faster than [`STEP`] in an hour, however
+/// often it is asked.
+pub fn deletion_time_between(now: Timestamp, clock: Timestamp, since: SignedDuration) -> Timestamp {
+    let way = since.max(SignedDuration::ZERO).saturating_mul(STEP_PER_TIME).min(STEP);
+    now.min(clock.saturating_add(way).unwrap_or(Timestamp::MAX))
 }
 
 /// The clock of deletion, and what is wrong with the machine's.

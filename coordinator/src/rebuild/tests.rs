@@ -430,7 +430,7 @@ async fn a_service_is_told_again_of_every_point() {
         offline::rebuild_catalog(&config, false).await.expect("rebuilt");
         assert!(opened(&config).outbox().await.expect("outbox").is_empty(), "seed {seed}: nobody is to be told");
         let (endpoint, ca, identity, token) = ("http://127.0.0.1:1".to_owned(), None, None, None);
-        config.service = Some(crate::link::Config { endpoint, ca, identity, token });
+        config.service = Some(crate::link::Config { endpoint, ca, identity, token, in_process: None });
         offline::rebuild_catalog(&config, false).await.expect("rebuilt");
         let outbox = opened(&config).outbox().await.expect("outbox");
         assert!(outbox.iter().all(|entry| entry.job_id == entry.point.job_id), "seed {seed}");

@@ -16,15 +16,21 @@ use vaultferry_vault::simulate;
 
 use super::check::Book;
 use super::plugins::{Kind, Plugins};
+use super::service::Service;
 use super::world::{VAULT, Weather, World};
 use crate::api::Api;
 use crate::catalog::Catalog;
 use crate::catalog::sqlite::Sqlite;
-use crate::plugin;
-use crate::service::{Config, Pace, Service};
+use crate::service::{Config, Pace};
+use crate::{link, plugin};
 
 /// Looking more often costs time and finds nothing: nothing is due in between but after a jump of the clock.
-const PACE: Pace = Pace { longest_sleep: Duration::from_secs(2 * 3600), expiry: Duration::from_secs(12 * 3600) };
+const PACE: Pace = Pace {
+    longest_sleep: Duration::from_secs(4 * 3600),
+    longest_retry_sleep: Duration::from_secs(600),
+    expiry: Duration::from_secs(12 * 3600),
+    hourly: false,
+};
 
 /// How a life ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,8 @@ pub struct Totals {
     pub checks: u64,
     pub completed: u64,
     pub failed: u64,
+    pub cancelled: u64,
+    pub restored: u64,
     pub points_read: u64,
 }
 
@@ -55,6 +63,8 @@ impl Totals {
         self.checks += other.checks;
         self.completed += other.completed;
         self.failed += other.failed;
+        self.cancelled += other.cancelled;
+        self.restored += other.restored;
         self.points_read += other.points_read;
     }
 }
@@ -154,6 +164,15 @@ impl Year {
     /// What the agent is told at its start.
     pub fn config(&self) -> Config {
         let dir = &self.world.dir;
+        let host: Arc<dyn link::in_process::Host> = Arc::new(Service::new(self.world.clone()));
+        let has_service = self.world.state().has_service;
+        let service = has_service.then(|| link::Config {
+            endpoint: "http://service.invalid".to_owned(),
+            ca: None,
+            identity: None,
+            token: None,
+            in_process: Some(link::in_process::Way { host, look_again: Duration::from_secs(3600) }),
+        });
         let served = |kind: Kind| plugin::Command {
             program: PathBuf::new(),
             args: Vec::new(),
@@ -179,7 +198,7 @@ impl Year {
             bytes_in_flight: 0,
             upload_bytes_per_s: None,
             limits: crate::job::Limits::from(2),
-            service: None,
+            service,
             rehydration_poll: Duration::from_secs(600),
             create_default_vault: false,
         }
@@ -187,7 +206,7 @@ impl Year {
 
     async fn agent(&mut self) -> Result<Ended, String> {
         let catalog: Arc<dyn Catalog> = self.catalog.clone();
-        let service = match Service::open_with(self.config(), |_| Ok(catalog)).await {
+        let service = match crate::service::Service::open_with(self.config(), |_| Ok(catalog)).await {
             Ok(service) => service,
             Err(problem) if self.world.state().weather == Weather::Calm => {
                 return Err(format!("the agent does not start: {problem}"));

@@ -9,8 +9,11 @@
 //! | the last point of a protected instance stays | at every deletion (`store.rs`), and here |
 //! | nothing is deleted, or leaves the vault store, that the plan keeps | a naive reference (`policies.rs`), by any policy that may have been linked |
 //! | held points stay | those whose hold was answered |
+//! | a restore that has completed has brought its point back | every byte, when the plugin ends (`world.rs`) |
+//! | a job is cancelled when somebody has asked for it | by the ids of jobs |
 //! | the catalog is what a rebuild makes of the vault | compared row by row |
 //! | every commit is confirmed | the outbox is empty |
+//! | the backup service knows the commits and ends that there are, and no others | by the ids and statuses of jobs |
 //! | the schedule goes on, what has expired goes | at the end of the year |
 //! | no job fails for a reason that is a fault of the program | by its reason |
 
@@ -37,6 +40,7 @@ use super::agent::Year;
 use super::policies::Policy;
 use super::store::Peek;
 use crate::api::Api;
+use crate::catalog::link::LinkRecords as _;
 use crate::catalog::sqlite::Sqlite;
 use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Point, Status, Work};
 
@@ -59,6 +63,10 @@ pub struct Book {
     had_point: HashSet<String>,
     /// Points whose hold was answered.
     pub held: HashSet<Id>,
+    /// Jobs that somebody has wanted to be cancelled.
+    pub cancelled: HashSet<String>,
+    /// What the stores were when their files were last checked.
+    files: HashMap<String, u64>,
     /// Policies that may have been linked since the last check.
     linked: BTreeMap<String, BTreeSet<String>>,
     repositories: HashMap<String, Arc<Repository>>,
@@ -74,6 +82,8 @@ impl Book {
             read: HashSet::new(),
             had_point: HashSet::new(),
             held: HashSet::new(),
+            cancelled: HashSet::new(),
+            files: HashMap::new(),
             linked: BTreeMap::new(),
             repositories: HashMap::new(),
             since: Timestamp::MIN,
@@ -124,6 +134,7 @@ impl Year {
             all.push(Seen { instance, store, states });
         }
         for job in &jobs {
+            self.check_told(job)?;
             match all.iter().find(|seen| seen.instance.id == job.instance_id) {
                 Some(seen) => self.check_job(job, seen)?,
                 // Purged after somebody has deleted it.
@@ -133,7 +144,11 @@ impl Year {
         }
         for seen in &all {
             self.check_points(seen).await?;
-            self.check_files(seen).await?;
+            // A store that nobody has written to since is what it was then.
+            let changes = self.world.changes(&seen.instance.id);
+            if last || self.book.files.insert(seen.instance.id.clone(), changes) != Some(changes) {
+                self.check_files(seen).await?;
+            }
             self.check_schedule(seen, last).await?;
         }
         if last {
@@ -160,16 +175,51 @@ impl Year {
             let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
             let instances = self.catalog.instances().await.map_err(text)?;
             let unsettled = instances.iter().find(|instance| instance.unsettled);
-            if unfinished.is_empty() && unsettled.is_none() {
+            let unmade = self.catalog.unmade_instances().await.map_err(text)?;
+            if unfinished.is_empty() && unsettled.is_none() && unmade.is_empty() && self.is_told().await? {
                 return Ok(());
+            }
+            if unfinished.iter().any(|job| job.rehydrating) {
+                self.world.finish_rehydration();
             }
             if begun.elapsed() > PATIENCE {
                 return Err(format!(
-                    "in progress for ever: {:?}, unsettled for ever: {unsettled:?}",
+                    "in progress for ever: {:?}, unsettled for ever: {unsettled:?}, unmade: {unmade:?}",
                     unfinished.first()
                 ));
             }
             tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+    }
+
+    /// True when a backup service has heard of everything.
+    async fn is_told(&self) -> Result<bool, String> {
+        if !self.world.state().has_service {
+            return Ok(true);
+        }
+        let (commits, jobs) = (self.catalog.outbox().await, self.catalog.job_reports().await);
+        Ok(commits.map_err(text)?.is_empty() && jobs.map_err(text)?.is_empty())
+    }
+
+    /// The backup service knows how the job has ended, and its commit if and only if there is one.
+    fn check_told(&self, job: &Job) -> Result<(), String> {
+        let state = self.world.state();
+        if !state.has_service {
+            return Ok(());
+        }
+        let reported = state.service.jobs.get(&job.id).and_then(|report| report.job.as_ref());
+        if reported.is_none_or(|told| told.end_time.is_none()) {
+            return Err(format!("the service has not heard of the end of {job:?}: {reported:?}"));
+        }
+        let point = match &job.status {
+            Status::Completed { point_id, .. } => point_id.map(|id| id.to_string()),
+            _ => None,
+        };
+        let commit = state.service.commits.get(&job.id).and_then(|commit| commit.point.as_ref());
+        let told = commit.map(|point| point.id.clone());
+        match told == point {
+            true => Ok(()),
+            false => Err(format!("the service knows the point {told:?} of the job {}, which made {point:?}", job.id)),
         }
     }
 
@@ -195,6 +245,7 @@ impl Year {
                     return Err(format!("a job failed by a fault of the program: {job:?}"));
                 }
             }
+            Status::Cancelled { .. } if self.book.cancelled.contains(&job.id) => self.totals.cancelled += 1,
             Status::Cancelled { .. } => return Err(format!("nobody has cancelled it: {job:?}")),
         }
         match (&job.work, &job.status) {
@@ -209,6 +260,12 @@ impl Year {
                         return Err(format!("the slot {slot} of {} was backed up twice: {done:?}", job.instance_name));
                     }
                 }
+            }
+            (Work::RestoreDatabase { .. }, Status::Completed { .. }) => {
+                if !self.world.state().restored.contains(&job.id) {
+                    return Err(format!("the completed restore has restored nothing: {job:?}"));
+                }
+                self.totals.restored += 1;
             }
             (Work::Backup { .. }, _) => {
                 if let Some(state) = of_job().find(|state| state.is_listed() || state.soft_deleted.is_some()) {

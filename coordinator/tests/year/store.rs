@@ -106,6 +106,7 @@ impl Store for Weathered {
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put, Error> {
+        self.world.note_change(&self.instance_id);
         self.call(self.memory.put_if_absent(key, body)).await
     }
 
@@ -116,24 +117,29 @@ impl Store for Weathered {
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         let delete = async {
             self.watch_deletion(key);
+            self.world.note_change(&self.instance_id);
             self.memory.delete(key).await
         };
         self.call(delete).await
     }
 
     async fn set_tier(&self, key: &Key, tier: Tier) -> Result<(), Error> {
+        self.world.note_change(&self.instance_id);
         self.call(self.memory.set_tier(key, tier)).await
     }
 
     async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error> {
+        self.world.note_change(&self.instance_id);
         self.call(self.memory.copy(from, to)).await
     }
 
     async fn protect(&self, key: &Key, until: jiff::Timestamp, locked: bool) -> Result<(), Error> {
+        self.world.note_change(&self.instance_id);
         self.call(self.memory.protect(key, until, locked)).await
     }
 
     async fn set_legal_hold(&self, key: &Key, hold: bool) -> Result<(), Error> {
+        self.world.note_change(&self.instance_id);
         self.call(self.memory.set_legal_hold(key, hold)).await
     }
 }

@@ -8,22 +8,27 @@ use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::control::v1::backup_instance_service_server::BackupInstanceService as _;
 use vaultferry_proto::control::v1::backup_service_server::BackupService as _;
 use vaultferry_proto::control::v1::instance_lifecycle_service_server::InstanceLifecycleService as _;
+use vaultferry_proto::control::v1::job_service_server::JobService as _;
 use vaultferry_proto::control::v1::maintenance_service_server::MaintenanceService as _;
 use vaultferry_proto::control::v1::policy_service_server::PolicyService as _;
 use vaultferry_proto::control::v1::recovery_point_service_server::RecoveryPointService as _;
+use vaultferry_proto::control::v1::restore_service_server::RestoreService as _;
 use vaultferry_proto::{Problem, Reason};
 
 use super::agent::{Ended, Year};
 use super::policies;
 use super::world::{Source, Weather};
 use crate::api::Api;
-use crate::catalog::{Catalog as _, Instance};
+use crate::catalog::{Catalog as _, Instance, Job, Work};
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// The year, and then some calm days in which everything must come to where it belongs.
 const YEAR: Duration = Duration::from_secs(335 * DAY);
 const CALM_DAYS: u64 = 30;
+/// What new sources are protected by, in a busy year and in another one.
+const BUSY: &[&str] = &["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"];
+const QUIET: &[&str] = &["twice-a-week", "weekly", "weekly", "monthly"];
 /// A kill comes within so many steps.
 const LAST_STEP: u64 = 300;
 
@@ -75,6 +80,7 @@ impl Year {
     pub(super) fn calm(&self) {
         let mut state = self.world.state();
         (state.weather, state.plugin_faults) = (Weather::Calm, 0);
+        (state.service.away_until, state.service.faults) = (None, 0);
         state.sources.values_mut().for_each(|source| source.away_until = jiff::Timestamp::MIN);
         state.agent.spare();
     }
@@ -92,8 +98,8 @@ impl Year {
 
     /// Another source is protected.
     async fn protect(&mut self, api: &Api) -> Result<Result<(), Problem>, String> {
-        let policy =
-            *self.pick(&["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"]);
+        let busy = self.world.state().busy;
+        let policy = *self.pick(if busy { BUSY } else { QUIET });
         let uri = {
             let mut state = self.world.state();
             let uri = format!("postgres://backup@db{}/shop", state.sources.len());
@@ -152,6 +158,15 @@ impl Year {
                 self.world.tell(format!("{faults} of 1000 plugins die or hang"));
                 self.world.state().plugin_faults = faults;
             }
+            44..47 if self.world.state().has_service => {
+                let away_until = vaultferry_vault::clock::now() + hours(self.below(9) as i64);
+                let faults = 50 + self.below(400) as u32;
+                self.world.tell(format!(
+                    "the backup service is away until {away_until}, then {faults} of 1000 messages are lost"
+                ));
+                let mut state = self.world.state();
+                (state.service.away_until, state.service.faults) = (Some(away_until), faults);
+            }
             44..52 => {
                 let away_until = vaultferry_vault::clock::now() + hours(self.below(240) as i64);
                 let mut state = self.world.state();
@@ -180,7 +195,8 @@ impl Year {
         let all = self.catalog.instances().await.map_err(|error| error.to_string())?;
         let instance = self.pick(&all).clone();
         let name = instance.name.clone();
-        match self.below(20) {
+        let most = if self.world.state().busy { 4 } else { 3 };
+        match self.below(25) {
             0..5 => self.back_up(api, &instance).await?,
             5..9 => self.link(api, &instance).await?,
             9 => {
@@ -207,9 +223,11 @@ impl Year {
                 self.answered(api.start_prune(Request::new(request)).await.map(|_| ()))?.ok();
                 self.back_up(api, &instance).await?;
             }
-            _ if all.len() < 4 => {
+            19 if all.len() < most => {
                 self.protect(api).await?.ok();
             }
+            20..22 => self.restore(api, &instance).await?,
+            22.. => self.cancel(api, &instance).await?,
             _ => {}
         }
         Ok(())
@@ -226,9 +244,56 @@ impl Year {
         Ok(())
     }
 
+    /// A point is brought back, if there is one.
+    async fn restore(&mut self, api: &Api, instance: &Instance) -> Result<(), String> {
+        let points = self.catalog.points(&instance.id, None, 50).await.map_err(|error| error.to_string())?;
+        if points.is_empty() {
+            return Ok(());
+        }
+        let point = self.pick(&points).id.to_string();
+        self.world.tell(format!("restore {point} of {}", instance.name));
+        let request = wire::StartRestoreDatabaseRequest {
+            instance: instance.name.clone(),
+            point,
+            target_uri: "postgres://restore@target/".to_owned(),
+            database: "shop".to_owned(),
+            ..wire::StartRestoreDatabaseRequest::default()
+        };
+        self.answered(api.start_restore_database(Request::new(request)).await.map(|_| ()))?.ok();
+        Ok(())
+    }
+
+    /// Somebody begins something and thinks better of it.
+    async fn cancel(&mut self, api: &Api, instance: &Instance) -> Result<(), String> {
+        match self.chance(400) {
+            true => self.restore(api, instance).await?,
+            false => self.back_up(api, instance).await?,
+        }
+        // No time passes while a job is at work: it comes some way, or to its end.
+        for _ in 0..self.below(1000) {
+            tokio::task::yield_now().await;
+        }
+        let unfinished = self.catalog.unfinished_jobs().await.map_err(|error| error.to_string())?;
+        let may_be_cancelled =
+            |job: &&Job| matches!(job.work, Work::Backup { .. } | Work::RestoreDatabase { .. } | Work::Prune { .. });
+        for job in unfinished.iter().filter(may_be_cancelled) {
+            self.world.tell(format!("cancel the job {} ({}) of {}", job.id, job.work.name(), job.instance_name));
+            // Whatever comes of it, it may be cancelled from here on.
+            self.book.cancelled.insert(job.id.clone());
+            let request = wire::CancelJobRequest { job: job.id.clone() };
+            self.answered(api.cancel_job(Request::new(request)).await.map(|_| ()))?.ok();
+        }
+        Ok(())
+    }
+
     /// Another policy is linked, the hourly one for some days only.
     async fn link(&mut self, api: &Api, instance: &Instance) -> Result<(), String> {
-        let policy = self.pick(policies::ALL).name;
+        // In most years by the week: a year's worth of jobs is not what finds faults.
+        let busy = self.world.state().busy;
+        let is_dense = busy || self.chance(150);
+        let choice: Vec<&policies::Policy> =
+            policies::ALL.iter().filter(|policy| is_dense || policy.hours > 24).collect();
+        let policy = self.pick(&choice).name;
         self.change_policy(api, instance, policy).await?;
         if policy == "hourly" {
             tokio::time::sleep(Duration::from_secs(DAY)).await;

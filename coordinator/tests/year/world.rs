@@ -1,6 +1,6 @@
 //! What is outside of the agent and outlives it: the stores, their weather, the sources, the catalog's file, the time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,10 +11,14 @@ use vaultferry_vault::{Id, simulate};
 
 use super::dice::Dice;
 use super::process::Process;
+use super::service;
 use super::store::Weathered;
 
 /// The folder that the vault is configured as. It is on no disk.
 pub const VAULT: &str = "/simulated/vault";
+
+/// Entries on a page of a listing. Small pages are tested with the stores; here they are calls that nothing comes of.
+const PAGE_ENTRIES: usize = 200;
 
 /// How the stores behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,8 @@ pub struct World {
 #[derive(Debug)]
 pub struct State {
     pub dice: Dice,
+    /// A year of more sources, backed up more often.
+    pub busy: bool,
     pub weather: Weather,
     /// Of plugins, so many of a thousand are killed or stopped at one of their steps.
     pub plugin_faults: u32,
@@ -61,12 +67,18 @@ pub struct State {
     pub agent: Arc<Process>,
     pub sources: BTreeMap<String, Source>,
     pub made: HashMap<Id, Made>,
+    /// Jobs whose restore has come to its end, and was compared.
+    pub restored: HashSet<String>,
+    /// The agent has a backup service.
+    pub has_service: bool,
+    pub service: service::State,
     /// What must never happen, seen when it happened.
     pub broken: Vec<String>,
     /// Instances whose last point may go: they were deleted by a person.
     pub given_up: Vec<String>,
     /// By the instance's id; the vault's own records under "".
     stores: BTreeMap<String, Arc<Memory>>,
+    changes: HashMap<String, u64>,
     guests: u64,
     /// What happened, for whoever reads a failure.
     pub story: Vec<String>,
@@ -76,14 +88,19 @@ impl World {
     pub fn new(seed: u64, dir: &Path) -> Arc<Self> {
         let state = State {
             dice: Dice::new(seed),
+            busy: seed % 5 == 0,
             weather: Weather::Calm,
             plugin_faults: 0,
             agent: Arc::default(),
             sources: BTreeMap::new(),
             made: HashMap::new(),
+            restored: HashSet::new(),
+            has_service: seed % 2 == 1,
+            service: service::State::default(),
             broken: Vec::new(),
             given_up: Vec::new(),
             stores: BTreeMap::new(),
+            changes: HashMap::new(),
             guests: 0,
             story: Vec::new(),
         };
@@ -106,6 +123,37 @@ impl World {
     /// Notes what must not happen.
     pub fn broken(&self, what: String) {
         self.state().broken.push(format!("{} {what}", vaultferry_vault::clock::now()));
+    }
+
+    /// A restore has brought these streams back, which must be those that were read from the source.
+    pub fn restored(&self, job_id: &str, point: &Id, streams: &[(String, Vec<u8>)]) {
+        let mut state = self.state();
+        let by_name = |streams: &[(String, Vec<u8>)]| streams.iter().cloned().collect::<BTreeMap<String, Vec<u8>>>();
+        let is_same = state.made.get(point).is_some_and(|made| by_name(&made.streams) == by_name(streams));
+        if !is_same {
+            let now = vaultferry_vault::clock::now();
+            state.broken.push(format!("{now} the job {job_id} has restored something else than the point {point}"));
+        }
+        state.restored.insert(job_id.to_owned());
+    }
+
+    /// Somebody writes to the instance's store, or deletes there.
+    pub fn note_change(&self, instance_id: &str) {
+        let mut state = self.state();
+        match state.changes.get_mut(instance_id) {
+            Some(changes) => *changes += 1,
+            None => drop(state.changes.insert(instance_id.to_owned(), 1)),
+        }
+    }
+
+    /// How often that was.
+    pub fn changes(&self, instance_id: &str) -> u64 {
+        self.state().changes.get(instance_id).copied().unwrap_or(0)
+    }
+
+    /// The archive has brought out what it was asked for.
+    pub fn finish_rehydration(&self) {
+        self.state().stores.values().for_each(|store| store.finish_rehydration());
     }
 
     /// A new agent begins to live; its stores are those of the vault's folder on this thread.
@@ -132,7 +180,10 @@ impl World {
         let mut state = self.state();
         let memory = state.stores.entry(instance_id.to_owned());
         memory
-            .or_insert_with(|| Arc::new(Memory::new(if instance_id.is_empty() { "root" } else { instance_id })))
+            .or_insert_with(|| {
+                let name = if instance_id.is_empty() { "root" } else { instance_id };
+                Arc::new(Memory::with_pages(name, PAGE_ENTRIES))
+            })
             .clone()
     }
 

@@ -37,16 +37,32 @@ pub(crate) struct Job {
 /// What can be done. See the messages of the same names in maintenance.proto.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Task {
-    Check { keyless: bool, read_data_percent: f64 },
+    Check {
+        keyless: bool,
+        read_data_percent: f64,
+    },
     VerifyPoint(Id),
-    Prune { dry_run: bool },
-    DeletePoint { id: Id, purge_time: jiff::Timestamp },
+    /// Points are purged whose purge time is not after `purge_until`; `None`: what the machine's clock says.
+    Prune {
+        dry_run: bool,
+        purge_until: Option<jiff::Timestamp>,
+    },
+    DeletePoint {
+        id: Id,
+        purge_time: jiff::Timestamp,
+    },
     UndeletePoint(Id),
-    ArchivePoint { id: Id, remove_from_vault: bool },
+    ArchivePoint {
+        id: Id,
+        remove_from_vault: bool,
+    },
     Rehydrate(Id),
     CleanUpRehydrated,
     Finish,
-    LegalHold { id: Id, hold: bool },
+    LegalHold {
+        id: Id,
+        hold: bool,
+    },
 }
 
 impl Task {
@@ -120,8 +136,10 @@ pub enum Report {
 pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationToken) -> Result<Done, Problem> {
     let store = job.vault.access.open_instance(&job.vault.instance_id).map_err(Error::from)?;
     let done = perform(job, store.clone(), reporter, cancel).await?;
-    let writes_no_record =
-        matches!(job.task, Task::Check { keyless: true, .. } | Task::Prune { dry_run: true } | Task::LegalHold { .. });
+    let writes_no_record = matches!(
+        job.task,
+        Task::Check { keyless: true, .. } | Task::Prune { dry_run: true, .. } | Task::LegalHold { .. }
+    );
     if !writes_no_record && let Err(error) = manifest::append(&*store, Scope::Instance, &[], cancel).await {
         // The next commit or task does it.
         tracing::warn!("the newest records are not covered by a manifest yet: {error}");
@@ -183,7 +201,7 @@ async fn perform(
             check::run(job, store, keyless, read_data_percent, reporter, cancel).await
         }
         Task::VerifyPoint(id) => check::verify_point(job, id, reporter, cancel).await,
-        Task::Prune { dry_run } => prune::run(job, dry_run, reporter, cancel).await,
+        Task::Prune { dry_run, purge_until } => prune::run(job, dry_run, purge_until, reporter, cancel).await,
         Task::DeletePoint { id, purge_time } => {
             reporter.phase("deleting");
             points::soft_delete(&*store, &id, purge_time, cancel).await?;

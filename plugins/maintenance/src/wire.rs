@@ -53,12 +53,13 @@ fn task_from(task: TaskMessage) -> Result<Task, Problem> {
             Task::Check { keyless: check.keyless, read_data_percent }
         }
         TaskMessage::VerifyPoint(task) => Task::VerifyPoint(wire::id_from(&task.snapshot_id)?),
-        TaskMessage::Prune(task) => Task::Prune { dry_run: task.dry_run },
+        TaskMessage::Prune(task) => {
+            let purge_until = task.purge_until.map(|time| time_from(time, "purge_until")).transpose()?;
+            Task::Prune { dry_run: task.dry_run, purge_until }
+        }
         TaskMessage::DeletePoint(task) => {
             let time = task.purge_time.ok_or_else(|| invalid("the request lacks purge_time"))?;
-            let purge_time = jiff::Timestamp::new(time.seconds, time.nanos)
-                .map_err(|error| invalid(format!("purge_time is no time: {error}")))?;
-            Task::DeletePoint { id: wire::id_from(&task.snapshot_id)?, purge_time }
+            Task::DeletePoint { id: wire::id_from(&task.snapshot_id)?, purge_time: time_from(time, "purge_time")? }
         }
         TaskMessage::UndeletePoint(task) => Task::UndeletePoint(wire::id_from(&task.snapshot_id)?),
         TaskMessage::ArchivePoint(task) => {
@@ -70,6 +71,10 @@ fn task_from(task: TaskMessage) -> Result<Task, Problem> {
         TaskMessage::Finish(proto::FinishTask {}) => Task::Finish,
         TaskMessage::LegalHold(task) => Task::LegalHold { id: wire::id_from(&task.snapshot_id)?, hold: task.hold },
     })
+}
+
+fn time_from(time: prost_types::Timestamp, name: &str) -> Result<jiff::Timestamp, Problem> {
+    jiff::Timestamp::new(time.seconds, time.nanos).map_err(|error| invalid(format!("{name} is no time: {error}")))
 }
 
 /// The messages for one event of a running task; the end becomes several.

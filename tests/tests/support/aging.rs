@@ -29,6 +29,20 @@ pub fn points(agent: &Agent, days: i64) {
     }
 }
 
+/// Makes the catalog believe that the last runs of retention are an hour older: an agent that is started now counts its first run.
+#[track_caller]
+pub fn runs(agent: &Agent) {
+    catalog(agent).execute("update expiry_clocks set time = time - 3600000000", []).expect("update");
+}
+
+/// Makes the catalog believe that retention has not run for so many days, and deletes by the clock of then.
+#[track_caller]
+#[allow(dead_code)] // each test takes what it needs
+pub fn expiry_clocks(agent: &Agent, days: i64) {
+    let sql = "update expiry_clocks set time = time - ?1, clock = clock - ?1";
+    assert!(catalog(agent).execute(sql, [days * DAY_US]).expect("update") > 0);
+}
+
 /// Makes the catalog believe that no slot of any instance was dealt with for so many days.
 #[track_caller]
 pub fn slots(agent: &Agent, days: i64) {

@@ -16,6 +16,7 @@ const PAGE_ENTRIES: usize = 10;
 #[derive(Debug)]
 pub struct Memory {
     location: String,
+    page_entries: usize,
     files: Mutex<BTreeMap<Key, File>>,
 }
 
@@ -41,7 +42,12 @@ impl File {
 impl Memory {
     /// An empty store; `name` is for messages.
     pub fn new(name: &str) -> Self {
-        Self { location: format!("memory:{name}"), files: Mutex::default() }
+        Self::with_pages(name, PAGE_ENTRIES)
+    }
+
+    /// The same with so many entries on a page of a listing, at least one.
+    pub fn with_pages(name: &str, page_entries: usize) -> Self {
+        Self { location: format!("memory:{name}"), page_entries: page_entries.max(1), files: Mutex::default() }
     }
 
     /// The tier that a file lies in; `None` when it is not there.
@@ -131,7 +137,7 @@ impl Store for Memory {
         };
         let below = files.range((after, Bound::Unbounded));
         let mut found = below.take_while(|(key, _)| key.as_str().starts_with(prefix));
-        let entries: Vec<Entry> = found.by_ref().take(PAGE_ENTRIES).map(|(key, file)| file.entry(key)).collect();
+        let entries: Vec<Entry> = found.by_ref().take(self.page_entries).map(|(key, file)| file.entry(key)).collect();
         let next = found.next().and(entries.last()).map(|entry| entry.key.to_string());
         Ok(Page { entries, next })
     }

@@ -11,7 +11,7 @@
 //! - One source has one instance. That is looked at when the source is, and again while nothing else can be protected.
 //! - A URI that may hold a password is repeated nowhere.
 //! - Once the first instance is being written, the work goes on without its caller ([`crate::job::Jobs::detached`]). Killed before the
-//!   catalog has them, none is protected; what lies in the vault then are instances without points, which only a rebuilt catalog shows.
+//!   catalog has them, none is protected, and the next start takes back what lies in the vault ([`crate::lifecycle::give_up_all`]).
 
 use futures::{StreamExt as _, stream};
 use vaultferry_proto::control::v1 as wire;
@@ -27,7 +27,7 @@ use super::super::readiness::refuse_blocking;
 use super::{check_type, check_uri, credential, done, is_name, source_type};
 use crate::catalog::{Credential, Error, Instance, Job, Status as JobStatus, Work};
 use crate::policy::{self, Document};
-use crate::{job, recorded};
+use crate::{job, lifecycle, recorded};
 
 /// Sources in one request.
 const MAX_SOURCES: usize = 1000;
@@ -246,7 +246,7 @@ impl Api {
     }
 
     async fn look_at(&self, uri: String, source_type: &'static str, credential: &Credential) -> Looked {
-        let answer = match self.in_time(self.look_at_source(&uri, source_type, credential)).await {
+        let answer = match self.look_at_source(&uri, source_type, credential).await {
             Err(problem) => return Looked::not_ready(uri, problem),
             Ok(answer) => answer,
         };
@@ -290,14 +290,11 @@ impl Api {
         let _one_at_a_time = self.policies.lock().await;
         let instances = self.name_instances(&looked, order, &followed.name).await?;
         self.keep_policy(&self.find_policy(&followed.name).await?).await?;
-        for instance in &instances {
-            let record = recorded::instance_record(instance);
-            admin::create_instance(&self.shared.vault, &self.shared.vault_key, &record, &self.stopping).await?;
+        if let Err(problem) = self.make(&instances).await {
+            // None of them is an instance; the hourly run tries again what the vault does not take now.
+            lifecycle::give_up_all(&self.shared, &self.stopping).await;
+            return Err(problem);
         }
-        self.catalog.insert_instances(instances.clone()).await.map_err(|error| match error {
-            Error::Taken(what) => Problem::new(Reason::NameTaken, format!("{what} was taken at this very moment")),
-            other => other.into(),
-        })?;
         for instance in &instances {
             // P40: configuring protection is an operation whose record can be found among the jobs.
             let job = Job { scheduled: order.by_scan, ..done(instance, Work::ConfigureProtection) };
@@ -306,6 +303,21 @@ impl Api {
         }
         self.changed.notify_one();
         Ok(Protected { instances, results: looked, policy: followed.name, policy_created })
+    }
+
+    /// Makes the instances in the vault, and then in the catalog.
+    async fn make(&self, instances: &[Instance]) -> Result<(), Problem> {
+        let _making = self.shared.making.lock().await;
+        self.catalog.begin_instances(instances.to_vec()).await?;
+        for instance in instances {
+            let record = recorded::instance_record(instance);
+            admin::create_instance(&self.shared.vault, &self.shared.vault_key, &record, &self.stopping).await?;
+        }
+        job::pause_at(&self.shared.state_dir, "instances-recorded").await;
+        self.catalog.insert_instances(instances.to_vec()).await.map_err(|error| match error {
+            Error::Taken(what) => Problem::new(Reason::NameTaken, format!("{what} was taken at this very moment")),
+            other => other.into(),
+        })
     }
 
     /// A name that was asked for must be free; one that is made from the source is made unique.

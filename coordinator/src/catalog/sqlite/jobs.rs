@@ -23,9 +23,9 @@ pub(super) fn save_status(
     job.status = status;
     job.warnings.extend(warnings);
     let (name, text) = (status_name(&job.status), encode(&job)?);
-    tx.execute("update jobs set status = ?2, body = ?3 where id = ?1", params![job_id, name, text])?;
+    tx.prepare_cached("update jobs set status = ?2, body = ?3 where id = ?1")?.execute(params![job_id, name, text])?;
     if job.status.has_ended() {
-        tx.execute("delete from staged where job_id = ?1", [job_id])?;
+        tx.prepare_cached("delete from staged where job_id = ?1")?.execute([job_id])?;
     }
     note_change(tx, job_id)?;
     Ok(true)
@@ -44,7 +44,8 @@ pub(super) fn insert(tx: &Transaction<'_>, job: &Job) -> Result<Inserted, Failur
         let operations = exclusive.operations().join("', '");
         let sql =
             format!("select id from jobs where instance_id = ?1 and operation in ('{operations}') and {UNFINISHED}");
-        let busy: Option<String> = tx.query_row(&sql, [&job.instance_id], |row| row.get(0)).optional()?;
+        let busy: Option<String> =
+            tx.prepare_cached(&sql)?.query_row([&job.instance_id], |row| row.get(0)).optional()?;
         if let Some(busy) = busy {
             return Ok(Inserted::Busy(busy));
         }
@@ -54,7 +55,7 @@ pub(super) fn insert(tx: &Transaction<'_>, job: &Job) -> Result<Inserted, Failur
         params![job.id, time, job.instance_id, operation, status_name(&job.status), job.request_id, encode(job)?];
     let sql = "insert into jobs(id, create_time, instance_id, operation, status, request_id, body)
                values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-    tx.execute(sql, values)?;
+    tx.prepare_cached(sql)?.execute(values)?;
     note_change(tx, &job.id)?;
     Ok(Inserted::New)
 }
@@ -86,11 +87,34 @@ pub(super) fn find(tx: &Transaction<'_>, from: &str) -> Result<Option<Job>, Fail
     Ok(if jobs.len() == 1 { jobs.pop() } else { None })
 }
 
-pub(super) fn list(tx: &Transaction<'_>, filter: &JobFilter) -> Result<Vec<Job>, Failure> {
+/// See [`crate::catalog::Catalog::jobs_like`].
+pub(super) fn list_like(
+    tx: &Transaction<'_>,
+    filter: &JobFilter,
+    statuses: &[&str],
+    operations: &[&str],
+) -> Result<Vec<Job>, Failure> {
     let from = filter.from.map_or(i64::MIN, jiff::Timestamp::as_microsecond);
     let to = filter.to.map_or(i64::MAX, jiff::Timestamp::as_microsecond);
-    let sql = "select body from jobs where create_time >= ?1 and create_time < ?2 order by create_time desc, id desc limit ?3";
-    bodies(tx, sql, params![from, to, filter.limit])
+    let one_of = |column: &str, names: &[&str]| match names.is_empty() {
+        true => String::new(),
+        false => format!("and {column} in ('{}')", names.join("', '")),
+    };
+    let sql = format!(
+        "select body from jobs where create_time >= ?1 and create_time < ?2 {} {}
+         order by create_time desc, id desc limit ?3",
+        one_of("status", statuses),
+        one_of("operation", operations)
+    );
+    bodies(tx, &sql, params![from, to, filter.limit])
+}
+
+/// See [`crate::catalog::Catalog::last_backup`].
+pub(super) fn last_backup(tx: &Transaction<'_>, instance_id: &str) -> Result<Option<Job>, Failure> {
+    let sql =
+        "select body from jobs where instance_id = ?1 and operation = 'backup' and status in ('completed', 'failed')
+               order by create_time desc limit 1";
+    body(tx, sql, [instance_id])
 }
 
 /// See [`crate::catalog::Catalog::jobs_of`].
@@ -115,7 +139,7 @@ pub(super) fn change(tx: &Transaction<'_>, job_id: &str, change: impl FnOnce(&mu
         return Ok(false);
     }
     change(&mut job);
-    tx.execute("update jobs set body = ?2 where id = ?1", params![job_id, encode(&job)?])?;
+    tx.prepare_cached("update jobs set body = ?2 where id = ?1")?.execute(params![job_id, encode(&job)?])?;
     note_change(tx, job_id)?;
     Ok(true)
 }
@@ -147,7 +171,7 @@ pub(super) fn findings(tx: &Transaction<'_>, job_id: &str) -> Result<Vec<Finding
 
 pub(super) fn set_plugin_process(tx: &Transaction<'_>, process: &PluginProcess) -> Result<(), Failure> {
     let sql = "insert or replace into plugin_processes(job_id, pid, start_time) values (?1, ?2, ?3)";
-    tx.execute(sql, params![process.job_id, process.pid, signed(process.start_time)])?;
+    tx.prepare_cached(sql)?.execute(params![process.job_id, process.pid, signed(process.start_time)])?;
     Ok(())
 }
 

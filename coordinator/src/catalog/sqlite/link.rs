@@ -10,9 +10,9 @@ use crate::catalog::{Error, Job, Point};
 
 /// Notes that a job was changed, in the transaction that changes it. While nothing is reported, it does nothing.
 pub(super) fn note_change(tx: &Transaction<'_>, job_id: &str) -> Result<(), Failure> {
-    if tx.execute("update link set sequence = sequence + 1 where reporting", [])? == 1 {
+    if tx.prepare_cached("update link set sequence = sequence + 1 where reporting")?.execute([])? == 1 {
         let sql = "insert or replace into job_reports(job_id, sequence) select ?1, sequence from link";
-        tx.execute(sql, [job_id])?;
+        tx.prepare_cached(sql)?.execute([job_id])?;
     }
     Ok(())
 }
@@ -25,7 +25,7 @@ pub(super) fn queue_commit(
     time: jiff::Timestamp,
 ) -> Result<(), Failure> {
     let sql = "insert or ignore into outbox(job_id, create_time, body) values (?1, ?2, ?3)";
-    tx.execute(sql, params![job_id, time.as_microsecond(), encode(point)?])?;
+    tx.prepare_cached(sql)?.execute(params![job_id, time.as_microsecond(), encode(point)?])?;
     Ok(())
 }
 

@@ -32,7 +32,15 @@ pub(super) fn stage(tx: &Transaction<'_>, job_id: &str, record: &commit::Record)
                values (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     let (time, epoch) = (record.time.as_microsecond(), signed(record.prune_epoch));
     let (packs, created) = (encode_packs(&record.packs), encode(&record.created)?);
-    tx.execute(sql, params![job_id, record.snapshot_id.to_string(), &record.sealed[..], epoch, packs, time, created])?;
+    tx.prepare_cached(sql)?.execute(params![
+        job_id,
+        record.snapshot_id.to_string(),
+        &record.sealed[..],
+        epoch,
+        packs,
+        time,
+        created
+    ])?;
     Ok(())
 }
 
@@ -65,7 +73,14 @@ pub(super) fn insert(tx: &Transaction<'_>, point: &Point, replace: bool) -> Resu
     );
     let (time, stored) = (point.time.as_microsecond(), signed(point.stored_bytes));
     let deleted = point.standing.purge_time.is_some();
-    tx.execute(&sql, params![point.instance_id, point.id.to_string(), time, stored, deleted, encode(point)?])?;
+    tx.prepare_cached(&sql)?.execute(params![
+        point.instance_id,
+        point.id.to_string(),
+        time,
+        stored,
+        deleted,
+        encode(point)?
+    ])?;
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! Policies, instances, servers, and the dashboard's figures.
 
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
 use super::jobs::UNFINISHED;
 use super::values::{Failure, encode, time_from};
-use crate::catalog::{Figures, Instance, Policy, Server};
+use crate::catalog::{ExpiryRun, Figures, Instance, Policy, Server};
 
 /// What every query of policies reads, in this order.
 const COLUMNS: &str = "id, name, version, create_time, document, deleted";
@@ -75,8 +75,39 @@ pub(super) fn advance_slots(tx: &Transaction<'_>, slots: &[(String, jiff::Timest
     Ok(())
 }
 
+pub(super) fn begin_instances(tx: &Transaction<'_>, instances: &[Instance]) -> Result<(), Failure> {
+    let mut insert = tx.prepare_cached("insert or replace into unmade(instance_id, body) values (?1, ?2)")?;
+    for instance in instances {
+        insert.execute(params![instance.id, encode(instance)?])?;
+    }
+    Ok(())
+}
+
+pub(super) fn forget_unmade(tx: &Transaction<'_>, instance_id: &str) -> Result<(), Failure> {
+    tx.prepare_cached("delete from unmade where instance_id = ?1")?.execute([instance_id])?;
+    Ok(())
+}
+
+/// See [`crate::catalog::Catalog::expiry_run`].
+pub(super) fn expiry_run(tx: &Transaction<'_>, instance_id: &str) -> Result<Option<ExpiryRun>, Failure> {
+    let mut statement = tx.prepare_cached("select clock, time from expiry_clocks where instance_id = ?1")?;
+    let row: Option<(i64, Option<i64>)> =
+        statement.query_row([instance_id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let Some((clock, time)) = row else { return Ok(None) };
+    Ok(Some(ExpiryRun { clock: time_from(clock)?, time: time.map(time_from).transpose()? }))
+}
+
+/// See [`crate::catalog::Catalog::set_expiry_run`].
+pub(super) fn set_expiry_run(tx: &Transaction<'_>, instance_id: &str, run: &ExpiryRun) -> Result<(), Failure> {
+    let sql = "insert or replace into expiry_clocks(instance_id, clock, time) values (?1, ?2, ?3)";
+    let time = run.time.map(jiff::Timestamp::as_microsecond);
+    tx.prepare_cached(sql)?.execute(params![instance_id, run.clock.as_microsecond(), time])?;
+    Ok(())
+}
+
 pub(super) fn insert_instances(tx: &Transaction<'_>, instances: &[Instance]) -> Result<(), Failure> {
     for instance in instances {
+        forget_unmade(tx, &instance.id)?;
         let values = params![instance.id, instance.name, instance.source_identity, encode(instance)?];
         let sql = "insert or ignore into instances(id, name, identity, body) values (?1, ?2, ?3, ?4)";
         if tx.execute(sql, values)? == 0 {

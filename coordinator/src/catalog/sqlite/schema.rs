@@ -7,8 +7,9 @@ use rusqlite::{Connection, TransactionBehavior};
 
 /// Version 2 adds what happens to points after their commit, and what checks find; version 3 the clock by which points are deleted; version 4
 /// deletions of policies; version 5 the index that the summary counts in; version 6 servers that are sources; version 7 what the link to the
-/// backup service must not forget; version 8 planned attempts, and the indexes in which the summary counts for each instance.
-pub(super) const VERSION: i64 = 8;
+/// backup service must not forget; version 8 planned attempts, and the indexes in which the summary counts for each instance; version 9 when points were last
+/// deleted, instances that are being made, and the indexes of lists of jobs.
+pub(super) const VERSION: i64 = 9;
 /// Version 1, from which every catalog starts.
 const FIRST: &str = "
 create table policies(name text not null, version integer not null, id text not null, create_time integer not null,
@@ -30,7 +31,7 @@ create table slots(instance_id text primary key, slot integer not null) strict;
 ";
 
 /// From each version to the next, the first from 1 to 2.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
 alter table points add column deleted integer not null default 0;
 drop index points_by_time;
@@ -63,11 +64,21 @@ create index points_stored on points(instance_id, time, stored_bytes);
 create index points_proven on points(instance_id, time)
     where deleted = 0 and json_extract(body, '$.standing.proven_time') is not null;
 ",
+    "
+alter table expiry_clocks add column time integer;
+create table unmade(instance_id text primary key, body text not null) strict;
+create index jobs_by_status on jobs(status, create_time);
+create index jobs_by_operation on jobs(operation, create_time);
+",
 ];
+
+/// Prepared statements that are kept. There are some sixty in all, and a look of the agent at one instance takes a dozen of them.
+const STATEMENTS: usize = 128;
 
 /// Opens the file, makes it or brings it to this program's version, all or nothing.
 pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let mut connection = Connection::open(path)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;

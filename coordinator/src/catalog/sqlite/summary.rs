@@ -1,9 +1,10 @@
-//! The dashboard's figures of each instance. Every query runs in an index; none reads a point's row.
+//! The dashboard's figures of each instance, and what a list tells of it. Every query runs in an index; none reads a point's row.
 
 use rusqlite::{Transaction, params};
 
-use super::values::{Failure, decode, time_from};
-use crate::catalog::InstanceFigures;
+use super::jobs;
+use super::values::{Failure, bodies, decode, time_from};
+use crate::catalog::{Instance, InstanceFigures, ListedInstance};
 
 /// See [`crate::catalog::Catalog::instance_figures`].
 pub(super) fn of_instances(
@@ -48,6 +49,31 @@ pub(super) fn of_instances(
         })
     })
     .collect()
+}
+
+/// See [`crate::catalog::Catalog::instances_page`].
+pub(super) fn page_of_instances(
+    tx: &Transaction<'_>,
+    deleted: bool,
+    after: Option<&str>,
+    limit: u32,
+) -> Result<Vec<ListedInstance>, Failure> {
+    let sql = "select body from instances
+               where name > ?1 and (coalesce(json_extract(body, '$.protection.state'), '') in ('deleted', 'purged')) = ?2
+               order by name limit ?3";
+    // No name is empty.
+    let found: Vec<Instance> = bodies(tx, sql, params![after.unwrap_or(""), deleted, limit])?;
+    let sql = "select count(*), max(time) from points where instance_id = ?1 and deleted = 0";
+    let mut points = tx.prepare_cached(sql)?;
+    let mut page = Vec::with_capacity(found.len());
+    for instance in found {
+        let (count, newest): (i64, Option<i64>) =
+            points.query_row([&instance.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let last_backup = jobs::last_backup(tx, &instance.id)?;
+        let newest = newest.map(time_from).transpose()?;
+        page.push(ListedInstance { instance, points: count.cast_unsigned(), newest, last_backup });
+    }
+    Ok(page)
 }
 
 /// See [`crate::catalog::Catalog::stored_since`].

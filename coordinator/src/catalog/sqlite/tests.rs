@@ -4,7 +4,9 @@ use super::*;
 use crate::catalog::{Attempt, CheckFigures, Credential, ReportFigures, RestoreOptions, Work};
 
 mod attempts;
+mod pages;
 mod summary;
+mod unmade;
 
 fn instance(name: &str) -> Instance {
     Instance {
@@ -386,16 +388,17 @@ async fn slots_and_clocks_are_each_instance_s_own() {
     let time = |second| jiff::Timestamp::from_second(second).expect("a time");
     for instance in ["a", "b"] {
         assert_eq!(catalog.last_slot(instance).await.expect("slot"), None);
-        assert_eq!(catalog.expiry_clock(instance).await.expect("clock"), None);
+        assert_eq!(catalog.expiry_run(instance).await.expect("run"), None);
     }
     catalog.set_last_slot("a", time(1)).await.expect("set");
-    catalog.set_expiry_clock("a", time(2)).await.expect("set");
-    catalog.set_expiry_clock("a", time(3)).await.expect("set again");
-    catalog.set_expiry_clock("b", time(4)).await.expect("set");
+    let run = |clock: i64, at: i64| ExpiryRun { clock: time(clock), time: Some(time(at)) };
+    catalog.set_expiry_run("a", run(2, 5)).await.expect("set");
+    catalog.set_expiry_run("a", run(3, 6)).await.expect("set again");
+    catalog.set_expiry_run("b", ExpiryRun { clock: time(4), time: None }).await.expect("set");
     assert_eq!(catalog.last_slot("a").await.expect("slot"), Some(time(1)));
     assert_eq!(catalog.last_slot("b").await.expect("slot"), None);
-    assert_eq!(catalog.expiry_clock("a").await.expect("clock"), Some(time(3)));
-    assert_eq!(catalog.expiry_clock("b").await.expect("clock"), Some(time(4)));
+    assert_eq!(catalog.expiry_run("a").await.expect("run"), Some(run(3, 6)));
+    assert_eq!(catalog.expiry_run("b").await.expect("run"), Some(ExpiryRun { clock: time(4), time: None }));
 }
 
 /// A catalog as a script of its own version left it.

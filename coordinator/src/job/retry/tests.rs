@@ -323,7 +323,7 @@ async fn the_task_begins_what_an_earlier_life_has_planned() {
     jobs.recover().await.expect("recovered");
     assert_eq!(catalog.retries().await.expect("retries").len(), 1);
     let stop = CancellationToken::new();
-    let task = tokio::spawn(jobs.clone().run_retries(stop.clone()));
+    let task = tokio::spawn(jobs.clone().run_retries(LONGEST_SLEEP, stop.clone()));
     // There is no plugin here, so it fails again, and for good.
     let second = loop {
         let filter = JobFilter { from: None, to: None, limit: 10 };

@@ -12,12 +12,13 @@ use super::{Done, Job, LEASE_TERM, Report, when_free};
 pub(super) async fn run(
     job: &Job,
     dry_run: bool,
+    purge_until: Option<jiff::Timestamp>,
     reporter: &Reporter,
     cancel: &CancellationToken,
 ) -> Result<Done, Problem> {
     reporter.phase("opening the vault");
     let repository = job.vault.open(cancel).await?;
-    let options = Options { lease_term: LEASE_TERM, ..Options::default() };
+    let options = Options { lease_term: LEASE_TERM, purge_until, ..Options::default() };
     let mut report = if dry_run {
         reporter.phase("planning");
         let plan = prune::plan(&repository, &options, cancel).await?;

@@ -251,6 +251,7 @@ mod tests {
                 Reason::TooFewLocks,
             ),
             ("HINT:  You might need to increase \"max_locks_per_transaction\".", Reason::TooFewLocks),
+            (
                 "pg_dump: error: connection to server at \"h\" failed: FATAL:  password authentication failed for user \"u\"",
                 Reason::UserErrorDBUserAuthFailed,
             ),

@@ -155,12 +155,12 @@ pub(crate) async fn run(job: &Job, reporter: &Reporter, cancel: &CancellationTok
 async fn complete_holds(job: &Job, store: &store::Shared, cancel: &CancellationToken) -> Result<(), Problem> {
     let (only, with_key) = match &job.task {
         Task::ArchivePoint { id, .. } => (Some(id), true),
-        Task::Prune { dry_run: false } => (None, true),
+        Task::Prune { dry_run: false, .. } => (None, true),
         Task::VerifyPoint(id) | Task::UndeletePoint(id) => (Some(id), false),
         Task::Finish => (None, false),
         // A deletion is refused for a point that is held, the last is the hold itself, and the others write nothing for a point.
         Task::Check { .. }
-        | Task::Prune { dry_run: true }
+        | Task::Prune { dry_run: true, .. }
         | Task::Rehydrate(_)
         | Task::CleanUpRehydrated
         | Task::DeletePoint { .. }

@@ -28,12 +28,9 @@ impl Api {
         let Work::RestoreDatabase { point_id, credential, .. } = &work else {
             return Err(Problem::new(Reason::Internal, "a restore into a database is something else"));
         };
-        let asked = async {
-            let request = plan_request(&self.shared, &instance, &work, &self.stopping).await?;
-            let call = |mut plugin: PluginClient, _: String| async move { plugin.plan_restore(request).await };
-            self.ask_plugin(&instance.source_type, credential, "plan", call).await
-        };
-        let answer = self.in_time(asked).await?;
+        let request = plan_request(&self.shared, &instance, &work, &self.stopping).await?;
+        let call = |mut plugin: PluginClient, _: String| async move { plugin.plan_restore(request).await };
+        let answer = self.ask_plugin(&instance.source_type, credential, "plan", call).await?;
         let rates = self.rates_of_restores().await?;
         let estimate_restores = u32::try_from(rates.len()).unwrap_or(u32::MAX);
         Ok(PlanRestoreDatabaseResponse {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::catalog::Credential;
+use crate::catalog::{Credential, RestoreOptions};
 use crate::job::new_job;
 use crate::lifecycle::tests::world_with;
 use crate::plugin::hanging;
@@ -17,6 +17,7 @@ async fn a_clean_up_that_hangs_is_given_up_and_says_so() {
         database: "shop2".to_owned(),
         no_owner: false,
         credential: Credential::None,
+        options: RestoreOptions::default(),
     };
     let job = new_job(&shop, work, None, false);
     tokio::time::pause();

@@ -5,8 +5,9 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::azure::{Scope, region};
 use vaultferry_plugin_sdk::{FoundServer, ServerLogin};
 use vaultferry_proto::Problem;
+use vaultferry_vault::percent::encode;
 
-use crate::uri::{DEFAULT_PORT, Uri, encode};
+use crate::uri::{DEFAULT_PORT, Uri};
 
 /// Of the provider Microsoft.DBforPostgreSQL.
 const API_VERSION: &str = "2022-12-01";

@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 use tokio::io::ReadBuf;
 
 use super::*;
+use crate::client::Major;
 
 const HEAD: &str = "--\n-- PostgreSQL database dump\n--\n\n\\restrict a1B2\n\n-- Dumped from database version 15.18\n\n\
                     SET statement_timeout = 0;\nSET transaction_timeout = 0;\nSET client_encoding = 'UTF8';\n";

@@ -55,7 +55,7 @@ fn a_broken_pipe_is_never_the_story() {
     assert_eq!(all_of(Ok(7)), Ok(7));
     let broken = Err(CopyError::Output(std::io::ErrorKind::BrokenPipe.into()));
     assert!(all_of(broken).unwrap_err().message.contains("before it had read the whole dump"));
-    let problem = rules::judge(&ended(1 << 8, "pg_restore: error: relation exists"), false).unwrap_err();
+    let problem = rules::judge(&ended(1 << 8, "pg_restore: error: relation exists")).unwrap_err();
     assert_eq!(problem.message, "pg_restore ended with exit status 1: pg_restore: error: relation exists");
-    assert!(rules::judge(&ended(15, ""), false).unwrap_err().message.contains("SIGTERM"));
+    assert!(rules::judge(&ended(15, "")).unwrap_err().message.contains("SIGTERM"));
 }

@@ -18,7 +18,7 @@
 //!   child that says nothing more is stopped by its owner, which closes the pipe.
 //! - A thread that waits for a limit's sake looks again after [`SHORT`] at the latest, if the limit is 80 KiB/s or more.
 
-use std::io::{self, PipeReader, Read as _};
+use std::io::{self, PipeReader};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};

@@ -24,13 +24,15 @@ mod restore;
 mod source;
 mod vault;
 
-/// How a command ended, when it did not fail.
+/// How a command ended, when there is nothing more to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// What was asked for is done.
     Done,
     /// Watching was ended by hand; how the job ends is not known.
     Detached,
+    /// A job failed, whose problem was told. It says nothing of this process: faults of the configuration have an exit code of their own.
+    Failed,
 }
 
 /// What every command works with.

@@ -38,7 +38,7 @@ async fn main() -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         // Whoever chains commands must not take an unknown end for a good one.
-        Ok(Outcome::Detached) => ExitCode::FAILURE,
+        Ok(Outcome::Detached | Outcome::Failed) => ExitCode::FAILURE,
         Err(problem) => {
             output.problem(&problem);
             exit_code(&problem)

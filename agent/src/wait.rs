@@ -20,12 +20,19 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// Watches, prints the job as it ended, and turns its end into an outcome. Ctrl-C ends the watching only.
 ///
-/// Errors: the job's own problem when it failed or was cancelled; [`Reason::AgentUnreachable`] when the agent stays away (the job may run on).
+/// A job that failed or was cancelled is [`Outcome::Failed`], and its problem is told. Errors: [`Reason::AgentUnreachable`] when the agent
+/// stays away (the job may run on).
 pub async fn until_end(client: Client, job_id: &str, output: Output) -> Result<Outcome, Problem> {
     let Some(job) = watch(client, job_id, output).await? else { return Ok(Outcome::Detached) };
     let response = GetJobResponse { job: Some(job) };
     output.message(&response, |response| response.job.as_ref().map(ended_text).unwrap_or_default())?;
-    conclude(response.job.unwrap_or_default(), output)
+    match conclude(response.job.unwrap_or_default(), output) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(problem) => {
+            output.problem(&problem);
+            Ok(Outcome::Failed)
+        }
+    }
 }
 
 /// A job that has ended, as text. Problem and warnings follow on standard error; a terminal shows both streams.
@@ -50,13 +57,13 @@ pub async fn watch(client: Client, job_id: &str, output: Output) -> Result<Optio
     Ok(watched)
 }
 
-/// What the end of a job means for the exit code.
-pub fn conclude(job: Job, output: Output) -> Result<Outcome, Problem> {
+/// Tells a job's warnings. Errors: its own problem, when it failed or was cancelled.
+pub fn conclude(job: Job, output: Output) -> Result<(), Problem> {
     for warning in &job.warnings {
         output.warning(warning);
     }
     let (otherwise, message) = match job.status() {
-        State::Completed | State::CompletedWithWarnings => return Ok(Outcome::Done),
+        State::Completed | State::CompletedWithWarnings => return Ok(()),
         State::Cancelled => (Reason::Cancelled, format!("the job {} was cancelled", job.id)),
         State::Failed | State::Unspecified | State::InProgress | State::Cancelling => {
             (Reason::Internal, format!("the job {} failed without a reason", job.id))

@@ -13,16 +13,17 @@
 //! - What is deleted, and how much of it in one run, is [`policy::plan`]'s word alone: the last good point stays, held and immutable ones
 //!   too, and a clock that jumped deletes little.
 //! - The clock that was trusted is kept before anything is deleted, so that a kill in a run does not make that run's step again.
-//! - A run counts once an hour, as the catalog remembers it: the run of a start that comes earlier expires and purges nothing, and its clock
-//!   goes no faster than by those steps ([`between_runs`]). What it may do is what is repeated for nothing: moves, prunes that are due, the end
-//!   of a deletion that was cut off.
+//! - A run counts once an hour, as the catalog remembers it: the run of a start that comes earlier deletes nothing, and its clock goes no
+//!   faster than by those steps ([`between_runs`]). What it may do is what is repeated for nothing: moves, prunes that are due, which purge by
+//!   that clock ([`purge_until`]), the end of a deletion that was cut off.
 //! - Deletions and moves are jobs like everybody's: they are listed, they can be watched, and a kill in one is made good.
+//! - One at a time works on an instance: its run, or what a commit has made due at once. A job of the other's would cut a run short.
 //! - Nothing is planned while a maintenance job of the instance runs, of this life or an earlier one: the plan would be of what was.
 //! - A copy that takes hours holds up nothing but the rest of its own instance's run.
 //! - Of an instance that was stopped nothing expires: its points stay, or are deleted all together ([`crate::lifecycle`]).
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -69,13 +70,26 @@ pub struct Expiry {
     failed: Arc<Mutex<HashMap<Id, Instant>>>,
     /// Instances that a run passes over.
     quiet: Arc<Quiet>,
+    /// Whose turn it is at an instance, by its id. Before `instances` and `copies`.
+    turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Expiry {
     /// It begins with [`Expiry::run`].
     pub fn new(shared: Arc<Shared>, jobs: Jobs) -> Self {
         let (instances, copies) = (Arc::new(Semaphore::new(INSTANCES_AT_ONCE)), Arc::new(Semaphore::new(1)));
-        Self { shared, jobs, instances, copies, failed: Arc::default(), quiet: Arc::default() }
+        Self { shared, jobs, instances, copies, failed: Arc::default(), quiet: Arc::default(), turns: Arc::default() }
+    }
+
+    fn turn(&self, instance_id: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.entry(instance_id.to_owned()).or_default().clone()
+    }
+
+    fn keep_turns_of(&self, instance_ids: &HashSet<&str>) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that somebody has is of an instance that is going, or that has just come.
+        turns.retain(|id, turn| instance_ids.contains(id.as_str()) || Arc::strong_count(turn) > 1);
     }
 
     /// Runs at once and then after each `every`, until `stop`; and copies behind each commit what has to be in the archive store at once. A job
@@ -118,7 +132,9 @@ impl Expiry {
             Ok(instances) => instances,
             Err(error) => return tracing::error!("expired points are looked for again in {every:?}: {error}"),
         };
-        self.quiet.keep_only(&instances.iter().map(|instance| instance.id.as_str()).collect::<HashSet<_>>());
+        let ids: HashSet<&str> = instances.iter().map(|instance| instance.id.as_str()).collect();
+        self.quiet.keep_only(&ids);
+        self.keep_turns_of(&ids);
         for instance in instances {
             match self.is_quiet(&instance).await {
                 Ok(true) => continue,
@@ -161,6 +177,8 @@ impl Expiry {
     }
 
     async fn expire(&self, instance: &Instance, first: bool) -> Result<(), Problem> {
+        let turn = self.turn(&instance.id);
+        let _one_at_a_time = turn.lock().await;
         self.wait_until_free(instance).await?;
         let place = self.instances.acquire().await.map_err(closed)?;
         let catalog = &self.shared.catalog;
@@ -171,9 +189,10 @@ impl Expiry {
         let Some(instance) = found.as_ref() else { return Ok(()) };
         let now = vaultferry_vault::clock::now();
         let last = catalog.expiry_run(&instance.id).await?;
-        let early = last.filter(|_| first).and_then(|last| between_runs(&last, now));
+        let early = first && last.is_some_and(|last| is_early(&last, now));
+        let until = last.filter(|_| first).and_then(|last| between_runs(&last, now));
         let clock = last.map(|last| last.clock);
-        let Some(plan) = self.plan(instance, early.unwrap_or(now), clock).await? else { return Ok(()) };
+        let Some(plan) = self.plan(instance, until.unwrap_or(now), clock).await? else { return Ok(()) };
         for warning in plan.warnings.iter().filter(|_| !plan.actions.is_empty()) {
             match warning {
                 Warning::Deferred { .. } => tracing::info!(instance = instance.name, "{warning}"),
@@ -182,13 +201,13 @@ impl Expiry {
                 _ => tracing::warn!(instance = instance.name, "{warning}"),
             }
         }
-        if early.is_none() {
+        if !early {
             catalog.set_expiry_run(&instance.id, ExpiryRun { clock: plan.clock, time: Some(now) }).await?;
         }
         let mut purge = false;
         for action in &plan.actions {
             match action.step {
-                Step::Expire | Step::Purge if early.is_some() => {}
+                Step::Expire | Step::Purge if early => {}
                 Step::Expire => self.delete(instance, &action.point).await?,
                 Step::Purge => purge = true,
                 // The steps between the stores come below: what gives back space does not wait for them.
@@ -221,6 +240,8 @@ impl Expiry {
             if !document.rules.iter().any(is_immediate) {
                 return Ok(());
             }
+            let turn = self.turn(&instance.id);
+            let _one_at_a_time = turn.lock().await;
             self.wait_until_free(&instance).await?;
             let last = self.shared.catalog.expiry_run(&instance.id).await?;
             let clock = policy::deletion_time(vaultferry_vault::clock::now(), last.map(|last| last.clock));
@@ -293,8 +314,21 @@ impl Expiry {
     }
 }
 
-/// The time by which a start's run goes when the run before it began less than [`EVERY`] ago, so that it counts as none; `None`: it counts.
-/// By a clock that was set back it may seem to have begun in time to come: then nobody knows, and this life's next run counts.
+/// By what time a prune purges that begins now: what the last run's clock allows, and a step more than it when the next run is due.
+pub(crate) fn purge_until(last: Option<&ExpiryRun>, now: Timestamp) -> Timestamp {
+    let between = last.and_then(|last| between_runs(last, now));
+    between.unwrap_or_else(|| policy::deletion_time(now, last.map(|last| last.clock)))
+}
+
+/// True when the run before a start's began less than [`EVERY`] ago, so that the start's counts as none. One that began in time to come, by a
+/// clock that was set back since, does not keep a year of starts from counting.
+fn is_early(last: &ExpiryRun, now: Timestamp) -> bool {
+    let since = last.time.map(|time| now.duration_since(time)).filter(|since| *since >= SignedDuration::ZERO);
+    since.zip(SignedDuration::try_from(EVERY).ok()).is_some_and(|(since, every)| since < every)
+}
+
+/// The time by which is deleted when the last run began less than [`EVERY`] ago; `None`: the next one is due. By a clock that was set back it
+/// may seem to have begun in time to come: then nobody knows how long ago it was, and the clock of deletion stays where it is.
 fn between_runs(last: &ExpiryRun, now: Timestamp) -> Option<Timestamp> {
     let since = now.duration_since(last.time?);
     let is_early = SignedDuration::try_from(EVERY).is_ok_and(|every| since < every);

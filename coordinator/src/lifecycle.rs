@@ -35,7 +35,7 @@ mod unmade;
 
 pub(crate) use change::{Change, settle_all};
 pub(crate) use end::{go_on_deleting, is_deletable};
-pub(crate) use unmade::give_up_all;
+pub(crate) use unmade::{give_up_all, give_up_at_start};
 
 /// What pausing makes of the instance's protection.
 pub(crate) fn paused(instance: &Instance, now: Timestamp) -> Result<Protection, Problem> {

@@ -25,7 +25,9 @@ use vaultferry_proto::{Problem, Reason};
 
 use crate::catalog::PluginProcess;
 
+/// It makes staged backups, as far as its types go: what looks into payload stays outside of `src`.
 #[cfg(test)]
+#[path = "../tests/hanging/hanging.rs"]
 pub(crate) mod hanging;
 #[cfg(test)]
 pub(crate) mod in_process;
@@ -43,8 +45,9 @@ pub const SILENCE: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);
 /// How much of a plugin's standard error is kept for a failure's message.
 const LAST_LINES: usize = 5;
-/// Every message but the list of packs is small; that list comes in pieces of 4096 x 44 bytes.
-const MAX_MESSAGE: usize = 4 << 20;
+/// A list of packs comes in pieces of 4096 x 44 bytes. The longest answer is what was found: 10,000 databases of a server, each with its URI,
+/// its identity and what is wrong with it, 1.5 KiB at most, as names may be three times as long there. More is a plugin out of order.
+const MAX_MESSAGE: usize = 16 << 20;
 
 /// How a plugin is started.
 #[derive(Debug, Clone)]

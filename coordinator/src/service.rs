@@ -181,7 +181,7 @@ impl Service {
     ) -> Result<(), Problem> {
         self.adopt_records(&shutdown).await;
         lifecycle::settle_all(&self.jobs, &shutdown).await;
-        lifecycle::give_up_all(&self.shared, &shutdown).await;
+        lifecycle::give_up_at_start(&self.shared, &shutdown).await;
         self.jobs.recover().await?;
         let changed = Arc::new(Notify::new());
         let tasks = TaskTracker::new();

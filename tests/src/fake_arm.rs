@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `[/resourceGroups/RG]/providers/Microsoft.DBforPostgreSQL/flexibleServers` | the servers |
 //! | `[/resourceGroups/RG]/providers/Microsoft.Storage/storageAccounts` | the accounts |
-//! | `…/storageAccounts/NAME/blobServices/default/containers` | an account's containers |
+//! | `…/storageAccounts/NAME/blobServices/default/containers` | an account's containers; `$filter` is the beginning of their names |
 //! | `/things/NAME` | PUT: 201 and `Azure-AsyncOperation`; POST `/things/NAME/start`: 202 and `Location`; DELETE: 202 and `Location` |
 
 use std::collections::{BTreeSet, VecDeque};
@@ -38,6 +38,10 @@ pub enum Fault {
     Broken,
     /// 500.
     Failed,
+    /// No fault.
+    Fine,
+    /// 404, as for what was deleted a moment ago.
+    Gone,
     /// 403, as for an identity without a role.
     Forbidden,
     /// The connection is closed without an answer, after the request was read.
@@ -222,7 +226,7 @@ impl FakeArm {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         state.calls.push(format!("{method} {path}"));
         match state.faults.pop_front() {
-            None => {}
+            None | Some(Fault::Fine) => {}
             Some(Fault::Lost) => return None,
             Some(fault) => return Some(faulty(fault)),
         }
@@ -253,6 +257,7 @@ impl FakeArm {
             let message = format!("The subscription '{subscription}' could not be found.");
             return Some(Answer::refused(404, "SubscriptionNotFound", &message));
         }
+        let filter = parameter("$filter").or(parameter("%24filter")).unwrap_or_default();
         let rest = match rest {
             ["resourceGroups", group, ..] if !group.eq_ignore_ascii_case(GROUP) => {
                 let message = format!("Resource group '{group}' could not be found.");
@@ -268,7 +273,9 @@ impl FakeArm {
             }
             ["providers", "Microsoft.Storage", "storageAccounts", name, "blobServices", "default", "containers"] => {
                 let account = state.accounts.iter().find(|(account, _)| account["name"] == *name);
-                account.map(|(_, containers)| containers.clone()).unwrap_or_default()
+                let mut containers = account.map(|(_, containers)| containers.clone()).unwrap_or_default();
+                containers.retain(|item| item["name"].as_str().is_some_and(|name| name.starts_with(filter)));
+                containers
             }
             ["things", name, ..] => return Some(self.change(&mut state, method, name, body)),
             _ => return Some(Answer::refused(404, "InvalidResourceType", "The resource type could not be found.")),
@@ -281,7 +288,8 @@ impl FakeArm {
             let api_version = parameter("api-version").unwrap_or_default();
             let next =
                 format!("http://127.0.0.1:{}{path}?api-version={api_version}&$skiptoken={}", self.port, from + PAGE);
-            answer["nextLink"] = json!(next);
+            let filter = if filter.is_empty() { String::new() } else { format!("&$filter={filter}") };
+            answer["nextLink"] = json!(format!("{next}{filter}"));
         }
         Some(Answer::new(200, &answer))
     }
@@ -348,13 +356,14 @@ fn faulty(fault: Fault) -> Answer {
                 "The client with object id 'x' does not have authorization to perform the action over the scope.";
             Answer::refused(403, "AuthorizationFailed", message)
         }
+        Fault::Gone => Answer::refused(404, "ResourceNotFound", "The resource was not found."),
         Fault::Moved => Answer::empty(302).with("Location", "http://127.0.0.1:1/"),
         Fault::Endless => Answer { status: 200, headers: Vec::new(), body: "[".repeat(9 << 20) },
         Fault::LeadsAway => {
             Answer::new(200, &json!({ "value": [], "nextLink": "https://evil.example/subscriptions?api-version=1" }))
         }
         Fault::Garbage => Answer { status: 200, headers: Vec::new(), body: "<html>a proxy's page</html>".to_owned() },
-        // Closed without an answer, before it comes to this.
-        Fault::Lost => Answer::empty(500),
+        // Closed without an answer, or answered as usual, before it comes to this.
+        Fault::Lost | Fault::Fine => Answer::empty(500),
     }
 }

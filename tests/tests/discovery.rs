@@ -147,6 +147,7 @@ fn what_azure_refuses_has_a_reason_and_a_fix() {
     let mut group = command.clone();
     group.extend(["--resource-group".to_owned(), GROUP.to_uppercase()]);
     assert!(array(&agent.cli_json(&words(&group)).success().json()["servers"]).is_empty());
+    assert!(agent.cli(&words(&group)).success().stdout.contains("There are no servers."));
     let log = agent.log();
     assert!(!log.contains(TOKEN) && !log.contains("an-old-token"), "a token is in the log");
 }
@@ -165,10 +166,20 @@ fn containers_of_a_subscription_are_found_over_all_pages() {
     let all = ask(&[]);
     assert_eq!(all.len(), 6, "{all:?}");
     assert_eq!(all[0], "azure://archive/db-old");
+    let before = arm.calls().len();
     assert_eq!(
         ask(&["--account", "backups", "--prefix", "db-"]),
         ["azure://backups/db-1", "azure://backups/db-2", "azure://backups/db-3"]
     );
+    // The accounts, and two pages: Azure is asked for those names alone.
+    assert_eq!(arm.calls().len() - before, 3, "{:?}", arm.calls());
+    // An account that was deleted in between does not hide the other.
+    arm.fail(&[Fault::Fine, Fault::Gone]);
+    let left = ask(&[]);
+    assert!(left == ["azure://archive/db-old"] || left == all[1..], "{left:?}");
+    arm.fail(&[Fault::Fine, Fault::Gone]);
+    let named = [&["discover", "containers"], &ASK[..], &["--account", "backups"]].concat();
+    agent.cli_json(&named).assert_failed("AzureNotFound");
     let nobody = [&["discover", "containers"], &ASK[..], &["--account", "nobody"]].concat();
     agent.cli_json(&nobody).assert_failed("AzureNotFound");
     let text = agent.cli(&[&["discover", "containers"], &ASK[..]].concat()).success().stdout;

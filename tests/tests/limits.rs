@@ -41,8 +41,9 @@ fn jobs(agent: &Agent, arguments: &[&str]) -> Vec<Job> {
 #[test]
 fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
     let server = Server::start();
-    for database in ["held", "behind"] {
-        sample::random(&server, database, 20);
+    // 84 MB of digits, and 42 MB.
+    for (database, megabytes) in [("held", 40), ("behind", 20)] {
+        sample::random(&server, database, megabytes);
     }
     server.create_database("elsewhere");
     let proxy = FaultProxy::start(server.port());
@@ -53,9 +54,11 @@ fn a_full_server_blocks_nobody_else_and_who_waits_says_for_what() {
     }
     // Another port is another server.
     agent.protect("elsewhere", &server.uri("elsewhere"), &passfile);
-    proxy.set(Fault::HoldAfter(proxy.bytes_from_server() + 10_000_000));
+    // Far enough for a pack of 16 MiB to be full (digits shrink to a half) and stored while the dump is read: else all of them could come behind it.
+    proxy.set(Fault::HoldAfter(proxy.bytes_from_server() + 60_000_000));
     let held = agent.start_backup("held");
-    agent.wait_job(held.id(), "it reads", SOON, |job| job.progress("bytes_read") > 1_000_000);
+    let moves = |job: &Job| job.progress("bytes_read") > 1_000_000 && job.progress("bytes_stored") > 0;
+    agent.wait_job(held.id(), "it reads and stores", SOON, moves);
     let behind = queued(&agent, &agent.start_backup("behind"));
     let on_server = format!("1 job runs on 127.0.0.1:{}, and no more may", proxy.port());
     assert!(note(&behind).starts_with(&on_server), "{:#}", behind.0);

@@ -261,3 +261,70 @@ fn a_cancelled_restore_leaves_no_database() {
     // The plugin drops it before it ends; the server's own end of the session may take a moment.
     wait_for("the unfinished database to go", Duration::from_secs(60), || other.databases().is_empty().then_some(()));
 }
+
+/// A partition is a table of its own when the whole is not chosen with it, by its name or by its schema; that it is not attached is told.
+#[test]
+fn a_partition_comes_back_without_its_table() {
+    let server = Server::start();
+    server.create_database("shop");
+    server.psql(
+        "shop",
+        "create schema parts;
+         create table whole (id integer primary key, v text) partition by range (id);
+         create table parts.low partition of whole for values from (0) to (100);
+         create table parts.high partition of whole for values from (100) to (200);
+         create index by_v on whole (v);
+         insert into whole select i, 'row ' || i from generate_series(1, 150) i",
+    );
+    let agent = Setup::new().start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.backup("shop");
+    agent.expect_log("PartlyRestored");
+
+    let job = restore(&agent, &server, "one", &["--table", "parts.low", "--wait"]).success().job();
+    assert_eq!(reasons_of(&job), ["PartlyRestored"], "{:#}", job.0);
+    assert!(
+        job.0["warnings"][0]["message"].as_str().unwrap_or_default().contains("TABLE ATTACH parts.low"),
+        "{:#}",
+        job.0
+    );
+    let found = "select count(*) from parts.low; select count(*) from pg_constraint where contype = 'p';
+                 select count(*) from pg_indexes where schemaname = 'parts'; select count(*) from pg_tables where schemaname in ('parts', 'public')";
+    assert_eq!(server.psql("one", found), "99\n1\n2\n1");
+    restore(&agent, &server, "schema", &["--schema", "parts", "--wait"]).success();
+    assert_eq!(server.psql("schema", "select count(*) from parts.low; select count(*) from parts.high"), "99\n51");
+    // With the whole it is attached.
+    let both = ["--table", "parts.low", "--table", "public.whole", "--wait"];
+    restore(&agent, &server, "both", &both).success();
+    assert_eq!(server.psql("both", "select count(*) from whole"), "99");
+}
+
+/// PostgreSQL drops no database that has a subscription, not even by force.
+#[test]
+fn an_unfinished_database_goes_with_its_subscription() {
+    let server = Server::start();
+    server.create_database("shop");
+    // The view is filled last of all, and fails in every database but this one.
+    server.psql(
+        "shop",
+        "create subscription \"to nowhere\" connection 'host=nowhere dbname=none' publication p
+             with (connect = false, slot_name = 'not_made');
+         create function only_here() returns integer language plpgsql as $$ begin
+             if current_database() <> 'shop' then raise exception 'only in the shop'; end if;
+             return 1;
+         end $$;
+         create materialized view seen as select only_here() as one",
+    );
+    let agent = Setup::new().start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.backup("shop");
+    for text in ["RestoreFailed", "only in the shop"] {
+        agent.expect_log(text);
+    }
+    let reply = restore(&agent, &server, "copy", &["--wait"]);
+    reply.assert_failed("RestoreFailed");
+    assert!(reply.stderr.contains("only in the shop") && !reply.stderr.contains("could not be removed"), "{reply:?}");
+    assert_eq!(server.databases(), ["shop"]);
+    // The source keeps its own.
+    assert_eq!(server.psql("shop", "select subname, subslotname from pg_subscription"), "to nowhere|not_made");
+}

@@ -40,7 +40,10 @@ impl Reading {
     /// The backup has failed for this reason and has left nothing; the next one is whole.
     #[track_caller]
     fn fails_and_works_again(&self, reason: &str) {
-        self.agent.expect_log(reason);
+        // What pg_dump says has several lines: the reason stands on the last one.
+        for text in ["job failed: pg_dump ended with exit status 1", reason] {
+            self.agent.expect_log(text);
+        }
         let ended = self.agent.wait_job_end(self.job.id());
         assert_eq!((ended.status(), ended.reason()), ("Failed", reason), "{:#}", ended.0);
         self.proxy.set(Fault::None);
@@ -87,8 +90,12 @@ fn the_connection_is_cut_in_the_middle() {
 #[test]
 fn the_session_is_ended_in_the_middle() {
     let reading = Reading::begin();
-    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'vaultferry'";
-    assert_ne!(reading.server.psql("shop", end), "0");
+    // The session that watches the dump has this name, too, when it has begun.
+    let end = format!(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'vaultferry {}'",
+        reading.job.id()
+    );
+    assert_ne!(reading.server.psql("shop", &end), "0");
     reading.proxy.set(Fault::None);
     reading.fails_and_works_again("UserErrorServerConnectionClosed");
 }
@@ -166,7 +173,10 @@ fn a_table_goes_between_the_catalog_and_its_lock() {
         &server,
         "select exists (select from pg_locks where not granted and mode = 'AccessShareLock' and relation = 'goes'::regclass)",
     );
-    agent.expect_log("DumpFailed");
+    // What pg_dump says has several lines: the reason stands on the last one.
+    for text in ["job failed: pg_dump ended with exit status 1", "DumpFailed"] {
+        agent.expect_log(text);
+    }
     somebody.says("commit;");
     let ended = agent.wait_job_end(job.id());
     assert_eq!((ended.status(), ended.reason()), ("Failed", "DumpFailed"), "{:#}", ended.0);

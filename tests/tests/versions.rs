@@ -151,7 +151,7 @@ fn matrix_15_without_psql() {
     let Some(server) = filled(15) else { return };
     let Some(newest) = versions::client_dir(NEWEST) else { return };
     let only = Scratch::new("no-psql");
-    for program in ["pg_dump", "pg_restore"] {
+    for program in ["pg_dump", "pg_dumpall", "pg_restore"] {
         symlink(newest.join(program), only.join(program)).expect("link a program");
     }
     let agent = Setup::new().config(&clients(&[only.path()])).start();

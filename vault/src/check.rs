@@ -13,7 +13,7 @@
 //! - Backups and prunes may run beside: what looks wrong by the lists is looked at a second time before it is told, a pack that a prune
 //!   mark names may be gone, and an index that is gone has been merged.
 //! - Files in [`Tier::Archive`](crate::store::Tier::Archive) cannot be read: their lists and sizes are checked, and they are counted as
-//!   not readable now.
+//!   not readable now. With the key it is damage when an index, a snapshot or a tree lies there: a restore begins with them.
 //! - Memory: some 100 bytes for each pack and each record, [`BYTES_IN_FLIGHT`] of files that are read, and with a key the index.
 //!
 //! Limits of a check without a key (`tests/mutation.rs` has each of them as a case): a removed index file is not missed while others are
@@ -85,7 +85,7 @@ pub enum FindingKind {
     WrongSize,
     /// Nothing names it.
     Unexpected,
-    /// A record whose form is unknown.
+    /// A record whose form is unknown, or an index or snapshot file in the Archive tier.
     Unreadable,
     /// It does not follow what should stand before it.
     BrokenChain,

@@ -8,6 +8,7 @@ use futures::TryStreamExt as _;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use vaultferry_vault::commit;
+use vaultferry_vault::holds::Changed;
 use vaultferry_vault::location::Access;
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points::{self, PointState};
@@ -72,6 +73,15 @@ async fn hold(repository: &Repository, id: &Id) -> Result<(), Error> {
 async fn release(repository: &Repository, id: &Id) -> Result<(), Error> {
     points::release(&**repository.store(), id, &never()).await?;
     holds::release(repository, id, &never()).await.map(|_| ())
+}
+
+async fn held_points(store: &Shared, only: Option<&Id>) -> Vec<PointState> {
+    holds::held_points(&**store, only, &never()).await.expect("told")
+}
+
+async fn complete_own(store: &Shared, only: Option<&Id>) -> Changed {
+    let held = held_points(store, only).await;
+    holds::complete_own(&**store, &held, &never()).await.expect("complete")
 }
 
 async fn on_hold(store: &Shared) -> BTreeSet<String> {
@@ -157,6 +167,15 @@ async fn a_folder_is_told_apart() {
     assert!(!holds::is_supported(&*store, &never()).await.expect("told"));
     let refused = holds::hold(&repository, &first, &never()).await;
     assert!(matches!(refused, Err(Error::Store(store::Error::Unsupported { .. }))), "{refused:?}");
+    // The event alone holds, and a completion says why it does nothing.
+    points::hold(&*store, &first, "audit", &never()).await.expect("hold");
+    let held = held_points(&store, None).await;
+    assert_eq!(held.len(), 1);
+    for refused in
+        [holds::complete(&repository, &held, &never()).await, holds::complete_own(&*store, &held, &never()).await]
+    {
+        assert!(matches!(refused, Err(Error::Store(store::Error::Unsupported { .. }))), "{refused:?}");
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -260,7 +279,10 @@ async fn a_point_is_held_wherever_it_is() {
 
 async fn what_is_written_later_is_held_too(store: Shared) {
     let (repository, archived, deleted) = two_points(&store).await;
-    let complete = async |only: Option<&Id>| holds::complete(&repository, only, &never()).await.expect("complete");
+    let complete = async |only: Option<&Id>| {
+        let held = held_points(&store, only).await;
+        holds::complete(&repository, &held, &never()).await.expect("complete")
+    };
     assert_eq!(complete(None).await.files, 0);
     assert_eq!(on_hold(&store).await, BTreeSet::new(), "nothing is held that the log does not hold");
 
@@ -269,7 +291,7 @@ async fn what_is_written_later_is_held_too(store: Shared) {
     let below = |files: &BTreeSet<String>, prefix: &str| files.iter().any(|file| file.starts_with(prefix));
     assert!(!below(&on_hold(&store).await, "archive/"));
     // Without the key, what is the point's alone: its snapshot file there, and the events since.
-    holds::complete_own(&*store, Some(&archived), &never()).await.expect("complete");
+    complete_own(&store, Some(&archived)).await;
     let held = on_hold(&store).await;
     assert!(held.contains(&format!("archive/repo/snapshots/{archived}")), "{held:?}");
     let event = records::numbered(&records::point_events(&archived), 3);
@@ -291,7 +313,7 @@ async fn what_is_written_later_is_held_too(store: Shared) {
     points::undelete(&*store, &deleted, &never()).await.expect("undelete");
     let snapshot = format!("repo/snapshots/{deleted}");
     assert!(!on_hold(&store).await.contains(&snapshot));
-    holds::complete_own(&*store, None, &never()).await.expect("complete");
+    complete_own(&store, None).await;
     assert!(on_hold(&store).await.contains(&snapshot));
 
     // A release lets go of all of it.
@@ -306,6 +328,56 @@ async fn files_that_come_after_a_hold_are_held_by_whoever_brought_them() {
     what_is_written_later_is_held_too(Arc::new(Memory::new("later"))).await;
     let fake = FakeBlob::start(fake_blob::Account::default()).await;
     what_is_written_later_is_held_too(fake_store(&fake).await).await;
+}
+
+/// What a completion has read of the log may be old when it comes to the files.
+#[tokio::test]
+async fn a_completion_leaves_the_files_as_the_log_says() {
+    for with_key in [false, true] {
+        let store: Shared = Arc::new(Memory::new("meanwhile"));
+        let (repository, first, _) = two_points(&store).await;
+        let complete = async |held: &[PointState]| {
+            let completed = match with_key {
+                true => holds::complete(&repository, held, &never()).await,
+                false => holds::complete_own(&*store, held, &never()).await,
+            };
+            completed.expect("complete");
+        };
+        hold(&repository, &first).await.expect("hold");
+        let held = held_points(&store, None).await;
+        release(&repository, &first).await.expect("release");
+        complete(&held).await;
+        assert_eq!(on_hold(&store).await, BTreeSet::new(), "released meanwhile (key: {with_key})");
+        hold(&repository, &first).await.expect("hold");
+        complete(&held).await;
+        let (needed, on_hold) = (needed(&repository, &first).await, on_hold(&store).await);
+        assert!(needed.is_subset(&on_hold), "held again (key: {with_key}): {on_hold:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_point_that_cannot_be_read_keeps_no_other_from_its_hold() {
+    let memory = Arc::new(Memory::new("damaged"));
+    let store: Shared = memory.clone();
+    let (repository, damaged, good) = two_points(&store).await;
+    for id in [&damaged, &good] {
+        hold(&repository, id).await.expect("hold");
+    }
+    archive::copy_point(&repository, &good, "job", &Arc::default(), &never()).await.expect("archive");
+    points::proven(&*store, &damaged, "job", &never()).await.expect("an event");
+    let own = &needed(&repository, &damaged).await - &needed(&repository, &good).await;
+    for pack in own.iter().filter(|file| file.starts_with("repo/data/")) {
+        assert!(memory.damage(&store::Key::new(pack.clone()).expect("a key"), |bytes| bytes.truncate(1)));
+    }
+    let held = held_points(&store, None).await;
+    let completed = holds::complete(&repository, &held, &never()).await;
+    assert!(matches!(completed, Err(Error::Damaged { .. })), "{completed:?}");
+    let held = on_hold(&store).await;
+    let event = records::numbered(&records::point_events(&damaged), 3);
+    assert!(held.contains(event.as_str()), "{event} is not on hold: {held:?}");
+    for file in needed(&archive::open(&repository).expect("archive"), &good).await {
+        assert!(held.contains(&format!("archive/{file}")), "{file} is not on hold: {held:?}");
+    }
 }
 
 /// A release that stopped before the files: the data is not needed any more, and a prune leaves it as long as it is on hold.

@@ -106,11 +106,14 @@ async fn started<M: Started>(
             Err(problem) if failed.is_none() => failed = Some(problem),
             // The first one is the command's error; the others are told beside it.
             Err(problem) => context.output.problem(&problem),
-            Ok(_) => {}
+            Ok(()) => {}
         }
     }
     match (failed, answer.not_started().first()) {
-        (Some(problem), _) => Err(problem),
+        (Some(problem), _) => {
+            context.output.problem(&problem);
+            Ok(Outcome::Failed)
+        }
         (None, Some(told)) => {
             let reason = told.reason.parse().unwrap_or(Reason::MaintenanceBusy);
             Err(Problem::new(reason, told.message.clone()).with_fix(told.fix.clone()))

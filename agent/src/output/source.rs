@@ -35,8 +35,18 @@ pub fn named(uri: &str) -> &str {
     if uri.is_empty() { NOT_REPEATED } else { uri }
 }
 
+/// What stands for extensions that an answer does not have. Every database has one as it is made, so it mostly means the latter.
+const NO_EXTENSIONS: &str = "none, or not known (see the agent's log)";
+
 /// A table for each server. One that could not be asked is an error, which is told elsewhere.
+///
+/// The answer does not say whether extensions were asked for: they were when any database told some. Then each has its line that could
+/// have been asked, so that one whose login failed is not just missing. Not seen is a failure of all of them.
 pub fn discovered(servers: &[DiscoveredServer]) -> String {
+    if servers.is_empty() {
+        return "There are no servers.".to_owned();
+    }
+    let with_extensions = servers.iter().flat_map(|server| &server.sources).any(|source| !source.extensions.is_empty());
     let asked = servers.iter().filter(|server| server.problem.is_none());
     let one = |server: &DiscoveredServer| {
         let head = head(server);
@@ -46,12 +56,11 @@ pub fn discovered(servers: &[DiscoveredServer]) -> String {
         let rows: Vec<[String; 6]> = server.sources.iter().map(source).collect();
         let headings = ["NAME", "SIZE", "VERSION", "ENCODING", "STATE", "SOURCE"];
         let sources = table(headings, &rows, "It has no databases but templates.");
-        let extensions = server.sources.iter().filter(|source| !source.extensions.is_empty());
-        let extensions: Vec<[String; 2]> =
-            extensions.map(|source| [source.name.clone(), source.extensions.join(", ")]).collect();
-        match extensions.is_empty() {
-            true => format!("{head}\n{sources}"),
-            false => format!("{head}\n{sources}\n\n{}", table(["NAME", "EXTENSIONS"], &extensions, "")),
+        let asked = server.sources.iter().filter(|source| source.allows_connections && source.problem.is_none());
+        let extensions: Vec<[String; 2]> = asked.map(extensions).collect();
+        match with_extensions && !extensions.is_empty() {
+            false => format!("{head}\n{sources}"),
+            true => format!("{head}\n{sources}\n\n{}", table(["NAME", "EXTENSIONS"], &extensions, "")),
         }
     };
     asked.map(one).collect::<Vec<_>>().join("\n\n")
@@ -90,6 +99,14 @@ fn source(source: &DiscoveredSource) -> [String; 6] {
     let size = if source.size_bytes == 0 { "-".to_owned() } else { size(source.size_bytes) };
     let (version, encoding) = (source.version.clone(), source.encoding.clone());
     [source.name.clone(), size, version, encoding, state, source.uri.clone()]
+}
+
+fn extensions(source: &DiscoveredSource) -> [String; 2] {
+    let extensions = match source.extensions.as_slice() {
+        [] => NO_EXTENSIONS.to_owned(),
+        some => some.join(", "),
+    };
+    [source.name.clone(), extensions]
 }
 
 /// "protected as shop", "Stopped - (data retained), as shop"
@@ -244,9 +261,25 @@ mod tests {
         assert_eq!(text, "shop: PostgreSQL 15.7, replica, Stopped, westeurope\nleft out: it is Stopped");
         let mut asked = DiscoveredServer { left_out: String::new(), ..server };
         let extensions = vec!["plpgsql 1.0".to_owned(), "postgis 3.3.2".to_owned()];
-        asked.sources.push(DiscoveredSource { name: "a".into(), extensions, ..DiscoveredSource::default() });
+        let source = |name: &str| DiscoveredSource {
+            name: name.into(),
+            allows_connections: true,
+            ..DiscoveredSource::default()
+        };
+        asked.sources.push(source("silent"));
+        assert!(!discovered(std::slice::from_ref(&asked)).contains("EXTENSIONS"), "they were not asked for");
+        asked.sources.push(DiscoveredSource { extensions, ..source("a") });
+        asked.sources.push(DiscoveredSource { allows_connections: false, ..source("closed") });
         let text = discovered(&[asked]);
-        assert!(text.contains("EXTENSIONS") && text.contains("plpgsql 1.0, postgis 3.3.2"), "{text}");
+        let (_, told) = text.split_once("EXTENSIONS").expect("a table of extensions");
+        assert!(told.contains("plpgsql 1.0, postgis 3.3.2"), "{text}");
+        // One that did not tell is not just missing; one that nobody may log in to was not asked.
+        assert!(told.contains("silent  none, or not known") && !told.contains("closed"), "{text}");
+    }
+
+    #[test]
+    fn nothing_found_is_said() {
+        assert_eq!(discovered(&[]), "There are no servers.");
     }
 
     #[test]

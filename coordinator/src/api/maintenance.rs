@@ -69,11 +69,6 @@ impl Api {
     async fn verify_point(&self, request: StartVerifyPointRequest) -> Result<WireJob, Problem> {
         let instance = self.find_instance(&request.instance).await?;
         let point = self.find_point(&instance, &request.point).await?;
-        if !point.standing.in_vault && point.standing.in_archive {
-            let message =
-                format!("the point {} is in the archive store only, where its bytes cannot be read", point.id);
-            return Err(Problem::new(Reason::PointArchived, message));
-        }
         self.start_on(&instance, Work::VerifyPoint { point_id: point.id }, &request.request_id).await
     }
 

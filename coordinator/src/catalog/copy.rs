@@ -167,7 +167,7 @@ async fn delete_old(shared: &Shared, before: Vec<Key>) {
     }
 }
 
-/// Reads a copy. The inner error: it is larger than any copy, or gone.
+/// Reads a copy. The inner error: it is larger than any copy, gone, or in the Archive tier.
 pub(crate) async fn fetch(root: &store::Shared, key: &Key) -> Result<Result<Bytes, String>, store::Error> {
     match root.head(key).await? {
         None => Ok(Err("it is not there any more".to_owned())),
@@ -176,7 +176,11 @@ pub(crate) async fn fetch(root: &store::Shared, key: &Key) -> Result<Result<Byte
                 format!("it has {} bytes, a copy has at most {MAX_COPY}: this is no copy of a catalog", entry.size);
             Ok(Err(detail))
         }
-        Some(_) => root.get(key, None).await.map(Ok),
+        Some(_) => match root.get(key, None).await {
+            // Deleted since, as the eighth copy is, or moved by somebody: the other copies may be of use.
+            Err(error @ (store::Error::NotFound { .. } | store::Error::Archived { .. })) => Ok(Err(error.to_string())),
+            other => other.map(Ok),
+        },
     }
 }
 

@@ -112,8 +112,26 @@ fn an_agent_that_starts_again_and_again_deletes_no_faster_than_one_that_runs() {
     // Set back, nobody knows how long ago it was.
     assert_eq!(between_runs(&run(5000, 9000), time(4000)), Some(time(4000)));
     assert_eq!(between_runs(&run(5000, 9000), time(6000)), Some(time(5000)));
+    // Such a run counts: the start after it goes by its time.
+    assert!(is_early(&run(1000, 1000), time(1000)) && is_early(&run(1000, 1000), time(4599)));
+    assert!(!is_early(&run(1000, 1000), time(4600)) && !is_early(&run(5000, 9000), time(4000)));
+    assert!(!is_early(&ExpiryRun { clock: time(1000), time: None }, time(1010)));
     // A hundred starts in an hour come as far as one run.
     let after_an_hour = policy::deletion_time(time(jumped + 3600), Some(time(clock)));
     let starts = (0..100).filter_map(|start| between_runs(&run(clock, jumped), time(jumped + start * 36)));
     assert!(starts.max().is_some_and(|furthest| furthest <= after_an_hour));
+}
+
+/// A run that has gone a step keeps its clock, and a prune right behind it purges by that, not by another step.
+#[test]
+fn a_prune_purges_nothing_that_the_last_run_would_not() {
+    let (clock, jumped) = (48 * 3600, 365 * 86_400);
+    let last = ExpiryRun { clock: time(clock), time: Some(time(jumped)) };
+    assert_eq!(purge_until(Some(&last), time(jumped)), time(clock));
+    assert_eq!(purge_until(Some(&last), time(jumped + 10)), time(clock + 480));
+    // The next run is due, and would go as far.
+    assert_eq!(purge_until(Some(&last), time(jumped + 3600)), time(2 * clock));
+    // Set back to before that run, but ahead of its clock.
+    assert_eq!(purge_until(Some(&last), time(jumped - 86_400)), time(clock));
+    assert_eq!(purge_until(None, time(77)), time(77));
 }

@@ -4,7 +4,7 @@
 //! Invariants:
 //! - What happens to a point is written into the vault first. The catalog is a copy, made from the vault's records when the job is at its
 //!   end, whatever the end is; a kill between the two is made good at the restart ([`clean_up`]).
-//! - What expires, and what is purged, is decided by one clock ([`policy::deletion_time`]), whoever has asked for the prune.
+//! - What expires, and what is purged, is decided by one clock ([`crate::expiry::purge_until`]), whoever has asked for the prune.
 //! - A check that found damage is a failed job, whose findings name the points.
 
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,6 @@ use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Shared, leftovers, pause, whole};
 use crate::catalog::{CheckFigures, Finding, Job, PruneFigures, Report, ReportFigures, Standing, StoredProblem, Work};
 use crate::plugin::{MAINTENANCE, Plugin};
-use crate::policy;
 
 /// Findings that are kept with a job; the rest is counted.
 const MAX_FINDINGS: usize = 1000;
@@ -46,7 +45,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> R
     if let Task::Prune(prune) = &mut task {
         // By the clock that points are deleted by: one that has jumped ahead takes nothing that can still be brought back.
         let last = jobs.shared.catalog.expiry_run(&job.instance_id).await?;
-        let until = policy::deletion_time(vaultferry_vault::clock::now(), last.map(|last| last.clock));
+        let until = crate::expiry::purge_until(last.as_ref(), vaultferry_vault::clock::now());
         prune.purge_until = Some(session::time(until));
     }
     let told = with_plugin(jobs, job, task, cancel).await;

@@ -13,7 +13,7 @@ use vaultferry_vault::{Id, archive, commit};
 use super::queue::{Need, Turn};
 use super::session::{self, Reporter};
 use super::{End, Jobs, Outcome, Rehydrated, Shared, maintenance, pause};
-use crate::catalog::{Instance, Job, Report, ReportFigures, Work};
+use crate::catalog::{Instance, Job, Report, ReportFigures, Status, Work};
 use crate::plugin::Plugin;
 
 /// Dropping a database takes seconds, and removing a million files from a container minutes; what takes longer than this hangs. The next
@@ -134,15 +134,30 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> R
     }
     match result {
         Ok(outcome) => Ok(End::Done(outcome)),
-        // A plugin that ends by itself removes what it made; one that died could not.
-        Err(problem) if died(problem.reason) => Err(match clean_up(jobs, job, &jobs.inner.stop).await {
-            Ok(()) => problem,
-            Err(left) => {
-                let message = format!("{}; what it left could not be removed: {}", problem.message, left.message);
-                Problem { message, ..problem }
+        Err(problem) => after_failure(jobs, job, problem).await,
+    }
+}
+
+/// A plugin that ends by itself removes what it made. One that died could not, and one that was cancelled may have been ended before it was
+/// done with that.
+async fn after_failure(jobs: &Jobs, job: &Job, problem: Problem) -> Result<End, Problem> {
+    let stop = &jobs.inner.stop;
+    let is_cancelled = problem.reason == Reason::Cancelled && !stop.is_cancelled();
+    if !is_cancelled && !died(problem.reason) {
+        return Err(problem);
+    }
+    match clean_up_all(jobs, job, is_cancelled, stop).await {
+        Ok(()) => Err(problem),
+        // The restart finds that the job is being cancelled, and cleans up.
+        Err(_) if is_cancelled && stop.is_cancelled() => Ok(End::LeftToRestart),
+        Err(left) => {
+            let message = format!("{}; what it left could not be removed: {}", problem.message, left.message);
+            if is_cancelled {
+                // A cancelled job's end tells no more than that.
+                tracing::error!(job = job.id, "{message}");
             }
-        }),
-        Err(problem) => Err(problem),
+            Err(Problem { message, ..problem })
+        }
     }
 }
 
@@ -198,7 +213,10 @@ async fn restore(
                 if !done.checked.is_empty() {
                     let figures = Some(ReportFigures::Restore { checked: done.checked });
                     let report = Report { finding_count: 0, figures };
-                    jobs.shared.catalog.set_report(&job.id, report, Vec::new()).await?;
+                    // What is restored stays restored; only how much of it was checked is not told.
+                    if let Err(error) = jobs.shared.catalog.set_report(&job.id, report, Vec::new()).await {
+                        tracing::warn!(job = job.id, "the restore's report is not kept: {error}");
+                    }
                 }
                 return Ok(Outcome { bytes_read: done.bytes_restored, warnings, ..Outcome::default() });
             }
@@ -207,29 +225,41 @@ async fn restore(
     }
 }
 
-/// An emulator's or a private cloud's endpoint holds for the target, too. Where it ends with the vault's account (emulators), the target's
-/// account takes that place. Empty: Azure's public cloud.
+/// An emulator's or a private cloud's endpoint holds for the target, too. Where it ends with the vault's account (emulators), or its host begins
+/// with it (clouds), the target's account takes that place: its credential is for its own host. Empty: Azure's public cloud.
 pub(crate) fn endpoint_for(vault: &Access, to: &str) -> String {
     let (Some(endpoint), Location::Azure { account, .. }) = (&vault.endpoint, &vault.location) else {
         return String::new();
     };
     let endpoint = endpoint.as_str().trim_end_matches('/');
     let target = to.strip_prefix("azure://").and_then(|rest| rest.split('/').next());
-    match (endpoint.strip_suffix(account.as_str()), target) {
-        (Some(base), Some(target)) if base.ends_with('/') && !base.ends_with("//") => format!("{base}{target}"),
+    let Some(target) = target else { return endpoint.to_owned() };
+    if let Some((scheme, rest)) = endpoint.split_once(&format!("//{account}.")) {
+        return format!("{scheme}//{target}.{rest}");
+    }
+    match endpoint.strip_suffix(account.as_str()) {
+        Some(base) if base.ends_with('/') && !base.ends_with("//") => format!("{base}{target}"),
         _ => endpoint.to_owned(),
     }
 }
 
 /// Removes what an interrupted restore has left. A failure says what to remove by hand.
 pub(super) async fn clean_up(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<(), Problem> {
+    clean_up_all(jobs, job, job.status == Status::Cancelling, cancel).await
+}
+
+/// `is_cancelled`: nothing of it is kept, whatever was asked for.
+async fn clean_up_all(jobs: &Jobs, job: &Job, is_cancelled: bool, cancel: &CancellationToken) -> Result<(), Problem> {
     // A vault that does not answer must not keep the target from being cleaned.
     if let Ok(true) = is_archived(&jobs.shared, job, cancel).await {
         maintenance::clean_up_rehydrated(jobs, job).await;
     }
     let parts = parts(&jobs.shared, job).await?;
     let target = match parts.target {
-        Target::Database(target) => wire::clean_up_request::Target::Database(target),
+        Target::Database(mut target) => {
+            target.keep_failed &= !is_cancelled;
+            wire::clean_up_request::Target::Database(target)
+        }
         Target::Files(target) => wire::clean_up_request::Target::Files(target),
     };
     let request =

@@ -8,19 +8,34 @@
 //!
 //! Invariants:
 //! - Only what the catalog says was being made, and has no row, is given up; such an instance never had a backup.
-//! - Nothing is made while it runs ([`Shared::making`]). It runs before the agent serves, for whoever has just failed to make them, and with
-//!   each run of retention.
-//! - What the vault does not answer stays noted, and is given up by the next one of these.
+//! - Nothing is made while it runs ([`Shared::making`]). It runs before the agent serves, for [`AT_START`] at most, for whoever has just
+//!   failed to make them, and with each run of retention.
+//! - What the vault does not answer stays noted, and is given up by the next one of these; the first one that is not answered ends this one.
+//! - A vault that is not there (a disk that is not mounted) has no instances either: that says nothing of how far their making came.
+//! - A store without a record gets one all the same: a request that was given up may still arrive, and finds the place taken.
+
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_proto::Problem;
-use vaultferry_vault::admin;
 use vaultferry_vault::manifest::{self, Scope};
 use vaultferry_vault::records::Protection;
+use vaultferry_vault::{Error, admin, store};
 
 use crate::catalog::Instance;
 use crate::job::Shared;
 use crate::recorded;
+
+/// An agent that starts waits no longer for this: the first run of retention, beside the serving, does the rest.
+const AT_START: Duration = Duration::from_secs(10);
+
+/// [`give_up_all`], for [`AT_START`] at most.
+pub(crate) async fn give_up_at_start(shared: &Shared, cancel: &CancellationToken) {
+    if tokio::time::timeout(AT_START, give_up_all(shared, cancel)).await.is_err() {
+        tracing::warn!(
+            "instances whose making was cut off are taken back later: the vault takes longer than {AT_START:?}"
+        );
+    }
+}
 
 /// Records in the vault that the instances that were being made are gone.
 pub(crate) async fn give_up_all(shared: &Shared, cancel: &CancellationToken) {
@@ -31,45 +46,60 @@ pub(crate) async fn give_up_all(shared: &Shared, cancel: &CancellationToken) {
         Err(error) => return tracing::error!("instances whose making was cut off are looked for again later: {error}"),
     };
     for instance in unmade {
-        match give_up(shared, &instance, cancel).await {
+        match take_back(shared, &instance, cancel).await {
+            Ok(()) => {}
+            Err(_) if cancel.is_cancelled() => return,
+            Err(error) => {
+                tracing::warn!(
+                    instance = instance.name,
+                    "the making of this instance was cut off, and its records in the vault are taken back later: {error}"
+                );
+                // The others would have the same answer, and wait as long for it.
+                let is_for_all = matches!(
+                    error,
+                    Error::Store(store::Error::Unavailable { .. }) | Error::NoVault { .. } | Error::OwnedByOther { .. }
+                );
+                if is_for_all {
+                    return;
+                }
+                continue;
+            }
+        }
+        match shared.catalog.forget_unmade(&instance.id).await {
             Ok(()) => tracing::info!(
                 instance = instance.name,
                 source = instance.source_identity,
                 "the making of this instance was cut off; its source is not protected"
             ),
-            Err(_) if cancel.is_cancelled() => return,
-            Err(problem) => tracing::warn!(
+            Err(error) => tracing::error!(
                 instance = instance.name,
-                "the making of this instance was cut off, and its records in the vault are taken back later: {}",
-                problem.message
+                "the making of this instance was cut off, and is looked at again later: {error}"
             ),
         }
     }
 }
 
-async fn give_up(shared: &Shared, instance: &Instance, cancel: &CancellationToken) -> Result<(), Problem> {
+/// May be repeated: a record that says so already is left as it is.
+async fn take_back(shared: &Shared, instance: &Instance, cancel: &CancellationToken) -> Result<(), Error> {
+    // An empty mount point has no owner's record, and no instances.
+    admin::open(&shared.vault.open_root()?, cancel).await?;
+    crate::owner::check(&shared.vault, &shared.agent_id, cancel).await?;
     let store = shared.vault.open_instance(&instance.id)?;
-    // Without a record it is no instance. A store that was never made says so.
     let newest = match admin::newest_instance(&store, cancel).await {
-        Ok(newest) => newest,
-        Err(error) if is_missing(&error) => None,
-        Err(error) => return Err(error.into()),
+        // Nothing is written into a store before it is there.
+        Err(Error::Store(store::Error::NoStore { .. })) => return Ok(()),
+        other => other?,
     };
-    if newest.is_some_and(|(_, newest)| !matches!(newest.protection, Protection::Purged { .. })) {
-        crate::owner::check(&shared.vault, &shared.agent_id, cancel).await?;
-        let protection = Protection::Purged { since: vaultferry_vault::clock::now() };
-        let record = recorded::instance_record(&Instance { protection, ..instance.clone() });
-        admin::put_instance(&store, &record, cancel).await?;
-        if let Err(error) = manifest::append(&*store, Scope::Instance, &[], cancel).await {
-            tracing::info!(instance = instance.name, "the record is not covered by a manifest yet: {error}");
-        }
+    if newest.is_some_and(|(_, newest)| matches!(newest.protection, Protection::Purged { .. })) {
+        return Ok(());
     }
-    Ok(shared.catalog.forget_unmade(&instance.id).await?)
-}
-
-fn is_missing(error: &vaultferry_vault::Error) -> bool {
-    use vaultferry_vault::store::Error::{NoStore, NotFound};
-    matches!(error, vaultferry_vault::Error::Store(NoStore { .. } | NotFound { .. }))
+    let protection = Protection::Purged { since: vaultferry_vault::clock::now() };
+    let record = recorded::instance_record(&Instance { protection, ..instance.clone() });
+    admin::put_instance(&store, &record, cancel).await?;
+    if let Err(error) = manifest::append(&*store, Scope::Instance, &[], cancel).await {
+        tracing::info!(instance = instance.name, "the record is not covered by a manifest yet: {error}");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -115,5 +145,54 @@ mod tests {
         shared.catalog.begin_instances(vec![left.clone()]).await.expect("begun");
         give_up_all(shared, &cancel).await;
         assert_eq!((state().await, number().await), (vec!["shop".to_owned(), "a".to_owned()], before));
+    }
+
+    /// The vault's disk is not mounted: its folder is not there, or an empty one is in its place.
+    #[tokio::test]
+    async fn a_vault_that_is_not_there_does_not_say_that_nothing_was_made() {
+        let dir = tempfile::tempdir().expect("folder");
+        let jobs = world(dir.path()).await;
+        let (shared, cancel) = (jobs.shared(), CancellationToken::new());
+        let shop = shared.catalog.instance("shop").await.expect("find").expect("there");
+        let (id, source_identity) = ("a".repeat(32), "postgres://h:5432/a".to_owned());
+        let begun = Instance { id, name: "a".to_owned(), source_identity, ..shop };
+        shared.catalog.begin_instances(vec![begun.clone()]).await.expect("begun");
+        let record = recorded::instance_record(&begun);
+        admin::create_instance(&shared.vault, &shared.vault_key, &record, &cancel).await.expect("made");
+        let (vault, elsewhere) = (dir.path().join("vault"), dir.path().join("elsewhere"));
+        let noted = async || shared.catalog.unmade_instances().await.expect("unmade").len();
+        std::fs::rename(&vault, &elsewhere).expect("unmounted");
+        give_up_all(shared, &cancel).await;
+        assert_eq!(noted().await, 1);
+        std::fs::create_dir(&vault).expect("a mount point");
+        give_up_all(shared, &cancel).await;
+        assert_eq!(noted().await, 1);
+        std::fs::remove_dir(&vault).expect("it is still empty");
+        std::fs::rename(&elsewhere, &vault).expect("mounted again");
+        give_up_all(shared, &cancel).await;
+        assert_eq!(noted().await, 0);
+        let store = shared.vault.open_instance(&begun.id).expect("store");
+        let (_, newest) = admin::newest_instance(&store, &cancel).await.expect("read").expect("a record");
+        assert!(matches!(newest.protection, Protection::Purged { .. }), "{newest:?}");
+    }
+
+    /// The request that was to make it an instance was given up, and arrives after it was looked for.
+    #[tokio::test]
+    async fn a_record_that_comes_too_late_finds_its_place_taken() {
+        let dir = tempfile::tempdir().expect("folder");
+        let jobs = world(dir.path()).await;
+        let (shared, cancel) = (jobs.shared(), CancellationToken::new());
+        let shop = shared.catalog.instance("shop").await.expect("find").expect("there");
+        let (id, source_identity) = ("a".repeat(32), "postgres://h:5432/a".to_owned());
+        let begun = Instance { id, name: "a".to_owned(), source_identity, ..shop };
+        shared.catalog.begin_instances(vec![begun.clone()]).await.expect("begun");
+        shared.vault.create_instance(&begun.id).await.expect("a store");
+        give_up_all(shared, &cancel).await;
+        assert!(shared.catalog.unmade_instances().await.expect("unmade").is_empty());
+        let record = recorded::instance_record(&begun);
+        admin::create_instance(&shared.vault, &shared.vault_key, &record, &cancel).await.expect("it arrives");
+        let store = shared.vault.open_instance(&begun.id).expect("store");
+        let (number, newest) = admin::newest_instance(&store, &cancel).await.expect("read").expect("a record");
+        assert!(number == 1 && matches!(newest.protection, Protection::Purged { .. }), "{number} {newest:?}");
     }
 }

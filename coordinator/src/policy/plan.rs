@@ -260,7 +260,8 @@ fn decide(document: &Document, point: &PointFacts, clock: Timestamp, now: Timest
     } else if let Some(until) = immutable.filter(|until| *until > life.end()) {
         keep(Some(until), Why::Immutable { until })
     } else {
-        let next = life.vault_until.max(clock);
+        // One that has a copy in the archive leaves the vault store as soon as that may be.
+        let next = immutable.filter(|_| life.vault_until <= clock).unwrap_or(life.vault_until.max(clock));
         let until = if next > clock && life.archive.is_some() && point.stores.vault { next } else { life.end() };
         keep(Some(until), rule)
     };

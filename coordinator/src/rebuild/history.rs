@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::Problem;
 use vaultferry_vault::store::{self, Key};
 
-use super::remove_all;
+use super::{cannot, remove_all};
 use crate::Config;
 use crate::catalog::copy;
 use crate::catalog::sqlite::Sqlite;
@@ -17,7 +17,22 @@ use crate::catalog::{Catalog as _, Finding, Job, JobFilter};
 /// In the state folder, while the history is taken from the copy of that number. Each has a name of its own: who has had one open that could not
 /// be read lets it go a moment later, and takes a journal of its name away then.
 fn unpacked(config: &Config, number: usize) -> PathBuf {
-    config.state_dir.join(format!("catalog-history-{number}.sqlite"))
+    config.state_dir.join(format!("{UNPACKED}{number}.sqlite"))
+}
+
+/// With what the names of [`unpacked`] and of their journals begin.
+const UNPACKED: &str = "catalog-history-";
+
+/// Removes what a kill has left of an earlier rebuild, which may have seen more copies than there are now.
+fn remove_leftovers(config: &Config) -> Result<(), Problem> {
+    let cannot_list = |error: std::io::Error| cannot(&config.state_dir, &error);
+    for entry in std::fs::read_dir(&config.state_dir).map_err(cannot_list)? {
+        let entry = entry.map_err(cannot_list)?;
+        if entry.file_name().to_string_lossy().starts_with(UNPACKED) {
+            remove_all(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Jobs in one transaction.
@@ -34,8 +49,7 @@ pub(super) async fn take(
     let root = config.vault.open_root()?;
     let stopped = || Problem::from(vaultferry_vault::Error::Cancelled);
     let copies = cancel.run_until_cancelled(copy::list(&root)).await.unwrap_or_else(|| Err(stopped()))?;
-    // What a kill has left of an earlier rebuild.
-    (0..copies.len()).try_for_each(|number| remove_all(&unpacked(config, number)))?;
+    remove_leftovers(config)?;
     for (number, key) in copies.into_iter().rev().enumerate() {
         let path = unpacked(config, number);
         let taken = cancel.run_until_cancelled(take_from(catalog, &path, &root, &key)).await;

@@ -394,6 +394,8 @@ async fn the_history_of_jobs_comes_from_the_newest_copy_that_can_be_read() {
     put("20260105T000000Z", zstd::stream::encode_all(endless, 1).expect("zstd").into()).await;
     let before = all(&catalog).await;
     catalog.into_single_file().await.expect("closed");
+    // Of a rebuild that was killed, when there were more copies.
+    std::fs::write(dir.path().join("state/catalog-history-77.sqlite"), b"left").expect("written");
 
     let rebuilt = offline::rebuild_catalog(&config, true).await.expect("rebuilt");
     assert_eq!(rebuilt.jobs, 1);

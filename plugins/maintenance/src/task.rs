@@ -169,23 +169,32 @@ async fn complete_holds(job: &Job, store: &store::Shared, cancel: &CancellationT
     if matches!(job.vault.access.location, Location::Folder(_)) {
         return Ok(());
     }
-    if !holds::is_any_held(&**store, only, cancel).await? || !holds::is_supported(&**store, cancel).await? {
+    let held = holds::held_points(&**store, only, cancel).await?;
+    if held.is_empty() {
         return Ok(());
     }
-    let changed = if with_key {
+    let completed = if with_key {
         let repository = job.vault.open(cancel).await?;
-        holds::complete(&repository, only, cancel).await?
+        holds::complete(&repository, &held, cancel).await
     } else {
-        holds::complete_own(&**store, only, cancel).await?
+        holds::complete_own(&**store, &held, cancel).await
+    };
+    let changed = match completed {
+        // Not asked before: to ask is to write a hold that a release beside this may be taking off.
+        Err(Error::Store(store::Error::Unsupported { .. })) => return Ok(()),
+        completed => completed?,
     };
     tracing::info!(files = changed.files, "files of held points are on legal hold");
+    if changed.missing > 0 {
+        tracing::warn!(missing = changed.missing, "files of held points are not in the vault: run a check");
+    }
     Ok(())
 }
 
 fn not_on_hold(problem: &Problem) -> Warning {
     Warning {
         reason: problem.reason.as_str().to_owned(),
-        message: format!("what was written for points that are held is not on legal hold yet: {}", problem.message),
+        message: format!("not everything of the points that are held is on legal hold yet: {}", problem.message),
         fix: "The next prune does it, or: vaultferry point hold, again with the same note.".to_owned(),
     }
 }

@@ -30,8 +30,9 @@
 //! 15, 1.15 of 16, 1.16 of 17 and 18.
 //!
 //! Invariants:
-//! - This is on the way of every byte of a dump: rows are counted by a search for newlines that is as fast as memory (in COPY's text a
-//!   newline is nothing but the end of a row), large objects are skipped by their lengths, and nothing is copied but names.
+//! - This is on the way of every byte of a dump: rows are counted by a search for newlines (in COPY's text a newline is nothing but the end
+//!   of a row), large objects are skipped by their lengths, and nothing is copied but names. The search is as fast as memory in wide rows;
+//!   short ones, each a piece of its own, cost a few steps each.
 //! - What is not understood is no error of the backup: counting stops, and says why. So every byte has to be as drawn: a reader that guesses
 //!   would call good archives bad.
 //! - An archive of which everything was understood is whole if and only if it ends between two blocks, and every entry that has data has had

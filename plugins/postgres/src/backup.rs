@@ -68,8 +68,9 @@ async fn finish(
     if !words.is_empty() {
         dump.reporter.warn(said(&words)).await;
     }
+    // In another encoding than UTF-8 the bytes of a name may be valid UTF-8 by chance, of another name.
     if let Ok(contents) = &mut counted
-        && contents.foreign_names
+        && (contents.foreign_names || !matches!(facts.encoding.as_str(), "UTF8" | "SQL_ASCII"))
     {
         name_again(dump.server, &contents.oids, &mut contents.tables, cancel).await?;
     }
@@ -97,7 +98,7 @@ async fn write(backup: &mut Backup, stream: &str, bytes: &[u8], cancel: &Cancell
     Ok(())
 }
 
-/// Asks the server for the names of tables that are not in UTF-8 in the dump. A table that is gone by now, or a database whose encoding
+/// Asks the server for the names of tables that are not in UTF-8 in the dump, or may not be. A table that is gone by now, or a database whose encoding
 /// (`SQL_ASCII`) nobody knows, keeps the name with its strange bytes replaced.
 async fn name_again(
     server: &Server,

@@ -6,7 +6,8 @@
 //! - The database's name goes through PGDATABASE, which libpq takes as it is; as an argument, a name like `postgres://…` or `a=b`
 //!   would be taken for a connection string.
 //! - Every login has a password that was looked up, or issued, for it (`login.rs`).
-//! - Logging in takes [`CONNECT_TIMEOUT`] at most, besides the wait for a token (25 s at most, of Key Vault's secrets twice that). After that a query waits until it is cancelled; TCP keepalives find a dead peer.
+//! - Logging in takes [`CONNECT_TIMEOUT`] at most, with all the ways that a TLS mode has, besides the wait for a token (25 s at most, of Key
+//!   Vault's secrets twice that). After that a query waits until it is cancelled; TCP keepalives find a dead peer.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use login::Login;
 
 pub use classify::{classify, words_reason};
 
-/// For the whole login: name, TCP, TLS and authentication.
+/// For the whole login: name, TCP, TLS, authentication, and the session's settings; with TLS and without it, where both are tried.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the server and its log name us: our own connections, and those of our children. A job's have its id behind it.
@@ -105,7 +106,15 @@ impl Server {
     /// Logs in to the URI's database. A missing right to do so has the statement that grants it as its fix.
     pub async fn connect(&self, cancel: &CancellationToken) -> Result<Session, Problem> {
         let password = self.login.password(cancel).await?;
-        unless_cancelled(self.log_in(password.as_ref()), cancel).await
+        unless_cancelled(self.log_in_in_time(password.as_ref()), cancel).await
+    }
+
+    async fn log_in_in_time(&self, password: Option<&SecretString>) -> Result<Session, Problem> {
+        let logged_in = tokio::time::timeout(CONNECT_TIMEOUT, self.log_in(password)).await;
+        logged_in.unwrap_or_else(|_| {
+            let message = format!("{} did not answer in {} s", self.uri.server(), CONNECT_TIMEOUT.as_secs());
+            Err(Problem::new(Reason::UserErrorMissingNetworkSecurityPermissions, message))
+        })
     }
 
     /// The ways to try, one after the other: libpq's.
@@ -160,22 +169,12 @@ impl Server {
             config.password(password.expose_secret());
         }
         config.ssl_mode(mode);
-        let connect = async {
-            if mode == SslMode::Disable {
-                let connected = config.connect(NoTls).await;
-                Ok(connected.map(|(client, connection)| drive(client, connection)))
-            } else {
-                let connected = config.connect(tls::connector(&self.uri)?).await;
-                Ok(connected.map(|(client, connection)| drive(client, connection)))
-            }
-        };
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-            Ok(connected) => connected,
-            Err(_) => Err(Problem::new(
-                Reason::UserErrorMissingNetworkSecurityPermissions,
-                format!("{} did not answer in {} s", self.uri.server(), CONNECT_TIMEOUT.as_secs()),
-            )),
+        if mode == SslMode::Disable {
+            let connected = config.connect(NoTls).await;
+            return Ok(connected.map(|(client, connection)| drive(client, connection)));
         }
+        let connected = config.connect(tls::connector(&self.uri)?).await;
+        Ok(connected.map(|(client, connection)| drive(client, connection)))
     }
 
     fn config(&self) -> Config {

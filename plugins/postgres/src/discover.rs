@@ -21,7 +21,7 @@ pub(crate) mod azure;
 /// Every server has it, but where somebody has dropped it.
 const LOGIN_DATABASE: &str = "postgres";
 
-/// The protocol's limit: so many databases are some 3 MB of answer, of the 4 MiB that it may have.
+/// The protocol's limit: so many databases are some 3 MB of answer, and several times that with long names, of the 16 MiB that it may have.
 const DATABASES_MAX: usize = 10_000;
 
 /// `datconnlimit` is -2 for what an interrupted DROP DATABASE has left: nobody can log in to it.

@@ -3,6 +3,7 @@
 //! | when | what may go wrong | what becomes of it |
 //! |---|---|---|
 //! | before the first byte, while it locks every table | a lock does not come within `lock_timeout` | ended, and begun again after a pause, `lock_retries` times; then `LockTimeout`, which names who held it |
+//! | before it | the snapshot is too old by then: a huge schema, a slow catalog | ended, with `snapshot_limit` only; `snapshot_budget`, `ddl_budget` and `yield_to_ddl` begin with the first byte |
 //! | after it | the snapshot is too old, or somebody waits for too long ([`guard`]) | ended, when the settings say so |
 //! | after it | anything | the dump has failed: what came is no archive |
 //!
@@ -111,7 +112,9 @@ impl Dump<'_> {
             tokio::select! {
                 biased;
                 written = &mut writing => (written, None),
-                problem = guard.watch(cancel) => {
+                // Both share what tokio lets one task do in a turn, and the writer comes first. When it has used that up, every timer and
+                // socket of the guard would say that it is not ready, turn after turn, as long as the dump comes fast.
+                problem = tokio::task::coop::unconstrained(guard.watch(cancel)) => {
                     stop.cancel();
                     (writing.await, Some(problem))
                 }
@@ -181,21 +184,22 @@ impl Dump<'_> {
         let (mut first, mut seen) = (vec![0; FIRST_PIECE], Vec::new());
         let read = tokio::select! {
             biased;
-            () = cancel.cancelled() => None,
-            read = stdout.read(&mut first) => Some(read),
+            () = cancel.cancelled() => Err(cancelled()),
+            read = stdout.read(&mut first) => Ok(read),
+            problem = too_old(since, self.settings.snapshot_limit()) => Err(problem),
             never = self.watch(&mut seen, cancel) => match never {},
         };
         let read = match read {
-            Some(Ok(count @ 1..)) => {
+            Ok(Ok(count @ 1..)) => {
                 first.truncate(count);
                 self.reporter.note(String::new());
                 return Ok(Begun { child, input: Cursor::new(first).chain(stdout), since, snapshot });
             }
-            Some(read) => read,
-            None => {
+            Ok(read) => read,
+            Err(problem) => {
                 drop(stdout);
                 child.stop().await;
-                return Err(cancelled());
+                return Err(problem);
             }
         };
         drop(stdout);
@@ -237,6 +241,15 @@ impl Dump<'_> {
             tokio::time::sleep(WATCH_EVERY).await;
         }
     }
+}
+
+/// Ends when a pg_dump that was started at `since`, and has written nothing, has had its snapshot for too long: it takes it before its locks.
+async fn too_old(since: Instant, limit: Option<Duration>) -> Problem {
+    let Some(limit) = limit else { return std::future::pending().await };
+    tokio::time::sleep(limit.saturating_sub(since.elapsed())).await;
+    let seconds = limit.as_secs();
+    let message = format!("the backup was ended: pg_dump had written nothing after {seconds} s (snapshot_limit)");
+    Problem::new(Reason::SnapshotTooOld, message)
 }
 
 /// "public.sales, held by pid 1234 (app: ALTER TABLE sales)"
@@ -369,6 +382,16 @@ mod tests {
         let mut reader = Reader::default();
         reader.feed(b"PGDMP\x02\x01\0\x04\x08\x01");
         assert_eq!(whole(reader), Ok(Err("the version of its format is not known here")));
+    }
+
+    #[tokio::test]
+    async fn a_dump_that_writes_nothing_is_ended_by_its_snapshots_limit() {
+        let since = Instant::now().checked_sub(Duration::from_secs(4)).unwrap();
+        let problem = too_old(since, Some(Duration::from_secs(3))).await;
+        assert_eq!(problem.reason, Reason::SnapshotTooOld);
+        assert!(problem.message.ends_with("nothing after 3 s (snapshot_limit)"), "{problem}");
+        let forever = tokio::time::timeout(Duration::from_millis(20), too_old(since, None)).await;
+        assert!(forever.is_err(), "nobody has set a limit");
     }
 
     #[tokio::test]

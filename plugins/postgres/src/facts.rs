@@ -128,6 +128,7 @@ pub struct SnapshotFacts {
     /// Just before pg_dump was started: what was committed then is in it.
     pub taken: jiff::Timestamp,
     /// Where the server's WAL was at that time, or on a standby what was replayed of it: `0/1A2B3C4D`. `None` when the server did not tell.
+    /// About where the dump's state is, and no exact place to replay from: what waits for a synchronous standby lies before it, unseen.
     pub start_lsn: Option<String>,
 }
 

@@ -91,7 +91,8 @@ impl Loader {
         self.restore.take_stdin()
     }
 
-    /// Waits until all has ended by itself: how the program ended that is to blame, or else pg_restore. A cancellation stops both.
+    /// Waits until all has ended by itself: how the program ended that is to blame, or else pg_restore, and what both have said. A
+    /// cancellation stops both.
     pub(crate) async fn finish(self, cancel: &CancellationToken) -> Result<Ended, child::Error> {
         let restored = self.restore.finish(cancel).await;
         let Some(psql) = self.psql else { return restored };
@@ -104,15 +105,14 @@ impl Loader {
         };
         let loaded = psql.child.finish(cancel).await?;
         let pumped = psql.pump.await.map_err(io::Error::other).flatten();
-        // A psql that fails breaks pg_restore's pipe: then what psql says is the cause.
+        // A psql that fails breaks pg_restore's pipe: then what psql says is the cause. But it may have failed at what pg_restore told it.
         if !loaded.success() {
-            return Ok(loaded);
+            return Ok(Ended { status: loaded.status, words: both(&loaded.words, &restored.words) });
         }
-        if !restored.success() {
-            return Ok(restored);
+        let words = both(&restored.words, &loaded.words);
+        if restored.success() {
+            pumped.map_err(|source| child::Error::Wait { program: psql.program, source })?;
         }
-        pumped.map_err(|source| child::Error::Wait { program: psql.program, source })?;
-        let words = [restored.words, loaded.words].join("\n").trim().to_owned();
         Ok(Ended { status: restored.status, words })
     }
 
@@ -123,6 +123,11 @@ impl Loader {
             psql.child.stop().await;
         }
     }
+}
+
+/// What two programs have said, the one to blame first.
+fn both(first: &str, second: &str) -> String {
+    [first, second].join("\n").trim().to_owned()
 }
 
 /// Runs a script from its standard input. What the statements answer goes nowhere.

@@ -5,14 +5,14 @@
 //! | look ([`mod@plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
 //! | create `vaultferry_restore_<job>` from template0 ([`database`]) | drop it |
 //! | on request, make the roles that are missing, marked with the job ([`globals`]) | drop the ones with the mark |
-//! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]); what extensions want before and after it ([`extension`]) | drop it |
-//! | compare it with the point ([`check`]); give it the settings of the source's database | drop it |
+//! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]); what extensions want before it ([`extension`]) | drop it |
+//! | compare it with the point ([`check`]); then what extensions want at the end, as their workers may begin to change rows; give it the settings of the source's database | drop it |
 //! | rename it to the wanted name | last step; when it has happened the restore is complete |
 //! | take the marks off the roles | by the clean-up after a crash: roles that own something stay |
 //!
 //! So the wanted name appears if and only if the database is complete and was checked, and what an interrupted job left behind can be told
-//! by its name. With `keep_failed` the unfinished database stays after a failure, and after a crash, under its temporary name; a restore
-//! that was cancelled leaves nothing all the same.
+//! by its name. With `keep_failed` the unfinished database stays after a failure, and after a crash, under its temporary name, and so do the
+//! roles that were made for it, with their marks; a restore that was cancelled leaves nothing all the same.
 
 use std::ffi::OsString;
 
@@ -66,11 +66,11 @@ pub(crate) async fn restore(
     cancel: &CancellationToken,
 ) -> Result<u64, Problem> {
     let looked = Prepared::new(job, target, reporter, cancel).await.map_err(|problem| told(problem, cancel))?;
-    let result = match database::create(&looked.session, &looked.temporary, &looked.facts).await {
-        Ok(()) => looked.complete(target, reporter, cancel).await,
-        Err(problem) => Err(problem),
-    };
-    match result {
+    if let Err(problem) = database::create(&looked.server, &looked.session, &looked.temporary, &looked.facts).await {
+        // There is nothing in it to keep, if it is there at all.
+        return Err(looked.remove(told(problem, cancel), target, reporter).await);
+    }
+    match looked.complete(target, reporter, cancel).await {
         Ok(bytes) => Ok(bytes),
         Err(problem) => Err(looked.undo(told(problem, cancel), target, reporter).await),
     }
@@ -258,12 +258,17 @@ impl Prepared {
         reporter.phase("restoring");
         let (bytes, warnings) = self.fill(target.no_owner, reporter, cancel).await?;
         warn_all(reporter, warnings).await;
-        let inside = self.server.in_database(&self.temporary).connect(cancel).await?;
-        let after: Vec<&str> = hooks.iter().flat_map(|hook| hook.after_restore).copied().collect();
-        run_all(&inside, &after, cancel).await?;
+        let mut inside = self.server.in_database(&self.temporary).connect(cancel).await?;
         let choice = self.choice.as_ref();
         let checked = check::check(&inside, &self.facts, choice, target.verify, reporter, cancel).await?;
         reporter.phase("finishing");
+        let after: Vec<&str> = hooks.iter().flat_map(|hook| hook.after_restore).copied().collect();
+        if !after.is_empty() {
+            // A new session: the one of the check has settings of its own.
+            drop(inside);
+            inside = self.server.in_database(&self.temporary).connect(cancel).await?;
+            run_all(&inside, &after, cancel).await?;
+        }
         if !self.partial {
             let warnings = settings::apply(&inside, &self.temporary, &self.facts.database_settings, cancel).await?;
             warn_all(reporter, warnings).await;
@@ -347,21 +352,32 @@ impl Prepared {
         Ok((all_of(copied)?, warnings))
     }
 
-    /// Removes what this restore has made, or says that it is left. The problem says so, too, when that fails.
+    /// Removes what this restore has made, or says that it is left, as it was asked for.
     async fn undo(&self, mut problem: Problem, target: &DatabaseTarget, reporter: &Reporter) -> Problem {
         if target.keep_failed && problem.reason != Reason::Cancelled {
             let left = format!(". What was restored is left in the database {}, as it was asked for", self.temporary);
             problem.message.push_str(&left);
             problem.fix.push_str(&format!(" When it is of no use any more: DROP DATABASE {};", self.temporary));
+            if target.globals && !self.missing_roles.is_empty() {
+                let mark = globals::mark(&self.job_id);
+                let left = format!("; roles that were made for it are left, too, with the comment {mark:?}");
+                problem.message.push_str(&left);
+                let fix = " Then drop these roles, or take their comment away: COMMENT ON ROLE name IS NULL;";
+                problem.fix.push_str(fix);
+            }
             return problem;
         }
+        self.remove(problem, target, reporter).await
+    }
+
+    /// Removes what this restore has made. The problem says what is left when that fails.
+    async fn remove(&self, mut problem: Problem, target: &DatabaseTarget, reporter: &Reporter) -> Problem {
         reporter.phase("removing the unfinished database");
         if let Err(error) = database::drop_database(&self.server, &self.temporary).await {
             tracing::error!("the unfinished database {} is left: {}", self.temporary, error.message);
             let left = format!(". The unfinished database {} could not be removed: {}", self.temporary, error.message);
             problem.message.push_str(&left);
             problem.fix.push_str(&format!(" Drop the database {} by hand.", self.temporary));
-            return problem;
         }
         if target.globals
             && let Err(error) = globals::drop_marked(&self.server, &self.job_id).await

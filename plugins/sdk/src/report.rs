@@ -174,12 +174,16 @@ impl Reporter {
     /// The oldest change of the phase that was not told yet; waits for one. A call that is dropped loses none.
     pub(crate) async fn change(&self) -> Progress {
         loop {
-            let change = self.told().changes.pop_front();
-            match change {
+            match self.waiting() {
                 Some(change) => return change,
                 None => self.state.changed.notified().await,
             }
         }
+    }
+
+    /// The oldest change of the phase that was not told yet, when there is one.
+    pub(crate) fn waiting(&self) -> Option<Progress> {
+        self.told().changes.pop_front()
     }
 
     /// The oldest change of the phase that was not told yet, or else how far the job is now: so that nothing is told out of order.

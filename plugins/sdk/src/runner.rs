@@ -75,7 +75,7 @@ impl Runner {
         });
         let mut ticker = tokio::time::interval(PROGRESS_INTERVAL);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let running = Running { reporter, warnings, outcome, ticker, _guard: cancel.drop_guard() };
+        let running = Running { reporter, warnings, outcome, ended: None, ticker, _guard: cancel.drop_guard() };
         stream::unfold(Some(running), |running| async {
             let mut running = running?;
             let event = running.next().await;
@@ -90,6 +90,8 @@ struct Running<T> {
     reporter: Reporter,
     warnings: mpsc::Receiver<Warning>,
     outcome: oneshot::Receiver<Result<T, Problem>>,
+    /// The outcome, while something that was told before it waits.
+    ended: Option<Event<T>>,
     ticker: Interval,
     _guard: DropGuard,
 }
@@ -97,16 +99,61 @@ struct Running<T> {
 impl<T> Running<T> {
     /// The next event. Warnings and changes of the phase come before the outcome.
     async fn next(&mut self) -> Event<T> {
-        tokio::select! {
-            biased;
-            Some(warning) = self.warnings.recv() => Event::Warning(warning),
-            change = self.reporter.change() => Event::Progress(change),
-            outcome = &mut self.outcome => match outcome {
-                Ok(Ok(done)) => Event::Done(done),
-                Ok(Err(problem)) => Event::Failed(problem),
-                Err(_) => Event::Failed(Problem::new(Reason::Internal, "the plugin's task ended without a result")),
+        let ended = match self.ended.take() {
+            Some(ended) => ended,
+            None => tokio::select! {
+                biased;
+                Some(warning) = self.warnings.recv() => return Event::Warning(warning),
+                change = self.reporter.change() => return Event::Progress(change),
+                outcome = &mut self.outcome => match outcome {
+                    Ok(Ok(done)) => Event::Done(done),
+                    Ok(Err(problem)) => Event::Failed(problem),
+                    Err(_) => Event::Failed(Problem::new(Reason::Internal, "the plugin's task ended without a result")),
+                },
+                _ = self.ticker.tick() => return Event::Progress(self.reporter.upcoming()),
             },
-            _ = self.ticker.tick() => Event::Progress(self.reporter.upcoming()),
+        };
+        // The job runs on another thread: it may have warned and ended after the warnings were looked at, and before the outcome was.
+        let told = match self.warnings.try_recv() {
+            Ok(warning) => Some(Event::Warning(warning)),
+            Err(_) => self.reporter.waiting().map(Event::Progress),
+        };
+        match told {
+            Some(event) => {
+                self.ended = Some(ended);
+                event
+            }
+            None => ended,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As it is when all of it came between the look at the warnings and that at the outcome.
+    #[tokio::test]
+    async fn nothing_that_was_told_is_lost_behind_the_outcome() {
+        let (reporter, warnings) = Reporter::new();
+        let (_sender, outcome) = oneshot::channel::<Result<u32, Problem>>();
+        reporter.phase("finishing");
+        for number in 0..2 {
+            let message = number.to_string();
+            reporter.warn(Warning { reason: "R".to_owned(), message, fix: String::new() }).await;
+        }
+        let mut running = Running {
+            reporter,
+            warnings,
+            outcome,
+            ended: Some(Event::Done(7)),
+            ticker: tokio::time::interval(PROGRESS_INTERVAL),
+            _guard: CancellationToken::new().drop_guard(),
+        };
+        for number in 0..2 {
+            assert!(matches!(running.next().await, Event::Warning(warning) if warning.message == number.to_string()));
+        }
+        assert!(matches!(running.next().await, Event::Progress(progress) if progress.phase == "finishing"));
+        assert!(matches!(running.next().await, Event::Done(7)));
     }
 }

@@ -1,5 +1,6 @@
 //! What only the key can tell: indexes against the headers of packs, trees against indexes, and which points a damage touches. Of the hot
-//! store and of the archive store, one after the other; of packs in the Archive tier their sizes only.
+//! store and of the archive store, one after the other; of packs in the Archive tier their sizes only. Indexes, snapshots and trees belong
+//! online: one that lies there is told, for its points cannot be restored.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -115,6 +116,12 @@ impl Check<'_> {
                     }
                     continue;
                 }
+                Err(Error::Store(store::Error::Archived { .. })) => {
+                    let detail =
+                        "it lies in the Archive tier: nothing that it names can be restored until it is online";
+                    self.findings.push(Finding::new(Kind::Unreadable, file, detail));
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let mut to_compare = Vec::new();
@@ -221,6 +228,11 @@ impl Check<'_> {
                     self.findings.push(Finding::new(Kind::Altered, file, detail));
                     continue;
                 }
+                Err(Error::Store(store::Error::Archived { .. })) => {
+                    let detail = "it lies in the Archive tier: the point cannot be restored until it is online";
+                    self.findings.push(Finding::new(Kind::Unreadable, file, detail));
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let facts = self.tree(index, snapshot.tree, 0, &mut known).await?;
@@ -265,8 +277,11 @@ impl Check<'_> {
                 // Lost, or in a bad pack: known already.
                 Err(Error::Damaged { .. }) if facts.lost.is_some() || !facts.packs.is_empty() => {}
                 Err(Error::Damaged { what, detail }) => facts.wrong = Some(format!("{what} is damaged: {detail}")),
-                // Trees are kept online; somebody has moved this one's pack, which is counted as not readable.
-                Err(Error::Store(store::Error::Archived { .. })) => {}
+                // Trees are kept online, for a rehydration reads them first; somebody has moved this one's pack.
+                Err(Error::Store(store::Error::Archived { .. })) => {
+                    let what = format!("tree {id} lies in the Archive tier, where no restore reads it");
+                    facts.wrong = Some(format!("{what}: bring its pack online"));
+                }
                 Err(error) => return Err(error),
             }
             known.insert(id, facts.clone());

@@ -123,7 +123,8 @@ impl Azure {
         let mut marker = None;
         loop {
             let options = BlobServiceClientListContainersOptions {
-                prefix: Some(prefix.to_owned()),
+                // An empty one would be sent without its `=`, which services that check a signature read differently.
+                prefix: (!prefix.is_empty()).then(|| prefix.to_owned()),
                 marker: marker.take(),
                 maxresults: Some(PAGE_ENTRIES),
                 ..Default::default()

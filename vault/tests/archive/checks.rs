@@ -54,6 +54,28 @@ async fn what_is_online_of_an_archived_point_is_read_and_the_rest_is_counted() {
     assert!(report.in_archive && report.is_proven() && report.blobs > 0, "{report:?}");
 }
 
+/// What a restore begins with has to be online; the check goes on after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restore_reads_first_is_told_when_it_lies_in_the_archive_tier() {
+    for (prefix, file, kind) in [
+        ("archive/repo/index/", None, FindingKind::Unreadable),
+        ("archive/repo/snapshots/", None, FindingKind::Unreadable),
+        ("archive/repo/data/", Some("archive/repo/snapshots/"), FindingKind::Inconsistent),
+    ] {
+        let (memory, repository, id) = archived().await;
+        let store: Shared = memory.clone();
+        for moved in entries(&store, prefix).await {
+            store.set_tier(&moved.key, Tier::Archive).await.expect("moved");
+        }
+        let found = damage(&repository).await;
+        let told =
+            found.iter().find(|finding| finding.file.starts_with(file.unwrap_or(prefix)) && finding.kind == kind);
+        let told = told.unwrap_or_else(|| panic!("{prefix}: {found:?}"));
+        assert!(told.detail.contains("Archive tier"), "{told:?}");
+        assert!(told.points.iter().any(|point| point.id == id), "{told:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_of_the_archive_is_found_without_rehydration() {
     let touches = |finding: &Finding, id: Id| finding.points.iter().any(|point| point.id == id);

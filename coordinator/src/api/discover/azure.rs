@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A plugin asks Azure Resource Manager, with what its identity needs of the agent's environment and nothing else of it.
-//! - The vault's own containers are no targets: they are not told.
+//! - The vault's own containers, and those that Azure keeps for itself (`$logs`), are no targets: they are not told.
 //! - Servers of another region than the vault's are told, and not asked.
 
 use std::time::Duration;
@@ -16,6 +16,7 @@ use vaultferry_vault::store::{azure, retry};
 use vaultferry_vault::target;
 
 use super::{Api, PluginClient, credential};
+use crate::api::is_same_region;
 use crate::catalog::Credential;
 use crate::job::{self, env_of};
 
@@ -93,11 +94,13 @@ impl Api {
     /// See `DiscoverContainers` in source.proto.
     pub(in crate::api) async fn containers(
         &self,
-        request: wire::DiscoverContainersRequest,
+        mut request: wire::DiscoverContainersRequest,
     ) -> Result<Vec<wire::DiscoveredContainer>, Problem> {
+        // Its address is a host's name, where case does not count; everywhere else it does.
+        request.account.make_ascii_lowercase();
         let invalid = |message: &str, fix: &str| Err(Problem::new(Reason::InvalidRequest, message).with_fix(fix));
         let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if request.account.len() > MAX_CONTAINER || !plain(&request.account) {
+        if !request.account.is_empty() && !is_account(&request.account) {
             return invalid("that is not the name of a storage account", "az storage account list shows the names.");
         }
         if request.prefix.len() > MAX_CONTAINER || !plain(&request.prefix) {
@@ -119,7 +122,9 @@ impl Api {
             Some(scope) => self.containers_in_azure(scope, &request).await?,
             None => self.containers_of_account(&request).await?,
         };
-        Ok(found.into_iter().filter(|container| !self.is_of_vault(container)).collect())
+        // Azure's own: logs, and the pages of a web site.
+        let is_system = |container: &wire::DiscoveredContainer| container.name.starts_with('$');
+        Ok(found.into_iter().filter(|container| !is_system(container) && !self.is_of_vault(container)).collect())
     }
 
     async fn containers_in_azure(
@@ -181,6 +186,11 @@ impl Api {
     }
 }
 
+/// True for what Azure takes for the name of a storage account.
+fn is_account(text: &str) -> bool {
+    (3..=24).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
 fn container(account: String, name: String, region: String) -> wire::DiscoveredContainer {
     wire::DiscoveredContainer { uri: format!("azure://{account}/{name}"), account, name, region }
 }
@@ -240,9 +250,8 @@ fn candidate(server: plugin_wire::FoundServer, vault_region: &str) -> Candidate 
 
 /// Why a server is not asked.
 fn left_out(server: &plugin_wire::FoundServer, vault_region: &str) -> Option<String> {
-    // Azure's long names of regions have blanks and capitals: "West Europe".
-    let short: String = vault_region.chars().filter(|character| !character.is_whitespace()).collect();
-    if !short.is_empty() && !server.region.is_empty() && !short.eq_ignore_ascii_case(&server.region) {
+    let are_known = !vault_region.trim().is_empty() && !server.region.is_empty();
+    if are_known && !is_same_region(&server.region, vault_region) {
         return Some(format!("it is in {}, the vault in {vault_region}", server.region));
     }
     if !server.running {
@@ -279,6 +288,16 @@ mod tests {
         assert!(stopped.contains("Stopped") && stopped.contains("start --ids /subscriptions/s/shop"), "{stopped}");
         let new = plugin_wire::FoundServer { uri: String::new(), ..found("", true) };
         assert!(left_out(&new, "").is_some());
+    }
+
+    #[test]
+    fn an_account_has_a_name_that_azure_would_take() {
+        for (text, expected) in
+            [("abc", true), ("acct2", true), ("ab", false), ("a-b-c", false), ("Acct", false), ("", false)]
+        {
+            assert_eq!(is_account(text), expected, "{text}");
+        }
+        assert!(is_account(&"a".repeat(24)) && !is_account(&"a".repeat(25)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `RestorePlanService`: what a restore into a database would meet (P63), told by its plugin; nothing is changed.
 //!
-//! How long it takes is guessed here, from the restores that this agent has completed: their median rate. It is a guess: another server, or
-//! a database of other tables and indexes, is faster or slower.
+//! How long it takes is guessed here, from the restores of whole databases that this agent has completed: their median rate. It is a guess:
+//! another server, or a database of other tables and indexes, is faster or slower. A restore of chosen tables passes over most of its dump,
+//! and tells nothing of a rate.
 
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1::restore_plan_service_server::RestorePlanService;
@@ -56,7 +57,10 @@ impl Api {
 
 /// Bytes in a second, over all that the job did but waiting for its turn and for the archive.
 fn rate(job: &Job) -> Option<u64> {
-    let Work::RestoreDatabase { .. } = &job.work else { return None };
+    let Work::RestoreDatabase { options, .. } = &job.work else { return None };
+    if !options.schemas.is_empty() || !options.tables.is_empty() {
+        return None;
+    }
     let catalog::Status::Completed { bytes_read, .. } = &job.status else { return None };
     let worked = job.steps.iter().filter(|step| !matches!(step.name.as_str(), "queued" | "rehydrating"));
     let took: u64 =

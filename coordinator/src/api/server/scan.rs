@@ -175,6 +175,10 @@ impl Api {
             return Ok(databases);
         }
         let _few_at_a_time = self.scans.protecting.acquire().await;
+        // That may have taken long. What a person has changed meanwhile counts: the server may be gone, or have other patterns.
+        if !self.catalog.servers().await?.contains(server) {
+            return Ok(databases);
+        }
         for chunk in new.chunks(CHUNK) {
             let order = Order {
                 source_uris: chunk.iter().map(|(_, uri)| uri.clone()).collect(),

@@ -81,6 +81,9 @@ fn holds_and_immutability_keep_a_point() {
     assert_eq!(steps(&policy, &points, &run("2026-12-02T00:00:00Z"))[0], "CopyToArchive");
     points[0].stores.archived = Some(time("2026-12-02T00:00:00Z"));
     assert_eq!(steps(&policy, &points, &run("2026-12-02T01:00:00Z"))[0], "keep");
+    let kept = plan(&policy, &points, &run("2026-12-02T01:00:00Z")).actions.swap_remove(0).step;
+    let until = Some(time("2027-01-01T00:00:00Z"));
+    assert_eq!(kept, Step::Keep { until, stores: vec![Store::Vault, Store::Archive] });
     assert_eq!(steps(&policy, &points, &run("2027-01-01T00:00:00Z"))[0], "RemoveFromVault");
 }
 

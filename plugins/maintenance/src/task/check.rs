@@ -116,7 +116,14 @@ pub(super) async fn verify_point(
 /// What was not looked at, and what was.
 fn not_proven(report: &PointReport) -> Warning {
     let (chunks, packs) = (report.not_readable, report.packs_not_readable);
-    let place = if report.in_archive { "the archive store" } else { "the vault store" };
+    let (place, fix) = match report.in_archive {
+        true => (
+            "the archive store",
+            "To read every byte, restore it as files: vaultferry restore files waits for the rehydration, and checks every chunk that it reads.",
+        ),
+        // Somebody has moved them there, and nothing of ours rehydrates what lies in the vault store.
+        false => ("the vault store", "Bring these packs online in the storage account, then verify the point again."),
+    };
     Warning {
         reason: Reason::PointArchived.as_str().to_owned(),
         message: format!(
@@ -124,6 +131,6 @@ fn not_proven(report: &PointReport) -> Warning {
              compared with the index. Everything of the point that is online was read ({} chunks, its snapshot, its directories). It is not proven.",
             report.blobs
         ),
-        fix: "To read every byte, restore it as files: vaultferry restore files waits for the rehydration, and checks every chunk that it reads.".to_owned(),
+        fix: fix.to_owned(),
     }
 }

@@ -1,6 +1,7 @@
 //! TLS to the server, in libpq's modes.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
+
+/// A system's whole bundle has some hundred KB.
+const ROOTS_MAX: u64 = 16 * 1024 * 1024;
 
 fn failed(message: impl Into<String>) -> Problem {
     Problem::new(Reason::TlsFailed, message)
@@ -65,8 +69,9 @@ pub(super) fn connector(uri: &Uri) -> Result<MakeRustlsConnect, Problem> {
 
 fn trusted(path: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, Problem> {
     let Some(path) = path else { return Ok(rustls_native_certs::load_native_certs().certs) };
-    let unreadable = |error| failed(format!("cannot read sslrootcert {}: {error}", path.display()));
-    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(unreadable)
+    let unreadable = |error: &dyn Display| failed(format!("cannot read sslrootcert {}: {error}", path.display()));
+    certificate::refuse_what_is_no_file(path, ROOTS_MAX).map_err(|error| unreadable(&error))?;
+    CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| unreadable(&error))
 }
 
 /// What PGSSLROOTCERT must say so that libpq trusts what [`connector`] trusts. In the modes that check nothing, libpq would begin to

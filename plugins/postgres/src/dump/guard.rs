@@ -176,6 +176,8 @@ impl Guard<'_> {
             let looked = tokio::time::timeout(LOOK_TIMEOUT, look(session, self.server.application())).await;
             let looked = looked.map_err(|_| format!("no answer in {} s", LOOK_TIMEOUT.as_secs()))?;
             let (rows, transactions) = looked.map_err(|error| chain(&error))?;
+            // The last look may come when pg_dump's session is over, and its output still on its way.
+            let transactions = transactions.max(lock(seen).transactions);
             self.reporter.set_snapshot_transactions(transactions);
             let longest = waiters.follow(rows, Instant::now());
             {

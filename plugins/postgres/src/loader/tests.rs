@@ -102,6 +102,20 @@ mod programs {
     }
 
     #[tokio::test]
+    async fn what_both_have_said_is_told() {
+        let (ended, _) =
+            end("cat; echo 'pg_restore: warning: odd' >&2", "cat >/dev/null; echo 'psql: no' >&2; exit 3").await;
+        let ended = ended.unwrap();
+        assert_eq!(
+            (ended.how().as_str(), ended.words.as_str()),
+            ("exit status 3", "psql: no\npg_restore: warning: odd")
+        );
+        let (ended, _) = end("cat; echo 'pg_restore: no' >&2; exit 1", "cat >/dev/null; echo 'psql: odd' >&2").await;
+        let ended = ended.unwrap();
+        assert_eq!((ended.how().as_str(), ended.words.as_str()), ("exit status 1", "pg_restore: no\npsql: odd"));
+    }
+
+    #[tokio::test]
     async fn a_psql_that_leaves_early_is_not_taken_for_done() {
         let much = "cat >/dev/null; dd if=/dev/zero bs=1000000 count=20 2>/dev/null || exit 0";
         let (ended, _) = end(much, "exit 0").await;

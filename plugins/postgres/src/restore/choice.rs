@@ -14,6 +14,7 @@ use vaultferry_proto::{Problem, Reason};
 
 use super::rules;
 use super::toc::{Entry, Toc};
+use crate::facts::TableData;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(super) struct Wanted {
 /// What comes of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Choice {
+    /// Only a part was asked for.
+    pub(super) partial: bool,
     /// In the dump's order. `None`: everything, without a list.
     pub(super) ids: Option<Vec<i32>>,
     /// How many things of each kind are restored.
@@ -39,6 +42,14 @@ pub(super) struct Choice {
     pub(super) left_out: Vec<String>,
     /// What is left out because this user could not restore it.
     pub(super) forbidden: Vec<String>,
+}
+
+impl Choice {
+    /// Whether the rows of this table are restored. Names in the dump may not have been read as the server tells them (in another encoding than
+    /// UTF-8), so all are when everything was asked for.
+    pub(super) fn fills(&self, table: &TableData) -> bool {
+        !self.partial || self.tables.contains(&(table.schema.clone(), table.name.clone()))
+    }
 }
 
 impl Wanted {
@@ -105,6 +116,8 @@ fn is_named(kind: &str) -> bool {
 fn belongs(entry: &Entry, to: &Entry) -> bool {
     match entry.kind.as_str() {
         "COMMENT" | "ACL" | "SECURITY LABEL" => true,
+        // One that is not validated is not in the domain's own statement.
+        "CHECK CONSTRAINT" if to.kind == "DOMAIN" => true,
         "TABLE DATA"
         | "MATERIALIZED VIEW DATA"
         | "SEQUENCE"
@@ -129,7 +142,7 @@ fn belongs(entry: &Entry, to: &Entry) -> bool {
 
 /// Makes the choice. `rights` say what this user cannot restore anyway.
 pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Result<Choice, Problem> {
-    let mut choice = Choice::default();
+    let mut choice = Choice { partial: !wanted.is_everything(), ..Choice::default() };
     let included = match wanted.is_everything() {
         true => vec![true; toc.entries.len()],
         false => chosen(toc, wanted, &mut choice)?,
@@ -147,7 +160,9 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
         } else if entry.kind == "EXTENSION" {
             choice.extensions.insert(entry.name.clone());
         }
-        if !entry.owner.is_empty() {
+        // These are written without becoming the owner, or making anybody one.
+        let has_owner = !matches!(entry.kind.as_str(), "ACL" | "COMMENT" | "SECURITY LABEL");
+        if has_owner && !entry.owner.is_empty() {
             choice.owners.insert(entry.owner.clone());
         }
     }
@@ -162,7 +177,22 @@ fn chosen(toc: &Toc, wanted: &Wanted, choice: &mut Choice) -> Result<Vec<bool>, 
     let entries = &toc.entries;
     refuse_unknown(toc, wanted)?;
     let place: HashMap<i32, usize> = entries.iter().enumerate().map(|(place, entry)| (entry.id, place)).collect();
-    let needs = |entry: &Entry| -> Vec<usize> { entry.needs.iter().filter_map(|id| place.get(id).copied()).collect() };
+    let attached: BTreeSet<(&str, &str)> = entries
+        .iter()
+        .filter(|entry| entry.kind == "TABLE ATTACH")
+        .map(|entry| (entry.schema.as_str(), entry.name.as_str()))
+        .collect();
+    // A partition, and its indexes and keys, are made as tables, indexes and keys of their own, and attached afterwards; that they are said to
+    // need the whole table's is a matter of their order only.
+    let is_real = |entry: &Entry, other: &Entry| match entry.kind.as_str() {
+        "TABLE" => other.kind != "TABLE" || !attached.contains(&(entry.schema.as_str(), entry.name.as_str())),
+        "CONSTRAINT" | "INDEX" => !matches!(other.kind.as_str(), "CONSTRAINT" | "INDEX"),
+        _ => true,
+    };
+    let needs = |entry: &Entry| -> Vec<usize> {
+        let places = entry.needs.iter().filter_map(|id| place.get(id).copied());
+        places.filter(|other| is_real(entry, &entries[*other])).collect()
+    };
     let needs: Vec<Vec<usize>> = entries.iter().map(needs).collect();
     let asked: Vec<bool> = entries.iter().map(|entry| wanted.has(entry)).collect();
     let is_foreign = |other: usize| is_relation(&entries[other].kind) && !asked[other];
@@ -302,6 +332,62 @@ mod tests {
         let both = choose(&toc(), &wanted(&[], &[("s", "a"), ("other", "b")]), ALL).unwrap();
         assert!(both.ids.unwrap().contains(&19));
         assert_eq!(both.left_out.len(), 1);
+    }
+
+    /// As pg_dump since 14 writes partitions: made by themselves, attached afterwards.
+    #[test]
+    fn a_partition_comes_without_its_table() {
+        let mut toc = toc();
+        toc.entries.extend([
+            entry(30, "TABLE", "other", "whole", &[4]),
+            entry(31, "TABLE", "s", "part", &[3, 30]),
+            entry(32, "TABLE ATTACH", "s", "part", &[31, 30]),
+            entry(33, "TABLE DATA", "s", "part", &[31]),
+            entry(34, "CONSTRAINT", "other", "whole whole_pkey", &[30]),
+            entry(35, "CONSTRAINT", "s", "part part_pkey", &[31, 34]),
+            entry(36, "INDEX ATTACH", "s", "part_pkey", &[35, 34]),
+            entry(37, "TABLE", "s", "heir", &[3, 30]),
+        ]);
+        let choice = choose(&toc, &wanted(&[], &[("s", "part")]), ALL).unwrap();
+        assert_eq!(choice.ids.as_deref(), Some(&[3, 31, 33, 35][..]));
+        assert_eq!(choice.left_out[..2], ["TABLE ATTACH s.part", "INDEX ATTACH s.part_pkey"]);
+        let schema = choose(&toc, &wanted(&["s"], &[]), ALL).unwrap();
+        assert!([31, 33, 35].iter().all(|id| schema.ids.as_ref().is_some_and(|ids| ids.contains(id))), "{schema:?}");
+        let both = choose(&toc, &wanted(&[], &[("s", "part"), ("other", "whole")]), ALL).unwrap();
+        assert_eq!(both.ids.as_deref(), Some(&[3, 4, 30, 31, 32, 33, 34, 35, 36][..]));
+        // What inherits is no partition: it is nothing without the other.
+        let problem = choose(&toc, &wanted(&[], &[("s", "heir")]), ALL).unwrap_err();
+        assert!(problem.message.contains("TABLE other.whole"), "{problem}");
+    }
+
+    #[test]
+    fn a_domain_comes_with_its_checks() {
+        let mut toc = toc();
+        toc.entries.extend([
+            entry(30, "DOMAIN", "other", "positive", &[4]),
+            entry(31, "TABLE", "s", "amounts", &[3, 30]),
+            entry(32, "CHECK CONSTRAINT", "other", "positive positive_check", &[30]),
+        ]);
+        let choice = choose(&toc, &wanted(&[], &[("s", "amounts")]), ALL).unwrap();
+        assert_eq!(choice.ids.as_deref(), Some(&[3, 4, 30, 31, 32][..]));
+    }
+
+    #[test]
+    fn who_owns_only_what_is_said_of_a_thing_is_not_needed() {
+        let mut toc = toc();
+        for (id, owner) in [(6, "app"), (20, "commenter"), (21, "granter")] {
+            let entry = toc.entries.iter_mut().find(|entry| entry.id == id).unwrap();
+            entry.owner = owner.to_owned();
+        }
+        let owners = choose(&toc, &wanted(&[], &[("s", "a")]), ALL).unwrap().owners;
+        assert!(owners.contains("app") && !owners.contains("commenter") && !owners.contains("granter"), "{owners:?}");
+    }
+
+    #[test]
+    fn a_table_that_was_read_under_another_name_is_filled_with_everything() {
+        let table = TableData { schema: "s".into(), name: "Käufer".into(), rows: 1, bytes: 1 };
+        let filled = |wanted: &Wanted| choose(&toc(), wanted, ALL).unwrap().fills(&table);
+        assert!(filled(&Wanted::default()) && !filled(&wanted(&["s"], &[])));
     }
 
     #[test]

@@ -15,20 +15,52 @@ use crate::quote;
 /// seconds on a busy server.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// For removing an unfinished database, of any size, when its sessions are being ended.
-const DROP_TIMEOUT: Duration = Duration::from_secs(120);
+/// Until a statement that was cancelled at the server has ended.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// For removing an unfinished database, of any size, when its sessions are being ended; and for whatever else is undone by a few statements.
+pub(super) const DROP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often renaming or dropping is tried while somebody is connected; the server itself waits 5 s each time.
 const IN_USE_TRIES: u32 = 4;
 
-/// Makes the database `name`, empty, with the source's encoding and locale.
-pub(super) async fn create(session: &Session, name: &str, facts: &Facts) -> Result<(), Problem> {
+/// Takes away what would keep a database from being dropped: subscriptions. Their other side is never asked; a restored one has not
+/// connected to it, and its slot there, if any, is the source's.
+const DROP_SUBSCRIPTIONS: &str = "
+do $$ declare s name; begin
+    for s in select subname from pg_catalog.pg_subscription
+        where subdbid = (select oid from pg_catalog.pg_database where datname = current_database())
+    loop
+        execute format('alter subscription %I disable', s);
+        execute format('alter subscription %I set (slot_name = none)', s);
+        execute format('drop subscription %I', s);
+    end loop;
+end $$";
+
+/// Makes the database `name`, empty, with the source's encoding and locale. When it fails in time, nothing was made; after a timeout that is
+/// not known, but the server does not go on with it.
+pub(super) async fn create(server: &Server, session: &Session, name: &str, facts: &Facts) -> Result<(), Problem> {
     let statement = create_statement(name, facts, session.major())?;
-    let created = session.client().batch_execute(&statement);
-    let problem = match tokio::time::timeout(CREATE_TIMEOUT, created).await {
+    let too_late = || Problem::new(Reason::RestoreFailed, "the server did not create a database in time");
+    let asked = session.client().query_one("select pg_backend_pid()", &[]);
+    let process: i32 = match tokio::time::timeout(CREATE_TIMEOUT, asked).await {
+        Ok(row) => row.map_err(|error| session.problem(&error, Reason::RestoreFailed))?.get(0),
+        Err(_) => return Err(too_late()),
+    };
+    let mut created = std::pin::pin!(session.client().batch_execute(&statement));
+    let problem = match tokio::time::timeout(CREATE_TIMEOUT, &mut created).await {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => rules::named(session.problem(&error, Reason::RestoreFailed)),
-        Err(_) => Problem::new(Reason::RestoreFailed, "the server did not create a database in time"),
+        Err(_) => {
+            // Or else the database would come up after it was dropped, and nobody would know of it.
+            if let Err(error) = cancel(server, process).await {
+                tracing::info!("the statement that makes the database is not cancelled: {}", error.message);
+            }
+            if let Ok(Ok(())) = tokio::time::timeout(CANCEL_TIMEOUT, &mut created).await {
+                return Ok(());
+            }
+            too_late()
+        }
     };
     if problem.reason != Reason::RestoreFailed {
         return Err(problem);
@@ -38,6 +70,28 @@ pub(super) async fn create(session: &Session, name: &str, facts: &Facts) -> Resu
         facts.encoding, facts.collate, facts.ctype
     );
     Err(problem.with_fix(fix))
+}
+
+/// Cancels the statement of one of this user's own sessions.
+async fn cancel(server: &Server, process: i32) -> Result<(), Problem> {
+    let session = server.connect(&CancellationToken::new()).await?;
+    in_time(CANCEL_TIMEOUT, "cancel a statement", &session, async {
+        session.client().query_one("select pg_cancel_backend($1)", &[&process]).await.map(drop)
+    })
+    .await
+}
+
+/// Runs statements that undo something, for so long at most.
+pub(super) async fn in_time(
+    limit: Duration,
+    what: &str,
+    session: &Session,
+    statements: impl Future<Output = Result<(), tokio_postgres::Error>>,
+) -> Result<(), Problem> {
+    match tokio::time::timeout(limit, statements).await {
+        Ok(done) => done.map_err(|error| session.problem(&error, Reason::RestoreFailed)),
+        Err(_) => Err(Problem::new(Reason::RestoreFailed, format!("the server did not {what} in time"))),
+    }
 }
 
 /// Gives the complete database its name. A new connection: an older one may have been idle for hours.
@@ -100,6 +154,9 @@ pub(super) fn create_statement(name: &str, facts: &Facts, target: Major) -> Resu
 /// Drops the database if it is there, and ends the sessions in it. On a timeout it is not known whether it is gone.
 pub(super) async fn drop_database(server: &Server, name: &str) -> Result<(), Problem> {
     let session = server.connect(&CancellationToken::new()).await?;
+    if let Err(error) = drop_subscriptions(server, &session, name).await {
+        tracing::info!("subscriptions of the database {name} are not dropped: {}", error.message);
+    }
     let work = async {
         let database = quote::identifier(name);
         if session.major() >= Major::new(13) {
@@ -114,10 +171,25 @@ pub(super) async fn drop_database(server: &Server, name: &str) -> Result<(), Pro
         })
         .await
     };
-    match tokio::time::timeout(DROP_TIMEOUT, work).await {
-        Ok(dropped) => dropped.map_err(|error| session.problem(&error, Reason::RestoreFailed)),
-        Err(_) => Err(Problem::new(Reason::RestoreFailed, "the server did not drop it in time")),
+    in_time(DROP_TIMEOUT, "drop it", &session, work).await
+}
+
+/// Only a session in the database can do this; it is made when there is need for it.
+async fn drop_subscriptions(server: &Server, session: &Session, name: &str) -> Result<(), Problem> {
+    let query =
+        "select from pg_subscription where subdbid = (select oid from pg_database where datname = $1::text) limit 1";
+    let mut found = false;
+    let looked = async {
+        found = session.client().query_opt(query, &[&name]).await?.is_some();
+        Ok::<_, tokio_postgres::Error>(())
+    };
+    in_time(DROP_TIMEOUT, "tell its subscriptions", session, looked).await?;
+    if !found {
+        return Ok(());
     }
+    let inside = server.in_database(name).connect(&CancellationToken::new()).await?;
+    let dropped = inside.client().batch_execute(DROP_SUBSCRIPTIONS);
+    in_time(DROP_TIMEOUT, "drop its subscriptions", &inside, dropped).await
 }
 
 /// Tries again while the server answers that somebody is connected.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - Only roles that the dump needs and the target lacks. A role that exists is never touched, nor made a member of anything.
 //! - No password comes with a role, and no power over the whole server: SUPERUSER, CREATEROLE, CREATEDB, REPLICATION and BYPASSRLS are told
-//!   with the statement that gives them, and not given. Memberships come between two roles that are made here.
+//!   with the statement that gives them, and not given. Memberships come between two roles that are made here, if they are plain ones: one
+//!   that is limited (`INHERIT FALSE`, `SET FALSE`, since 16) is told, and so is that a member may not admit others (`ADMIN OPTION`).
 //! - Each role is made in one transaction, which also marks it with the job (`COMMENT ON ROLE`): a restore that fails, or the clean-up after
 //!   one that was killed, drops the roles that bear its mark. The last step of a restore takes the mark away.
 //! - `globals.sql` is data: what is run is put together here out of names and known words, never copied out of it.
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::Warning;
 use vaultferry_proto::{Problem, Reason};
 
+use super::database::{DROP_TIMEOUT, in_time};
 use super::rules;
 use crate::client::Major;
 use crate::connection::{Server, Session};
@@ -31,6 +33,10 @@ pub(super) struct Globals {
     roles: BTreeMap<String, Role>,
     /// (role, member)
     memberships: BTreeSet<(String, String)>,
+    /// Those of them whose member may admit others.
+    admins: BTreeSet<(String, String)>,
+    /// (role, member), and what is less in it than in a plain one.
+    limited: BTreeMap<(String, String), &'static str>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -93,13 +99,62 @@ impl Globals {
                 }
             }
             // "GRANT role TO member …"; grants on objects have ON in the place of TO.
-            [grant, role, to, member, ..] if grant.is("GRANT") && to.is("TO") => {
+            [grant, role, to, member, options @ ..] if grant.is("GRANT") && to.is("TO") => {
                 if let (Some(role), Some(member)) = (role.name(), member.name()) {
-                    self.memberships.insert((role, member));
+                    self.add_membership(role, member, options);
                 }
             }
             _ => {}
         }
+    }
+
+    /// The roles themselves come first in the file. One role may be granted several times, by several others: what one gives, it has.
+    fn add_membership(&mut self, role: String, member: String, options: &[Token]) {
+        let has = |first: &str, second: &str| options.windows(2).any(|two| two[0].is(first) && two[1].is(second));
+        // A plain grant to a role without INHERIT is one with INHERIT FALSE.
+        let inherits = self.roles.get(&member).is_none_or(|member| !member.no_inherit);
+        let limit = match (has("INHERIT", "FALSE") && inherits, has("SET", "FALSE")) {
+            (false, false) => None,
+            (true, false) => Some("INHERIT FALSE"),
+            (false, true) => Some("SET FALSE"),
+            (true, true) => Some("INHERIT FALSE, SET FALSE"),
+        };
+        if has("ADMIN", "OPTION") {
+            self.admins.insert((role.clone(), member.clone()));
+        }
+        match limit {
+            None => {
+                self.memberships.insert((role, member));
+            }
+            Some(limit) => {
+                self.limited.insert((role, member), limit);
+            }
+        }
+    }
+
+    /// What is not made of memberships between roles; `is_new` says which roles are made.
+    fn memberships_not_made(&self, is_new: impl Fn(&String) -> bool) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut tell = |role: &String, member: &String, seen: &str, options: &str| {
+            let (role, member) = (identifier(role), identifier(member));
+            let message = format!("the role {member} was not made a member of {role}{seen}, as it is at the source");
+            warnings.push(rules::partly(message, format!("If it is to be one: GRANT {role} TO {member}{options};")));
+        };
+        for (role, member) in self.memberships.iter().filter(|(_, member)| is_new(member)) {
+            match is_new(role) {
+                false => tell(role, member, "", ""),
+                true if self.admins.contains(&(role.clone(), member.clone())) => {
+                    tell(role, member, " that may admit others", " WITH ADMIN OPTION");
+                }
+                true => {}
+            }
+        }
+        for ((role, member), limit) in &self.limited {
+            if is_new(member) && !self.memberships.contains(&(role.clone(), member.clone())) {
+                tell(role, member, &format!(" with {limit}"), &format!(" WITH {limit}"));
+            }
+        }
+        warnings
     }
 }
 
@@ -248,27 +303,23 @@ pub(super) async fn create(
         }
     }
     let is_new = |name: &String| missing.contains(name) && globals.has(name);
-    let memberships = globals.memberships.iter().filter(|(_, member)| is_new(member));
-    let memberships: Vec<(&String, &String, bool)> =
-        memberships.map(|(role, member)| (role, member, is_new(role))).collect();
-    for (role, member, is_ours) in memberships {
+    let ours: Vec<&(String, String)> =
+        globals.memberships.iter().filter(|(role, member)| is_new(role) && is_new(member)).collect();
+    for (role, member) in ours {
         let grant = format!("grant {} to {}", identifier(role), identifier(member));
-        if is_ours {
-            session.run(session.client().batch_execute(&grant), failed, cancel).await?;
-        } else {
-            let message = format!(
-                "the role {} was not made a member of {}, as it is at the source",
-                identifier(member),
-                identifier(role)
-            );
-            warnings.push(rules::partly(message, format!("If it is to be one: {grant};")));
-        }
+        session.run(session.client().batch_execute(&grant), failed, cancel).await?;
     }
+    warnings.extend(globals.memberships_not_made(is_new));
     Ok(warnings)
 }
 
+/// The comment of a role that was made for this job.
+pub(super) fn mark(job_id: &str) -> String {
+    format!("{MARK}{job_id}")
+}
+
 fn mark_statement(role: &str, job_id: &str) -> String {
-    format!("comment on role {} is {}", identifier(role), literal(&format!("{MARK}{job_id}")))
+    format!("comment on role {} is {}", identifier(role), literal(&mark(job_id)))
 }
 
 /// The roles that bear the job's mark.
@@ -276,11 +327,12 @@ async fn marked(session: &Session, job_id: &str) -> Result<Vec<String>, tokio_po
     let query =
         "select rolname::text from pg_roles join pg_shdescription on objoid = oid and classoid = 'pg_authid'::regclass
                  where description = $1::text order by 1";
-    let mark = format!("{MARK}{job_id}");
+    let mark = mark(job_id);
     Ok(session.client().query(query, &[&mark]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-/// Drops what [`create`] has made for this job. A role that owns something by now stays, and loses its mark: somebody uses it.
+/// Drops what [`create`] has made for this job, in [`DROP_TIMEOUT`]. A role that owns something by now stays, and loses its mark: somebody
+/// uses it.
 pub(super) async fn drop_marked(server: &Server, job_id: &str) -> Result<(), Problem> {
     let session = server.connect(&CancellationToken::new()).await?;
     let work = async {
@@ -295,10 +347,10 @@ pub(super) async fn drop_marked(server: &Server, job_id: &str) -> Result<(), Pro
         }
         Ok::<_, tokio_postgres::Error>(())
     };
-    work.await.map_err(|error| session.problem(&error, Reason::RestoreFailed))
+    in_time(DROP_TIMEOUT, "drop them", &session, work).await
 }
 
-/// Takes the marks away: the roles stay.
+/// Takes the marks away, in [`DROP_TIMEOUT`]: the roles stay.
 pub(super) async fn keep_marked(session: &Session, job_id: &str) -> Result<(), Problem> {
     let work = async {
         for role in marked(session, job_id).await? {
@@ -306,7 +358,7 @@ pub(super) async fn keep_marked(session: &Session, job_id: &str) -> Result<(), P
         }
         Ok::<_, tokio_postgres::Error>(())
     };
-    work.await.map_err(|error| session.problem(&error, Reason::RestoreFailed))
+    in_time(DROP_TIMEOUT, "remove them", session, work).await
 }
 
 #[cfg(test)]
@@ -343,6 +395,31 @@ CREATE TABLESPACE fast OWNER postgres LOCATION '/fast';
         assert_eq!(statement, "create role \"app\" login connection limit 5 valid until '2030-01-01 00:00:00+00'");
         assert_eq!(globals.roles[odd].powers, ["SUPERUSER", "CREATEDB", "REPLICATION"]);
         assert_eq!(globals.roles[odd].statement("b"), "create role \"b\" noinherit");
+    }
+
+    /// As pg_dumpall since 16 writes them.
+    #[test]
+    fn only_plain_memberships_are_made() {
+        let sql = "CREATE ROLE a; CREATE ROLE b; CREATE ROLE c; ALTER ROLE c WITH NOINHERIT;
+            GRANT a TO b WITH INHERIT FALSE, SET FALSE GRANTED BY postgres;
+            GRANT b TO a WITH INHERIT TRUE, SET FALSE GRANTED BY postgres;
+            GRANT b TO a WITH INHERIT TRUE GRANTED BY other;
+            GRANT a TO c WITH INHERIT FALSE GRANTED BY postgres;
+            GRANT b TO c WITH ADMIN OPTION, INHERIT FALSE GRANTED BY postgres;
+            GRANT old TO b WITH INHERIT TRUE GRANTED BY postgres;";
+        let globals = Globals::parse(sql);
+        let pair = |role: &str, member: &str| (role.to_owned(), member.to_owned());
+        let plain = [pair("a", "c"), pair("b", "a"), pair("b", "c"), pair("old", "b")];
+        assert_eq!(globals.memberships, BTreeSet::from(plain));
+        let warnings = globals.memberships_not_made(|role| role != "old");
+        let fixes: Vec<&str> = warnings.iter().map(|warning| warning.fix.as_str()).collect();
+        let expected = [
+            "If it is to be one: GRANT \"b\" TO \"c\" WITH ADMIN OPTION;",
+            "If it is to be one: GRANT \"old\" TO \"b\";",
+            "If it is to be one: GRANT \"a\" TO \"b\" WITH INHERIT FALSE, SET FALSE;",
+        ];
+        assert_eq!(fixes, expected);
+        assert!(warnings[2].message.contains("member of \"a\" with INHERIT FALSE, SET FALSE"), "{warnings:?}");
     }
 
     #[test]

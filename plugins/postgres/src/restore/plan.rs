@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use tokio_postgres::Error;
 use tokio_util::sync::CancellationToken;
+use vaultferry_plugin_sdk::readiness::OBJECTS_MAX;
 use vaultferry_plugin_sdk::{DatabaseTarget, Finding, free_bytes};
 use vaultferry_proto::{Problem, Reason};
 
@@ -114,12 +115,8 @@ pub(super) async fn look(
 /// Bytes that the target needs, about; 0: not known.
 pub(super) fn database_bytes(wish: Wish<'_>) -> u64 {
     match wish.choice {
-        Some(choice) if choice.ids.is_some() => {
-            let chosen = wish
-                .facts
-                .tables
-                .iter()
-                .filter(|table| choice.tables.contains(&(table.schema.clone(), table.name.clone())));
+        Some(choice) if choice.partial => {
+            let chosen = wish.facts.tables.iter().filter(|table| choice.fills(table));
             chosen.map(|table| table.bytes).sum()
         }
         _ => wish.facts.size_bytes,
@@ -208,7 +205,8 @@ impl Target<'_> {
             return Ok(Vec::new());
         }
         let query = "select name from unnest($1::text[]) name where not exists (select from pg_roles where rolname = name) order by 1";
-        let rows = self.ask(self.session.client().query(query, &[&self.wish.facts.roles])).await?;
+        let needed = needed_roles(self.wish.facts, self.wish.choice);
+        let rows = self.ask(self.session.client().query(query, &[&needed])).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -298,7 +296,16 @@ impl Target<'_> {
         let wanted: Vec<_> = self.wish.facts.extensions.iter().filter(|extension| is_made(&extension.name)).collect();
         let names: Vec<&str> = wanted.iter().map(|extension| extension.name.as_str()).collect();
         let query = "select name::text, version from pg_available_extension_versions where name = any($1::text[])";
-        let rows = self.ask(self.session.client().query(query, &[&names])).await?;
+        let rows = match self.ask(self.session.client().query(query, &[&names])).await {
+            Ok(rows) => rows,
+            // The server reads the control files of all extensions for it, and one that it cannot read ends the query. pg_restore will tell.
+            Err(problem) if problem.reason == Reason::RestoreFailed => {
+                let message =
+                    format!("the target server does not tell which extensions it offers: {}", problem.message);
+                return Ok(vec![Finding::warning(Reason::ExtensionMissing, message)]);
+            }
+            Err(problem) => return Err(problem),
+        };
         let offered: BTreeSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let is_offered = |name: &str| offered.iter().any(|(offered, _)| offered == name);
         let mut findings = Vec::new();
@@ -348,17 +355,37 @@ impl Target<'_> {
             let finding = Finding::warning(Reason::PartlyRestored, message).with_fix(fix);
             (!objects.is_empty()).then(|| finding.with_objects(objects.to_vec(), objects.len() as u64))
         };
-        let first: Vec<&str> = choice.left_out.iter().take(5).map(String::as_str).collect();
-        let more = if choice.left_out.len() > first.len() { ", …" } else { "" };
-        let left_out = format!("left out, because it needs what was not chosen: {}{more}", first.join(", "));
+        // The job's warning has the message only, and whoever has to make these things by hand needs their names.
+        let left_out = format!("left out, because it needs what was not chosen: {}", first(&choice.left_out));
         let fix = "Choose what it needs as well, with --table or --schema, or make it by hand afterwards.";
-        let forbidden = "comments are left out that only a superuser, or the owner of the extension, may write";
+        let forbidden = format!(
+            "comments are left out that only a superuser, or the owner of the extension, may write: {}",
+            first(&choice.forbidden)
+        );
         let others = [
             finding(&choice.left_out, &left_out, fix),
-            finding(&choice.forbidden, forbidden, "If they matter, write them as a superuser after the restore."),
+            finding(&choice.forbidden, &forbidden, "If they matter, write them as a superuser after the restore."),
         ];
         others.into_iter().flatten().collect()
     }
+}
+
+/// As many names as a finding keeps.
+fn first(names: &[String]) -> String {
+    let more = if names.len() > OBJECTS_MAX { ", …" } else { "" };
+    format!("{}{more}", names[..names.len().min(OBJECTS_MAX)].join(", "))
+}
+
+/// The roles that the server named before the dump, and the owners that the dump names: one may have come in between. In a dump that is not in
+/// UTF-8 the names of some cannot be known.
+fn needed_roles(facts: &Facts, choice: Option<&Choice>) -> Vec<String> {
+    let is_known = |owner: &&String| {
+        let is_read = owner.is_ascii() || (facts.encoding == "UTF8" && !owner.contains(char::REPLACEMENT_CHARACTER));
+        is_read && !owner.starts_with("pg_")
+    };
+    let owners = choice.into_iter().flat_map(|choice| &choice.owners).filter(is_known);
+    let all: BTreeSet<&String> = facts.roles.iter().chain(owners).collect();
+    all.into_iter().cloned().collect()
 }
 
 /// "en_US.UTF-8" and "en_US.utf8" are the same.
@@ -374,6 +401,30 @@ mod tests {
     fn locales_are_compared_without_their_spelling() {
         assert_eq!(plain_locale("en_US.UTF-8"), plain_locale("en_US.utf8"));
         assert_ne!(plain_locale("en_US.utf8"), plain_locale("de_DE.utf8"));
+    }
+
+    #[test]
+    fn owners_that_came_after_the_look_are_needed_too() {
+        let facts = |encoding: &str| {
+            let json = serde_json::json!({
+                "format_version": 1, "database": "d", "owner": "o", "server_version_num": 150_000, "pg_dump_version": "15.1",
+                "encoding": encoding, "collate": "C", "ctype": "C", "locale_provider": "libc", "locale": null,
+                "icu_rules": null, "size_bytes": 1, "roles": ["app", "old"], "extensions": [],
+            });
+            Facts::from_json(json.to_string().as_bytes()).unwrap()
+        };
+        let owners = ["app", "new", "pg_database_owner", "é", "a\u{fffd}"].map(str::to_owned).into();
+        let choice = Choice { owners, ..Choice::default() };
+        assert_eq!(needed_roles(&facts("UTF8"), Some(&choice)), ["app", "new", "old", "é"]);
+        assert_eq!(needed_roles(&facts("LATIN1"), Some(&choice)), ["app", "new", "old"]);
+        assert_eq!(needed_roles(&facts("UTF8"), None), ["app", "old"]);
+    }
+
+    #[test]
+    fn a_message_names_a_hundred_and_says_that_there_are_more() {
+        let names: Vec<String> = (0..=OBJECTS_MAX).map(|number| format!("VIEW s.v{number}")).collect();
+        assert!(first(&names).ends_with("VIEW s.v99, …"));
+        assert_eq!(first(&names[..2]), "VIEW s.v0, VIEW s.v1");
     }
 
     #[test]

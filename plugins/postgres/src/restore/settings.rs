@@ -1,7 +1,7 @@
 //! Settings of the database for all of its users (`ALTER DATABASE … SET`), which no dump has.
 //!
 //! They come last: one such as `default_transaction_read_only` would keep pg_restore from working. A setting that this server does not
-//! know, or that this user may not give, is a warning with the statement that gives it.
+//! know, or that this user may not give, is a warning with the statement that gives it, but without its value: that may be a secret.
 
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::Warning;
@@ -30,14 +30,21 @@ pub(super) async fn apply(
             return Err(problem);
         }
         session.run(session.client().batch_execute("rollback"), Reason::RestoreFailed, cancel).await?;
-        let message = format!("the database's setting {name} could not be restored: {}", problem.message);
-        let fix = format!(
-            "Give it to the restored database: ALTER DATABASE name SET {} TO …; at the source it is {value}",
-            identifier(name)
-        );
-        warnings.push(rules::partly(message, fix));
+        warnings.push(not_given(name, value, &problem.message));
     }
     Ok(warnings)
+}
+
+/// The value is told to nobody but who may read the point.
+fn not_given(name: &str, value: &str, said: &str) -> Warning {
+    // "invalid value for parameter "x": "secret""
+    let said = said.replace(&format!("\"{value}\""), "\"…\"");
+    let message = format!("the database's setting {name} could not be restored: {said}");
+    let fix = format!(
+        "Give it to the restored database: ALTER DATABASE name SET {} TO …; its value is in the point's database.json (vaultferry restore files).",
+        identifier(name)
+    );
+    rules::partly(message, fix)
 }
 
 /// The value goes through `set_config`, which takes it as the catalog has it; lists such as a search path would have to be taken apart
@@ -55,6 +62,14 @@ fn script(database: &str, name: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_is_not_given_is_not_told() {
+        let Warning { message, fix, .. } =
+            not_given("app.key", "s3cret", "h: invalid value for parameter \"app.key\": \"s3cret\"");
+        assert!(message.ends_with("parameter \"app.key\": \"…\""), "{message}");
+        assert!(fix.contains("SET \"app.key\" TO …") && !fix.contains("s3cret"), "{fix}");
+    }
 
     #[test]
     fn values_are_quoted() {

@@ -81,9 +81,11 @@ impl Config {
 
 fn endpoint(text: &str) -> Result<Url, Problem> {
     let url = Url::parse(text).ok().filter(|url| url.username().is_empty() && url.password().is_none());
+    // Every question has a path and a query of its own, so one that stands here would be lost.
+    let url = url.filter(|url| url.path() == "/" && url.query().is_none() && url.fragment().is_none());
     // Without TLS only an emulator on this machine is spoken to: a token must not cross a network in the clear.
     url.filter(is_safe).ok_or_else(|| {
-        let message = format!("{ENDPOINT_VARIABLE} in the agent's environment is not an https address");
+        let message = format!("{ENDPOINT_VARIABLE} in the agent's environment is not an https address without a path");
         Problem::new(Reason::InvalidConfiguration, message).with_fix("Write it as https://management.azure.com/.")
     })
 }
@@ -170,7 +172,24 @@ impl Client {
         api_version: &str,
         cancel: &CancellationToken,
     ) -> Result<Vec<T>, Problem> {
-        let (mut url, end) = (self.url(path, api_version), self.end());
+        self.pages(self.url(path, api_version), cancel).await
+    }
+
+    /// The same of those items that Azure's `$filter` leaves, where the list takes one. What it means differs from list to list.
+    pub async fn list_filtered<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        api_version: &str,
+        filter: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<T>, Problem> {
+        let mut url = self.url(path, api_version);
+        url.query_pairs_mut().append_pair("$filter", filter);
+        self.pages(url, cancel).await
+    }
+
+    async fn pages<T: DeserializeOwned>(&self, mut url: Url, cancel: &CancellationToken) -> Result<Vec<T>, Problem> {
+        let (path, end) = (url.path().to_owned(), self.end());
         let mut items = Vec::new();
         loop {
             let answer = self.send(&Method::GET, &url, None, end, cancel).await?;
@@ -339,6 +358,12 @@ impl Client {
         let repeatable = |sent: bool| !sent || *method != Method::POST;
         let response = match request.send().await {
             Ok(response) => response,
+            // Nothing was sent, and nothing would be the next time: a header cannot hold the token.
+            Err(error) if error.is_builder() => {
+                return Err(self
+                    .refused("the token cannot be sent: is it a token alone, without a line break?")
+                    .into());
+            }
             Err(error) => {
                 let again = repeatable(!error.is_connect());
                 return Err(self.passing(again, url, chain(&error.without_url()), None));
@@ -403,4 +428,38 @@ async fn read(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, String
         bytes.extend_from_slice(&piece);
     }
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+
+    use super::super::token::FixedToken;
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_host_and_nothing_more() {
+        for good in [PUBLIC, "https://management.chinacloudapi.cn", "https://h:8443/", "http://127.0.0.1:8080/"] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for bad in ["", "h", "http://h/", "https://u:p@h/", "https://h/arm", "https://h/?x=y", "https://h/#x"] {
+            let problem = endpoint(bad).expect_err(bad);
+            assert_eq!(problem.reason, Reason::InvalidConfiguration, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_no_header_can_hold_is_refused_at_once() {
+        let endpoint = endpoint("http://127.0.0.1:1/").expect("an address");
+        let deadline = Duration::from_secs(60);
+        let config = Config { endpoint, deadline, role: "Reader", role_scope: "/subscriptions/s".to_owned() };
+        let token = FixedToken(SecretString::from("eyJ0hunter2\n(expires in an hour)"));
+        let client = Client::new(config, Arc::new(token)).expect("a client");
+        let cancel = CancellationToken::new();
+        let asked = client.get("/subscriptions/s", "1", &cancel);
+        let problem =
+            tokio::time::timeout(Duration::from_secs(10), asked).await.expect("at once").expect_err("refused");
+        assert_eq!(problem.reason, Reason::AzureRefused, "{problem}");
+        assert!(problem.message.contains("token alone") && !format!("{problem:?}").contains("hunter2"), "{problem:?}");
+    }
 }

@@ -1,13 +1,25 @@
 //! The containers of storage accounts, as Resource Manager tells them: what files can be restored to (P64-P66). The same for every plugin.
+//!
+//! - All of it has 90 s, however many accounts there are; eight of them are asked at a time.
+//! - Azure is asked for the names that are wanted alone: an account with more containers than one list may have ([`arm`](super::arm)) can
+//!   be asked for those whose names begin alike.
 
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
+use super::arm;
 use super::scope::Scope;
 
 /// Of the provider Microsoft.Storage.
 const API_VERSION: &str = "2023-01-01";
+/// Each is one request or a few; Azure lets a subscription's readers have many more at a time.
+const AT_ONCE: usize = 8;
+/// Below the 120 s that the agent waits for a plugin's answer.
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// A container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +64,20 @@ pub async fn find(
     prefix: &str,
     cancel: &CancellationToken,
 ) -> Result<Vec<Container>, Problem> {
+    let found = tokio::time::timeout(LIMIT, find_patiently(scope, account, prefix, cancel)).await;
+    found.unwrap_or_else(|_| {
+        let message = format!("the storage accounts of {} were not all asked in {} s", scope.path(), LIMIT.as_secs());
+        let fix = "Ask for less at a time: one account (--account), or a resource group (--resource-group).";
+        Err(Problem::new(Reason::AzureUnavailable, message).with_fix(fix))
+    })
+}
+
+async fn find_patiently(
+    scope: &Scope,
+    account: &str,
+    prefix: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<Container>, Problem> {
     let client = scope.reader()?;
     let path = format!("{}/providers/Microsoft.Storage/storageAccounts", scope.path());
     let mut accounts: Vec<Account> = client.list(&path, API_VERSION, cancel).await?;
@@ -62,18 +88,43 @@ pub async fn find(
             return Err(Problem::new(Reason::AzureNotFound, message));
         }
     }
-    let mut found = Vec::new();
+    let mut asked = Vec::new();
     // Accounts for files only have no containers.
-    for account in accounts.into_iter().filter(|account| account.kind != "FileStorage") {
-        let path = format!("{}/blobServices/default/containers", account.id);
-        let items: Vec<Item> = client.list(&path, API_VERSION, cancel).await?;
-        let items = items.into_iter().filter(|item| !item.properties.deleted && item.name.starts_with(prefix));
-        found.extend(items.map(|item| Container {
-            account: account.name.clone(),
-            name: item.name,
-            region: super::region(&account.location),
-        }));
+    for known in accounts.into_iter().filter(|known| known.kind != "FileStorage") {
+        let client = &client;
+        asked.push(async move {
+            match containers_of(client, &known, prefix, cancel).await {
+                // It was deleted since the accounts were listed; the others are told all the same.
+                Err(problem) if problem.reason == Reason::AzureNotFound && account.is_empty() => Ok(Vec::new()),
+                found => found,
+            }
+        });
     }
+    let found: Vec<Vec<Container>> = stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
+    let mut found: Vec<Container> = found.into_iter().flatten().collect();
     found.sort_unstable();
     Ok(found)
+}
+
+async fn containers_of(
+    client: &arm::Client,
+    account: &Account,
+    prefix: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<Container>, Problem> {
+    let path = format!("{}/blobServices/default/containers", account.id);
+    let listed = match prefix {
+        "" => client.list(&path, API_VERSION, cancel).await,
+        // Of this list it is the beginning of a name.
+        prefix => client.list_filtered(&path, API_VERSION, prefix, cancel).await,
+    };
+    let items: Vec<Item> = listed.map_err(|problem| match problem.reason {
+        // Too many for one list.
+        Reason::InvalidRequest => problem.with_fix("Ask for a part of them: --prefix BEGINNING, or --account ACCOUNT."),
+        _ => problem,
+    })?;
+    let items = items.into_iter().filter(|item| !item.properties.deleted && item.name.starts_with(prefix));
+    let region = super::region(&account.location);
+    let found = items.map(|item| Container { account: account.name.clone(), name: item.name, region: region.clone() });
+    Ok(found.collect())
 }

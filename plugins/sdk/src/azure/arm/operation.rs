@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use vaultferry_proto::{Problem, Reason};
 
-use super::refusal::{Words, correlation_id, retry_after, short};
+use super::refusal::{Words, correlation_id, retry_after};
 use super::{Answer, Client};
 use crate::workload::unless_cancelled;
 
@@ -104,7 +104,7 @@ fn pause(answer: &Answer) -> Duration {
 fn failed(client: &Client, answer: &Answer, status: &Status) -> Problem {
     let mut words = status.status.clone();
     if let Some(error) = &status.error {
-        words = format!("{words}: {} {}", short(&error.code), short(&error.message));
+        words = format!("{words}: {} {}", error.code(), error.message());
     }
     let id = correlation_id(&answer.headers);
     let id = if id.is_empty() { id } else { format!(" (correlation id {id})") };

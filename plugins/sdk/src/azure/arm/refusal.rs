@@ -8,6 +8,8 @@ use serde::Deserialize;
 
 /// Azure's words are cut here.
 const DETAIL_CHARS: usize = 400;
+/// A longer `Retry-After` is beyond every deadline here, and one without bounds is beyond what the clock can count.
+const LONGEST_RETRY_AFTER_S: u64 = 3600;
 
 /// What Azure said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,28 +25,38 @@ pub(super) struct Refusal {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Body {
-    error: Words,
+    error: Option<Words>,
 }
 
-/// Some providers leave the envelope out.
+/// Some providers leave the envelope out, and some write null for a part.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Words {
-    pub(super) code: String,
-    pub(super) message: String,
+    code: Option<String>,
+    message: Option<String>,
+}
+
+impl Words {
+    /// Fit to be told.
+    pub(super) fn code(&self) -> String {
+        short(self.code.as_deref().unwrap_or_default())
+    }
+
+    /// Fit to be told.
+    pub(super) fn message(&self) -> String {
+        short(self.message.as_deref().unwrap_or_default())
+    }
 }
 
 impl Refusal {
     pub(super) fn new(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let inner = serde_json::from_slice::<Body>(body).unwrap_or_default().error;
-        let words = match inner.code.is_empty() && inner.message.is_empty() {
-            true => serde_json::from_slice::<Words>(body).unwrap_or_default(),
-            false => inner,
-        };
+        let inner = inner.filter(|words| !words.code().is_empty() || !words.message().is_empty());
+        let words = inner.unwrap_or_else(|| serde_json::from_slice(body).unwrap_or_default());
         Self {
             status,
-            code: short(&words.code),
-            message: short(&words.message),
+            code: words.code(),
+            message: words.message(),
             correlation_id: correlation_id(headers),
             wait: retry_after(headers),
         }
@@ -81,9 +93,10 @@ pub(super) fn correlation_id(headers: &HeaderMap) -> String {
     short(named.and_then(|value| value.to_str().ok()).unwrap_or_default())
 }
 
-/// In seconds, as Azure writes it.
+/// In seconds, as Azure writes it; an hour at most.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get("retry-after")?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let seconds: u64 = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER_S)))
 }
 
 #[cfg(test)]
@@ -103,5 +116,24 @@ mod tests {
         let bare = Refusal::new(409, &HeaderMap::new(), br#"{"code": "Conflict", "message": "somebody else"}"#);
         assert_eq!(bare.to_string(), "409 Conflict somebody else");
         assert_eq!(Refusal::new(502, &HeaderMap::new(), b"<html>").to_string(), "502");
+    }
+
+    #[test]
+    fn what_is_null_hides_nothing_else() {
+        let told = |body: &[u8]| Refusal::new(409, &HeaderMap::new(), body).to_string();
+        assert_eq!(told(br#"{"error": {"code": "Conflict", "message": null}}"#), "409 Conflict");
+        assert_eq!(told(br#"{"error": {"code": null, "message": "somebody else"}}"#), "409 somebody else");
+        assert_eq!(told(br#"{"error": null, "code": "Conflict", "message": null}"#), "409 Conflict");
+    }
+
+    #[test]
+    fn a_wait_has_a_bound() {
+        for (text, seconds) in
+            [("17", Some(17)), ("3600", Some(3600)), ("10000000000000000000", Some(3600)), ("-1", None), ("soon", None)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", HeaderValue::from_static(text));
+            assert_eq!(retry_after(&headers), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 }

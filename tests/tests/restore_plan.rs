@@ -288,7 +288,7 @@ fn a_partition_comes_back_without_its_table() {
         "{:#}",
         job.0
     );
-    let found = "select count(*) from parts.low; select count(*) from pg_constraint where contype = 'p';
+    let found = "select count(*) from parts.low; select count(*) from pg_constraint where contype = 'p' and conrelid = 'parts.low'::regclass;
                  select count(*) from pg_indexes where schemaname = 'parts'; select count(*) from pg_tables where schemaname in ('parts', 'public')";
     assert_eq!(server.psql("one", found), "99\n1\n2\n1");
     restore(&agent, &server, "schema", &["--schema", "parts", "--wait"]).success();

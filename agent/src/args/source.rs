@@ -9,7 +9,7 @@ use super::{Grants, Login};
 #[derive(Debug, Subcommand)]
 pub enum Discover {
     /// The databases of PostgreSQL servers, and which of them are protected
-    Postgres(DiscoverPostgres),
+    Postgres(Box<DiscoverPostgres>),
     /// The containers of storage accounts that files can be restored to
     Containers(DiscoverContainers),
 }
@@ -87,7 +87,7 @@ pub struct DiscoverContainers {
 #[derive(Debug, Subcommand)]
 pub enum Server {
     /// Protect the databases of a server by themselves, those of today and those that are made later
-    Add(ServerAdd),
+    Add(Box<ServerAdd>),
     /// The servers, and how each of their databases stands
     List,
     /// Look for new databases now; it is done at the agent's start and every hour, too

@@ -13,7 +13,7 @@ use crate::output::source as text;
 
 pub(super) async fn discover(context: &Context, command: Discover) -> Result<Outcome, Problem> {
     match command {
-        Discover::Postgres(command) => discover_postgres(context, command).await,
+        Discover::Postgres(command) => discover_postgres(context, *command).await,
         Discover::Containers(command) => discover_containers(context, command).await,
     }
 }
@@ -85,7 +85,7 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
 
 pub(super) async fn server(context: &Context, command: Server) -> Result<Outcome, Problem> {
     match command {
-        Server::Add(command) => add(context, command).await,
+        Server::Add(command) => add(context, *command).await,
         Server::List => {
             let client = context.client().await?;
             let answer = client.sources().list_servers(ListServersRequest {}).await;

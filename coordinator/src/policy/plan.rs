@@ -198,7 +198,7 @@ pub fn deletion_time(now: Timestamp, clock: Option<Timestamp>) -> Timestamp {
     self::clock(&Run { now, clock, reference: None, protected: true }).0
 }
 
-/// The same in the hour after that run, which began so long ago: the clock of deletion goes no faster than [`STEP`] in an hour, however
+/// The same in the hour after that run, which began so long ago: the clock of deletion goes no faster than two days in an hour, however
 /// often it is asked.
 pub fn deletion_time_between(now: Timestamp, clock: Timestamp, since: SignedDuration) -> Timestamp {
     let way = since.max(SignedDuration::ZERO).saturating_mul(STEP_PER_TIME).min(STEP);

@@ -88,7 +88,7 @@ impl World {
     pub fn new(seed: u64, dir: &Path) -> Arc<Self> {
         let state = State {
             dice: Dice::new(seed),
-            busy: seed % 5 == 0,
+            busy: seed.is_multiple_of(5),
             weather: Weather::Calm,
             plugin_faults: 0,
             agent: Arc::default(),

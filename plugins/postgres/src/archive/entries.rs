@@ -234,7 +234,7 @@ impl Reader {
     }
 
     fn text_ended(&mut self) -> Result<(), Why> {
-        let text = (!self.overlong).then(|| self.kept.as_slice());
+        let text = (!self.overlong).then_some(self.kept.as_slice());
         match self.meaning() {
             Meaning::Tag => self.entry.tag = text.map(<[u8]>::to_vec),
             Meaning::Schema => self.entry.schema = text.map(<[u8]>::to_vec),

@@ -1,7 +1,7 @@
 //! The containers of storage accounts, as Resource Manager tells them: what files can be restored to (P64-P66). The same for every plugin.
 //!
 //! - All of it has 90 s, however many accounts there are; eight of them are asked at a time.
-//! - Azure is asked for the names that are wanted alone: an account with more containers than one list may have ([`arm`](super::arm)) can
+//! - Azure is asked for the names that are wanted alone: an account with more containers than one list may have ([`super::arm`]) can
 //!   be asked for those whose names begin alike.
 
 use std::time::Duration;

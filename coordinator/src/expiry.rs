@@ -202,7 +202,9 @@ impl Expiry {
             }
         }
         if !early {
-            catalog.set_expiry_run(&instance.id, ExpiryRun { clock: plan.clock, time: Some(now) }).await?;
+            // Of a start by a clock that was set back: what was trusted stays trusted.
+            let kept = until.and(clock).map_or(plan.clock, |clock| clock.max(plan.clock));
+            catalog.set_expiry_run(&instance.id, ExpiryRun { clock: kept, time: Some(now) }).await?;
         }
         let mut purge = false;
         for action in &plan.actions {

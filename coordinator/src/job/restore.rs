@@ -142,7 +142,9 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> R
 /// done with that.
 async fn after_failure(jobs: &Jobs, job: &Job, problem: Problem) -> Result<End, Problem> {
     let stop = &jobs.inner.stop;
-    let is_cancelled = problem.reason == Reason::Cancelled && !stop.is_cancelled();
+    // Unfinished files do not say whose they are: another restore may be at work in the same folder.
+    let is_database = matches!(job.work, Work::RestoreDatabase { .. });
+    let is_cancelled = problem.reason == Reason::Cancelled && !stop.is_cancelled() && is_database;
     if !is_cancelled && !died(problem.reason) {
         return Err(problem);
     }

@@ -378,6 +378,13 @@ impl Prepared {
             let left = format!(". The unfinished database {} could not be removed: {}", self.temporary, error.message);
             problem.message.push_str(&left);
             problem.fix.push_str(&format!(" Drop the database {} by hand.", self.temporary));
+            if target.globals && !self.missing_roles.is_empty() {
+                let mark = globals::mark(&self.job_id);
+                let left = format!(". Roles that were made for it are left, too, with the comment {mark:?}");
+                problem.message.push_str(&left);
+            }
+            // They own what is in it: a try to drop them would only take their marks away.
+            return problem;
         }
         if target.globals
             && let Err(error) = globals::drop_marked(&self.server, &self.job_id).await

@@ -161,7 +161,9 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
             choice.extensions.insert(entry.name.clone());
         }
         // These are written without becoming the owner, or making anybody one.
-        let has_owner = !matches!(entry.kind.as_str(), "ACL" | "COMMENT" | "SECURITY LABEL");
+        // The database itself is in every archive, and made without its owner.
+        let has_owner =
+            !matches!(entry.kind.as_str(), "ACL" | "COMMENT" | "SECURITY LABEL" | "DATABASE" | "DATABASE PROPERTIES");
         if has_owner && !entry.owner.is_empty() {
             choice.owners.insert(entry.owner.clone());
         }
@@ -381,6 +383,19 @@ mod tests {
         }
         let owners = choose(&toc, &wanted(&[], &[("s", "a")]), ALL).unwrap().owners;
         assert!(owners.contains("app") && !owners.contains("commenter") && !owners.contains("granter"), "{owners:?}");
+    }
+
+    /// Every archive names its database, which a restore makes as its own.
+    #[test]
+    fn who_owns_nothing_but_the_database_is_not_needed() {
+        let mut toc = toc();
+        toc.entries.push(entry(40, "DATABASE", "", "shop", &[]));
+        for (id, owner) in [(6, "app"), (40, "dba")] {
+            let entry = toc.entries.iter_mut().find(|entry| entry.id == id).unwrap();
+            entry.owner = owner.to_owned();
+        }
+        let owners = choose(&toc, &wanted(&[], &[]), ALL).unwrap().owners;
+        assert!(owners.contains("app") && !owners.contains("dba"), "{owners:?}");
     }
 
     #[test]

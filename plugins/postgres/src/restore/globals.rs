@@ -114,6 +114,9 @@ impl Globals {
         // A plain grant to a role without INHERIT is one with INHERIT FALSE.
         let inherits = self.roles.get(&member).is_none_or(|member| !member.no_inherit);
         let limit = match (has("INHERIT", "FALSE") && inherits, has("SET", "FALSE")) {
+            // And the other way round.
+            (false, false) if has("INHERIT", "TRUE") && !inherits => Some("INHERIT TRUE"),
+            (false, true) if has("INHERIT", "TRUE") && !inherits => Some("INHERIT TRUE, SET FALSE"),
             (false, false) => None,
             (true, false) => Some("INHERIT FALSE"),
             (false, true) => Some("SET FALSE"),
@@ -142,7 +145,10 @@ impl Globals {
         };
         for (role, member) in self.memberships.iter().filter(|(_, member)| is_new(member)) {
             match is_new(role) {
-                false => tell(role, member, "", ""),
+                false => {
+                    let admits = self.admins.contains(&(role.clone(), member.clone()));
+                    tell(role, member, "", if admits { " WITH ADMIN OPTION" } else { "" });
+                }
                 true if self.admins.contains(&(role.clone(), member.clone())) => {
                     tell(role, member, " that may admit others", " WITH ADMIN OPTION");
                 }

@@ -9,12 +9,13 @@
 //! | `/things/NAME` | PUT: 201 and `Azure-AsyncOperation`; POST `/things/NAME/start`: 202 and `Location`; DELETE: 202 and `Location` |
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use crate::http::Request;
 
 /// The token that it takes.
 pub const TOKEN: &str = "eyJ0-arm-token-of-the-test";
@@ -185,29 +186,9 @@ impl FakeArm {
     }
 
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            if line.trim().is_empty() {
-                break;
-            }
-            head.push(line.trim().to_owned());
-        }
-        let header = |name: &str| {
-            head.iter().skip(1).find_map(|line| {
-                let (known, value) = line.split_once(':')?;
-                known.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-            })
-        };
-        let length = header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
-        let mut words = head.first()?.split(' ');
-        let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-        let Answer { status, headers, body } = self.answer(&method, &target, header("authorization"), &body)?;
+        let request = Request::read(&stream)?;
+        let Request { method, target, body: asked, .. } = &request;
+        let Answer { status, headers, body } = self.answer(method, target, request.header("authorization"), asked)?;
         let mut more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         if !body.is_empty() {
             more.push_str("content-type: application/json; charset=utf-8\r\n");

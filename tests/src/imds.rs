@@ -4,7 +4,7 @@
 //! Only the shapes of questions and answers are Microsoft's; a token here is a random text.
 
 use std::collections::VecDeque;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::agent::Setup;
+use crate::http::Request;
 use crate::postgres::{Server, quote};
 use crate::{process, random_hex, wait_for};
 
@@ -152,35 +153,13 @@ impl FakeAzure {
     }
 
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).ok()? == 0 {
-                return None;
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-            head.push(line.trim().to_owned());
-        }
-        let header = |name: &str| {
-            head.iter().skip(1).find_map(|line| {
-                let (known, value) = line.split_once(':')?;
-                known.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-            })
-        };
-        let length = header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
-        let mut words = head.first()?.split(' ');
+        let request = Request::read(&stream)?;
         let question = Question {
-            method: words.next()?.to_owned(),
-            target: words.next()?.to_owned(),
-            metadata: header("metadata").as_deref() == Some("true"),
-            authorization: header("authorization").unwrap_or_default(),
-            body: String::from_utf8(body).ok()?,
+            metadata: request.header("metadata").as_deref() == Some("true"),
+            authorization: request.header("authorization").unwrap_or_default(),
+            method: request.method,
+            target: request.target,
+            body: String::from_utf8(request.body).ok()?,
         };
         let (status, more, answer) = self.answer(&question);
         let answer = answer.to_string();

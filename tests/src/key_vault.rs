@@ -1,10 +1,9 @@
 //! A small Azure Key Vault: real RSA keys behind the two operations that the vault key needs, with versions, a token, and faults.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{
@@ -13,6 +12,8 @@ use aws_lc_rs::rsa::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+
+use crate::http::Request;
 
 /// The token that the server takes.
 pub const TOKEN: &str = "eyJ0-secret-token-of-the-test";
@@ -95,27 +96,8 @@ impl KeyVault {
     }
 
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            if line.trim().is_empty() {
-                break;
-            }
-            head.push(line.trim().to_owned());
-        }
-        let header = |name: &str| {
-            head.iter().skip(1).find_map(|line| {
-                let (known, value) = line.split_once(':')?;
-                known.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-            })
-        };
-        let mut body = vec![0; header("content-length")?.parse().ok()?];
-        reader.read_exact(&mut body).ok()?;
-        let path = head.first()?.split(' ').nth(1)?.to_owned();
-        let (status, more, answer) = self.answer(&path, header("authorization"), &body)?;
+        let request = Request::read(&stream)?;
+        let (status, more, answer) = self.answer(&request.target, request.header("authorization"), &request.body)?;
         let answer = answer.to_string();
         let length = answer.len();
         write!(

@@ -17,6 +17,7 @@ pub mod fake_arm;
 pub mod fake_service;
 pub mod fault_proxy;
 pub mod folder;
+mod http;
 pub mod imds;
 pub mod key_vault;
 pub mod policy;

@@ -32,6 +32,8 @@ pub(crate) mod hanging;
 #[cfg(test)]
 pub(crate) mod in_process;
 pub mod reap;
+#[cfg(unix)]
+mod session;
 
 /// The type of the plugin that checks, prunes and moves what lies in the vault; it has a service of its own.
 pub const MAINTENANCE: &str = "maintenance";
@@ -135,7 +137,7 @@ impl Plugin {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         #[cfg(unix)]
-        command.process_group(0);
+        session::of_its_own(&mut command);
         let mut child =
             command.spawn().map_err(|error| cannot(format!("{}: {error}", start.command.program.display())))?;
         let pid = child.id().ok_or_else(|| cannot("it ended at once".to_owned()))?;

@@ -228,6 +228,8 @@ impl<I: Iterator<Item = Id>> Pipeline<'_, I> {
                 return self.next.take().and_then(|range| range.err().map(Err));
             };
             self.held -= first.cost;
+            // While it is waited for, and not only when the caller comes again.
+            self.start_more();
             let read = async { (&mut first.task).await.map_err(Error::internal)? };
             match with_cancel(&self.cancel, read).await {
                 Ok(pieces) => self.ready.extend(pieces),

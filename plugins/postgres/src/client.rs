@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::child;
+use vaultferry_plugin_sdk::child::{self, Ended};
 use vaultferry_plugin_sdk::workload::cancelled;
 use vaultferry_proto::{Problem, Reason};
 
@@ -27,6 +27,11 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest answer to `--version` that is looked at.
 const VERSION_MAX: u64 = 1024;
+
+/// Sets the buffer of a program's standard output.
+const STDBUF: &str = "stdbuf";
+/// So many bytes are gathered by pg_dump before it writes: measured in docs/decisions/0051-the-source-goes-first.md.
+const GATHERED: u32 = 64 << 10;
 
 /// A major version: 15, 9.6. Ordered by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,11 +233,11 @@ async fn ask(path: PathBuf, kind: Kind, cancel: &CancellationToken) -> Result<Op
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(child::Error::Cancelled),
-            answer = version_text(&path, cancel) => answer,
+            answer = version_text(child::Command::new(&path), cancel) => answer,
         }
     });
     let text = match answer.await {
-        Ok(Ok(text)) => text,
+        Ok(Ok((text, _))) => text,
         Ok(Err(child::Error::Cancelled)) => return Err(cancelled()),
         Ok(Err(error)) => {
             tracing::warn!("{} is passed over: {}", path.display(), vaultferry_proto::status::chain(&error));
@@ -250,15 +255,43 @@ async fn ask(path: PathBuf, kind: Kind, cancel: &CancellationToken) -> Result<Op
     Ok(program)
 }
 
-async fn version_text(path: &Path, cancel: &CancellationToken) -> Result<String, child::Error> {
-    let mut child = child::Command::new(path).arg("--version").pipe_stdout().spawn().await?;
+/// What it answers, and how it ended.
+async fn version_text(command: child::Command, cancel: &CancellationToken) -> Result<(String, Ended), child::Error> {
+    let mut child = command.arg("--version").pipe_stdout().spawn().await?;
     let mut answer = Vec::new();
     if let Some(stdout) = child.take_stdout() {
         let read = stdout.take(VERSION_MAX).read_to_end(&mut answer).await;
-        read.map_err(|source| child::Error::Wait { program: path.to_owned(), source })?;
+        read.map_err(|source| child::Error::Wait { program: child.program().to_owned(), source })?;
     }
-    child.finish(cancel).await?;
-    Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+    let ended = child.finish(cancel).await?;
+    Ok((String::from_utf8_lossy(&answer).trim().to_owned(), ended))
+}
+
+/// What starts this pg_dump, without its arguments. pg_dump writes 4 KiB at a time, and both sides of the pipe pay for every piece; `stdbuf` of
+/// GNU's coreutils has the C library gather [`GATHERED`] first. It is asked for the version before: where there is none, or it does not fit
+/// this pg_dump (another C library), pg_dump is started as it is.
+pub async fn dump_command(program: &Program, cancel: &CancellationToken) -> child::Command {
+    let gathering = || child::Command::new(STDBUF).arg(format!("--output={GATHERED}")).arg(&program.path);
+    let asked = tokio::time::timeout(VERSION_TIMEOUT, async {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(child::Error::Cancelled),
+            answer = version_text(gathering(), cancel) => answer,
+        }
+    });
+    let fits = match asked.await {
+        // The loader's complaint about a library is on standard error, and the program runs nevertheless.
+        Ok(Ok((text, ended))) => {
+            let version = parse_version(&text, Kind::Dump).map(|(version, _)| version);
+            ended.success() && ended.words.is_empty() && version.as_ref() == Some(&program.version)
+        }
+        Ok(Err(_)) | Err(_) => false,
+    };
+    if fits {
+        return gathering();
+    }
+    tracing::debug!("{STDBUF} does not fit {}: it writes 4 KiB at a time", program.path.display());
+    child::Command::new(&program.path)
 }
 
 /// `pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)`
@@ -341,6 +374,27 @@ mod tests {
             assert_eq!(chosen.psql, through.then(|| psql.clone()), "{client} to {target}");
             assert_eq!(chosen.arguments, arguments, "{client} to {target}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn stdbuf_is_used_for_what_it_fits_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
+        let started = async |script: &str| {
+            let path = dir.path().join("pg_dump");
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let program = Program { path, version: "15.3".into(), major: Major::new(15) };
+            let child = dump_command(&program, &cancel).await.arg("--version").spawn().await.unwrap();
+            child.program().to_owned()
+        };
+        let plain = dir.path().join("pg_dump");
+        assert_eq!(started("echo 'pg_dump (PostgreSQL) 15.3'").await, Path::new(STDBUF));
+        assert_eq!(started("echo 'pg_dump (PostgreSQL) 15.3'; echo 'object cannot be preloaded' >&2").await, plain);
+        assert_eq!(started("test -z \"$LD_PRELOAD\" || exit 1; echo 'pg_dump (PostgreSQL) 15.3'").await, plain);
+        assert_eq!(started("echo 'pg_dump (PostgreSQL) 15.4'").await, plain);
     }
 
     #[cfg(unix)]

@@ -32,7 +32,7 @@ use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::writer::{Backup, WriteError};
 
 use crate::archive::{Contents, Outcome, Reader};
-use crate::client::Program;
+use crate::client::{self, Program};
 use crate::connection::{Server, words_reason};
 use crate::facts::SnapshotFacts;
 use crate::readiness::locks::{self, Holder};
@@ -170,7 +170,8 @@ impl Dump<'_> {
     async fn try_to_begin(&self, cancel: &CancellationToken) -> Result<Begun, Problem> {
         let database = self.server.uri().source_database()?;
         let snapshot = snapshot::look(self.server, cancel).await;
-        let command = child::Command::new(&self.program.path)
+        let command = client::dump_command(self.program, cancel)
+            .await
             .args(["--format=custom", "--compress=0", "--no-password"])
             .arg(format!("--lock-wait-timeout={}", self.settings.lock_timeout().as_millis()))
             .envs(self.server.child_environment(database, self.program.major, cancel).await?)

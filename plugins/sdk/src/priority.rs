@@ -3,6 +3,10 @@
 //! A backup often runs where its source does. A process of lower priority gets what others leave: where the processors suffice for both it
 //! loses nothing, and whoever wakes up beside it, the source's server or `pg_dump`, does not wait for a piece of compressing to end.
 //! Restores keep their priority: somebody waits for them.
+//!
+//! Linux compares nicenesses within a session only, where it groups processes by session (`sched_autogroup_enabled`, the usual setting
+//! outside of containers and slices with limits of their own): so a session of ours as a whole is made nice too. Decision 0051 has what a
+//! source gains by it.
 #![cfg_attr(target_os = "linux", allow(unsafe_code))]
 
 /// On Linux's scale, where 19 is the lowest priority. Beside busy threads of usual priority, one of this gets a tenth of a processor: a dump,
@@ -14,7 +18,10 @@ const NICENESS: i32 = 10;
 /// back, so a process that calls it does nothing else afterwards. Best effort; on other systems than Linux it does nothing.
 pub fn yield_to_others() {
     #[cfg(target_os = "linux")]
-    linux::lower_all(NICENESS);
+    {
+        linux::lower_all(NICENESS);
+        linux::lower_session(NICENESS);
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -34,6 +41,23 @@ mod linux {
                 return;
             }
         }
+    }
+
+    /// Where a process reads and sets the niceness of its session.
+    pub(super) const SESSION: &str = "/proc/self/autogroup";
+
+    /// Lowers the priority of the session that this process leads, beside other sessions. One that belongs to somebody else too is left alone.
+    pub(super) fn lower_session(niceness: i32) {
+        let leads = nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::Pid::this());
+        let Some(now) = session_niceness().filter(|now| leads && *now < niceness) else { return };
+        if let Err(error) = std::fs::write(SESSION, niceness.to_string()) {
+            tracing::debug!(now, %error, "the session keeps its priority");
+        }
+    }
+
+    /// `None` where sessions have none.
+    pub(super) fn session_niceness() -> Option<i32> {
+        std::fs::read_to_string(SESSION).ok()?.trim().rsplit(' ').next()?.parse().ok()
     }
 
     /// True when the thread had a higher priority, and has this one now.
@@ -63,6 +87,39 @@ mod linux {
     #[cfg(test)]
     mod tests {
         use super::*;
+
+        /// In a process of its own: it cannot be taken back.
+        #[test]
+        fn only_a_session_of_its_own_becomes_nice() {
+            const CHILD: &str = "VAULTFERRY_TEST_SESSION";
+            let Some(kind) = std::env::var_os(CHILD) else {
+                if session_niceness().is_none() {
+                    println!("skipped: sessions have no niceness here ({SESSION})");
+                    return;
+                }
+                for (kind, program) in [("own", Some("setsid")), ("shared", None)] {
+                    let own = std::env::current_exe().expect("a test");
+                    let mut test = match program {
+                        Some(program) => std::process::Command::new(program),
+                        None => std::process::Command::new(&own),
+                    };
+                    if program.is_some() {
+                        test.arg("--wait").arg(&own);
+                    }
+                    test.args(["--exact", "priority::linux::tests::only_a_session_of_its_own_becomes_nice"]);
+                    let status = test.env(CHILD, kind).status().expect("it runs");
+                    assert!(status.success(), "{kind}");
+                }
+                return;
+            };
+            let before = session_niceness().expect("it was there");
+            let lower = (before + 3).min(19);
+            lower_session(lower);
+            assert_eq!(session_niceness(), Some(if kind == "own" { lower } else { before }));
+            // Never higher again, also where we might.
+            lower_session(before);
+            assert_eq!(session_niceness(), Some(if kind == "own" { lower } else { before }));
+        }
 
         /// In a process of its own: it cannot be taken back.
         #[test]

@@ -199,6 +199,8 @@ reasons! {
     RestoreIncomplete => DataLoss, "Restore again with --keep-failed and look at what differs; if it happens again, restore another point and report it.";
     /// A warning: the database is restored, but something that belongs to it was left out or could not be restored.
     PartlyRestored => FailedPrecondition, "Look at what the message names, and make it by hand where it matters.";
+    /// A note of a restore's plan: what was chosen needs these, so they come with it.
+    AlsoRestored => FailedPrecondition, "Nothing, if they are not in the way at the target.";
     /// Owners or grantees of the backed-up objects do not exist on the target server (P19: roles are not restored unless that is asked for).
     RolesMissing => FailedPrecondition, "Create the roles on the target server, or restore without owners and privileges: --no-owner (row-level security policies for a role need that role all the same).";
     /// The target server does not offer an extension of the database.

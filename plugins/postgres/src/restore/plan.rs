@@ -365,9 +365,17 @@ impl Target<'_> {
         let others = [
             finding(&choice.left_out, &left_out, fix),
             finding(&choice.forbidden, &forbidden, "If they matter, write them as a superuser after the restore."),
+            along(&choice.along),
         ];
         others.into_iter().flatten().collect()
     }
+}
+
+/// What comes with what was chosen.
+fn along(names: &[String]) -> Option<Finding> {
+    let message = format!("what was chosen needs these, and they come with it: {}", first(names));
+    let finding = Finding::warning(Reason::AlsoRestored, message);
+    (!names.is_empty()).then(|| finding.with_objects(names.to_vec(), names.len() as u64))
 }
 
 /// As many names as a finding keeps.

@@ -12,6 +12,7 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::archive::layout::{ENTRY, HEAD, HEADER, Head, Meaning, Shape};
+use crate::quote::identifier;
 
 /// What pg_dump writes in the place of a definition when it fills a partition through the whole table: `dumpTableData` in `pg_dump.c`.
 const THROUGH_ROOT: &[u8; 27] = b"-- load via partition root ";
@@ -54,6 +55,12 @@ impl Entry {
             "" => format!("{} {}", self.kind, self.name),
             schema => format!("{} {schema}.{}", self.kind, self.name),
         }
+    }
+
+    /// A table's name with its schema, as `--table` takes it.
+    pub(super) fn qualified(&self) -> String {
+        let part = |name: &str| if name.contains(['.', '"']) { identifier(name) } else { name.to_owned() };
+        format!("{}.{}", part(&self.schema), part(&self.name))
     }
 }
 

@@ -37,10 +37,19 @@ do $$ declare s name; begin
     end loop;
 end $$";
 
-/// Makes the database `name`, empty, with the source's encoding and locale. When it fails in time, nothing was made; after a timeout that is
-/// not known, but the server does not go on with it.
-pub(super) async fn create(server: &Server, session: &Session, name: &str, facts: &Facts) -> Result<(), Problem> {
-    let statement = create_statement(name, facts, session.major())?;
+/// Makes the database `name`, empty, with the source's encoding and locale, in `tablespace` or the server's default one. When it fails in time,
+/// nothing was made; after a timeout that is not known, but the server does not go on with it.
+pub(super) async fn create(
+    server: &Server,
+    session: &Session,
+    name: &str,
+    facts: &Facts,
+    tablespace: Option<&str>,
+) -> Result<(), Problem> {
+    let mut statement = create_statement(name, facts, session.major())?;
+    if let Some(tablespace) = tablespace {
+        statement.push_str(&format!(" tablespace {}", quote::identifier(tablespace)));
+    }
     let too_late = || Problem::new(Reason::RestoreFailed, "the server did not create a database in time");
     let asked = session.client().query_one("select pg_backend_pid()", &[]);
     let process: i32 = match tokio::time::timeout(CREATE_TIMEOUT, asked).await {

@@ -25,6 +25,8 @@ use crate::quote::identifier;
 use crate::settings::Settings;
 use crate::uri::Host;
 
+mod itself;
+
 /// What of the target and its user is asked at once.
 const ABOUT: &str = "
 select current_user::text, rolsuper, rolcreatedb, rolcreaterole, pg_is_in_recovery(),
@@ -63,6 +65,8 @@ pub(super) struct Look {
     pub(super) missing_roles: Vec<String>,
     /// Something lay in a tablespace that the target lacks.
     pub(super) no_tablespaces: bool,
+    /// Where the database itself is to be; `None`: the server's default.
+    pub(super) tablespace: Option<String>,
 }
 
 /// Asks who the user is, and whether the name is free.
@@ -97,6 +101,12 @@ pub(super) async fn look(
     let tablespaces = target.tablespaces().await?;
     let no_tablespaces = tablespaces.is_some();
     findings.extend(tablespaces);
+    let known = |role: &String| wish.globals.is_some_and(|globals| globals.has(role));
+    let mut missing_roles: Vec<String> = missing.into_iter().filter(known).collect();
+    let made: &[String] = if wish.target.globals { &missing_roles } else { &[] };
+    let itself = target.itself(made).await?;
+    findings.extend(itself.findings);
+    missing_roles.extend(itself.roles);
     findings.extend(target.left_out());
     let at_least = wish.facts.pg_dump_major()?;
     let restorer = match client::choose_restorer(at_least, session.major(), settings, cancel).await {
@@ -107,9 +117,7 @@ pub(super) async fn look(
             None
         }
     };
-    let known = |role: &String| wish.globals.is_some_and(|globals| globals.has(role));
-    let missing_roles = missing.into_iter().filter(known).collect();
-    Ok(Look { findings, restorer, missing_roles, no_tablespaces })
+    Ok(Look { findings, restorer, missing_roles, no_tablespaces, tablespace: itself.tablespace })
 }
 
 /// Bytes that the target needs, about; 0: not known.
@@ -334,7 +342,8 @@ impl Target<'_> {
     }
 
     async fn tablespaces(&self) -> Result<Option<Finding>, Problem> {
-        let query = "select name from unnest($1::text[]) name where not exists (select from pg_tablespace where spcname = name) order by 1";
+        let query = "select name from unnest($1::text[]) name where not exists \
+             (select from pg_tablespace where spcname = name and has_tablespace_privilege(oid, 'CREATE')) order by 1";
         let rows = self.ask(self.session.client().query(query, &[&self.wish.facts.tablespaces])).await?;
         if rows.is_empty() {
             return Ok(None);
@@ -342,10 +351,10 @@ impl Target<'_> {
         let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         let count = names.len() as u64;
         let message = format!(
-            "the target server lacks the tablespaces {}: everything comes into the default one",
+            "the target server lacks the tablespaces {}, or this user may not use them: everything comes into the default one",
             names.join(", ")
         );
-        let fix = "To keep them, create them before the restore: CREATE TABLESPACE name LOCATION 'folder';";
+        let fix = "To keep them, create them before the restore: CREATE TABLESPACE name LOCATION 'folder'; or GRANT CREATE ON TABLESPACE …";
         Ok(Some(Finding::warning(Reason::PartlyRestored, message).with_fix(fix).with_objects(names, count)))
     }
 

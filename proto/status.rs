@@ -214,7 +214,7 @@ reasons! {
     // Restore targets
     /// A file of that name exists in the target.
     TargetExists => FailedPrecondition, "Choose an empty folder or container.";
-    /// The target folder cannot be written, or is full.
+    /// The target folder cannot be written, or is full; or the target server is a standby.
     TargetNotWritable => FailedPrecondition, "Give the agent's user the right and the space to write there, or choose another target.";
     /// The target container is missing, or the credential has no right on it (P77).
     UserErrorContainerNotAccessible => FailedPrecondition, "Create the container, and grant Storage Blob Data Contributor on it (or name a credential that has it with --credential-env).";

@@ -22,7 +22,7 @@ use super::rules;
 use super::settings::{self, For};
 use crate::client::Major;
 use crate::connection::Session;
-use crate::facts::{Facts, Itself, Privilege};
+use crate::facts::{Facts, Itself, Privilege, RoleSetting};
 use crate::quote::{identifier, literal};
 
 /// What can be granted on a database.
@@ -68,7 +68,10 @@ pub(super) async fn apply(
     for setting in &facts.database_settings {
         warnings.extend(settings::apply(session, everybody, name, setting, cancel).await?);
     }
-    for setting in known.role_settings.iter().filter(|setting| !no_owner && roles.there.contains(&setting.role)) {
+    // Collected: a filter that borrows would keep this future from being sent between threads.
+    let is_given = |setting: &&RoleSetting| !no_owner && roles.there.contains(&setting.role);
+    let given: Vec<&RoleSetting> = known.role_settings.iter().filter(is_given).collect();
+    for setting in given {
         let whose = For { role: Some(&setting.role), database: temporary };
         warnings.extend(settings::apply(session, whose, name, &setting.setting, cancel).await?);
     }
@@ -196,7 +199,7 @@ async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::facts::{RoleSetting, SecurityLabel};
+    use crate::facts::SecurityLabel;
 
     fn privilege(role: Option<&str>, privilege: &str, grantable: bool) -> Privilege {
         Privilege { role: role.map(str::to_owned), privilege: privilege.to_owned(), grantable }

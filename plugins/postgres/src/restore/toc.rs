@@ -74,7 +74,10 @@ pub(super) async fn read(input: &mut (impl AsyncRead + Unpin)) -> io::Result<Toc
     }
     let mut reader = Reader { input, minor, number_size: usize::from(number_size), place_size: u64::from(place_size) };
     let mut count = 0;
-    for field in HEADER.iter().filter(|field| field.is_in(minor)) {
+    for field in HEADER {
+        if !field.is_in(minor) {
+            continue;
+        }
         if field.meaning == Meaning::Count {
             count = reader.int().await?;
         } else {
@@ -105,8 +108,10 @@ struct Reader<'a, R> {
 impl<R: AsyncRead + Unpin> Reader<'_, R> {
     async fn entry(&mut self) -> io::Result<Entry> {
         let mut entry = Entry::default();
-        let minor = self.minor;
-        for field in ENTRY.iter().filter(|field| field.is_in(minor)) {
+        for field in ENTRY {
+            if !field.is_in(self.minor) {
+                continue;
+            }
             match field.meaning {
                 Meaning::Id => {
                     let id = i32::try_from(self.int().await?).ok().filter(|id| *id > 0);

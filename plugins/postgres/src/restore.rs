@@ -5,6 +5,7 @@
 //! | look ([`mod@plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
 //! | create `vaultferry_restore_<job>` from template0 ([`database`]) | drop it |
 //! | on request, make the roles that are missing, marked with the job ([`globals`]) | drop the ones with the mark |
+//! | make it its owner's, as the source's is ([`itself`]) | drop it |
 //! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]); what extensions want before it ([`extension`]) | drop it |
 //! | compare it with the point ([`check`]); then what extensions want at the end, as their workers may begin to change rows; give it what was the database's own ([`itself`]) | drop it |
 //! | rename it to the wanted name | last step; when it has happened the restore is complete |
@@ -257,6 +258,11 @@ impl Prepared {
             reporter.phase("making roles");
             let made = globals::create(&self.session, globals, &self.missing_roles, &self.job_id, cancel).await?;
             warn_all(reporter, made).await;
+        }
+        if !self.partial && !target.no_owner {
+            let (name, owner) = (&target.database, &self.facts.owner);
+            let warnings = itself::give_owner(&self.session, &self.temporary, name, owner, cancel).await?;
+            warn_all(reporter, warnings).await;
         }
         let hooks = self.hooks();
         let before: Vec<&str> = hooks.iter().flat_map(|hook| hook.before_restore).copied().collect();

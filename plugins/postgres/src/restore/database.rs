@@ -126,10 +126,16 @@ pub(super) fn provider(facts: &Facts) -> (&'static str, Option<&'static str>, u3
 /// Why a server of this version cannot compare texts as the source does; `None` when it can.
 pub(super) fn provider_problem(facts: &Facts, target: Major) -> Option<Problem> {
     let (provider, locale_option, since) = provider(facts);
+    let locale = facts.locale.as_deref().unwrap_or_default();
+    let (what, since) = match facts.locale_provider {
+        LocaleProvider::Icu if facts.icu_rules.is_some() => (format!("{provider} with rules of its own"), 16),
+        LocaleProvider::Builtin if locale == "PG_UNICODE_FAST" => (format!("{provider}'s {locale}"), 18),
+        LocaleProvider::Libc | LocaleProvider::Icu | LocaleProvider::Builtin => (provider.to_owned(), since),
+    };
     if target >= Major::new(since) || locale_option.is_none() {
         return None;
     }
-    let message = format!("the database compares texts by {provider}, which a server of version {target} cannot");
+    let message = format!("the database compares texts by {what}, which a server of version {target} cannot");
     let fix = format!("Restore to a server of version {since} or newer.");
     Some(Problem::new(Reason::LocaleMissing, message).with_fix(fix))
 }

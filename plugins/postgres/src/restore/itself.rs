@@ -8,8 +8,9 @@
 //!   privileges are the source's, not more: what everybody may do with a new database is taken away first.
 //! - What names a role is left out with `--no-owner`, and for roles that the target lacks; the plan has told that ([`super::plan`]).
 //! - A statement that fails is a warning with the statement, and the restore goes on: the data is there, and was compared.
-//! - The owner comes first, as a change of owner rewrites the privileges. It is given only to a role whose member this user is, and inherits
-//!   from: who is not could neither name the database afterwards nor drop it.
+//! - The owner comes first of all, before anything is restored: who is no superuser can make a table in the schema `public` the owner's only
+//!   when the owner may create there, and since 15 that is who owns the database. It is given only to a role whose member this user is, and
+//!   inherits from: who is not could neither name the database afterwards nor drop it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,12 +53,7 @@ pub(super) async fn apply(
     let mut warnings = Vec::new();
     let roles = Roles::ask(session, facts, &known, cancel).await?;
     let all = |database: &str| {
-        let mut all: Vec<Step> = Vec::new();
-        if !no_owner && roles.gives_owner {
-            let statement = format!("alter database {} owner to {}", identifier(database), identifier(&facts.owner));
-            all.push(step("owner", statement));
-        }
-        all.extend(steps(database, &known));
+        let mut all = steps(database, &known);
         if !no_owner {
             all.extend(privileges(database, &known, &roles));
         }
@@ -78,15 +74,30 @@ pub(super) async fn apply(
     Ok(warnings)
 }
 
+/// Makes the empty database the source's owner's, when this user may. `session` is one anywhere on the server.
+pub(super) async fn give_owner(
+    session: &Session,
+    temporary: &str,
+    name: &str,
+    owner: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<Warning>, Problem> {
+    if !may_own(session, owner, cancel).await? {
+        return Ok(Vec::new());
+    }
+    let alter = |database: &str| {
+        vec![step("owner", format!("alter database {} owner to {}", identifier(database), identifier(owner)))]
+    };
+    run(session, alter(temporary), alter(name), cancel).await
+}
+
 /// What of the target is asked.
 #[derive(Debug, Default)]
 struct Roles {
     /// Of the roles that the database names, those that are there.
     there: BTreeSet<String>,
-    /// Who owns the database in the end.
+    /// Who owns the database.
     owner: String,
-    /// That is not who owns it so far.
-    gives_owner: bool,
 }
 
 impl Roles {
@@ -97,13 +108,11 @@ impl Roles {
         cancel: &CancellationToken,
     ) -> Result<Self, Problem> {
         let names: Vec<&str> = named(facts, known).into_iter().collect();
-        let query =
-            "select current_user::text, array(select rolname::text from pg_roles where rolname = any($1::text[]))";
+        let query = "select pg_get_userbyid(datdba)::text, array(select rolname::text from pg_roles where rolname = any($1::text[]))
+                     from pg_database where datname = current_database()";
         let row = session.run(session.client().query_one(query, &[&names]), Reason::RestoreFailed, cancel).await?;
-        let (user, there): (String, Vec<String>) = (row.get(0), row.get(1));
-        let gives_owner = user != facts.owner && may_own(session, &facts.owner, cancel).await?;
-        let owner = if gives_owner { facts.owner.clone() } else { user };
-        Ok(Self { there: there.into_iter().collect(), owner, gives_owner })
+        let there: Vec<String> = row.get(1);
+        Ok(Self { there: there.into_iter().collect(), owner: row.get(0) })
     }
 }
 
@@ -211,7 +220,7 @@ mod tests {
 
     fn roles() -> Roles {
         let there = ["app", "me", "b\"x"].map(str::to_owned).into();
-        Roles { there, owner: "me".to_owned(), gives_owner: false }
+        Roles { there, owner: "me".to_owned() }
     }
 
     #[test]

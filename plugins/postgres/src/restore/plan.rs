@@ -26,6 +26,7 @@ use crate::settings::Settings;
 use crate::uri::Host;
 
 mod itself;
+mod superuser;
 
 /// What of the target and its user is asked at once.
 const ABOUT: &str = "
@@ -98,6 +99,7 @@ pub(super) async fn look(
     findings.extend(target.roles(&missing));
     findings.extend(target.owners().await?);
     findings.extend(target.extensions().await?);
+    findings.extend(target.superuser_only().await?);
     let tablespaces = target.tablespaces().await?;
     let no_tablespaces = tablespaces.is_some();
     findings.extend(tablespaces);
@@ -303,7 +305,7 @@ impl Target<'_> {
         let is_made = |name: &str| self.wish.choice.is_none_or(|choice| choice.extensions.contains(name));
         let wanted: Vec<_> = self.wish.facts.extensions.iter().filter(|extension| is_made(&extension.name)).collect();
         let names: Vec<&str> = wanted.iter().map(|extension| extension.name.as_str()).collect();
-        let query = "select name::text, version from pg_available_extension_versions where name = any($1::text[])";
+        let query = "select name::text, coalesce(default_version, '') from pg_available_extensions where name = any($1::text[])";
         let rows = match self.ask(self.session.client().query(query, &[&names])).await {
             Ok(rows) => rows,
             // The server reads the control files of all extensions for it, and one that it cannot read ends the query. pg_restore will tell.
@@ -333,7 +335,7 @@ impl Target<'_> {
             .collect();
         if !other.is_empty() {
             let count = other.len() as u64;
-            let message = "the target server offers other versions of some extensions, and gets the ones that it makes by default";
+            let message = "the target server makes other versions of some extensions";
             let fix = "Look whether what you use of them is the same there; ALTER EXTENSION name UPDATE TO 'version' changes it afterwards.";
             let finding = Finding::warning(Reason::ExtensionMissing, message).with_fix(fix);
             findings.push(finding.with_objects(other, count));

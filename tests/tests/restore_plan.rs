@@ -331,6 +331,28 @@ fn a_partition_by_the_hash_of_an_enum_does_not_come_alone() {
     assert_eq!(server.psql("all", "select count(*), count(distinct colour) from whole"), "90|3");
 }
 
+/// A policy names its roles whoever owns what, so they are looked for without owners, too.
+#[test]
+fn a_policys_role_is_missed_before_anything_is_made() {
+    let (server, other) = (Server::start(), Server::start());
+    server.create_database("shop");
+    server.psql(
+        "shop",
+        "create role readers; create table t as select 1 as n; alter table t enable row level security;
+         create policy some on t to readers using (n > 0)",
+    );
+    let agent = Setup::new().start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.backup("shop");
+    agent.expect_log("RolesMissing");
+    let reply = restore(&agent, &other, "copy", &["--no-owner", "--wait"]);
+    reply.assert_failed("RolesMissing");
+    assert!(reply.stderr.contains("\"readers\", which policies"), "{}", reply.stderr);
+    assert!(other.databases().is_empty(), "{:?}", other.databases());
+    other.psql("postgres", "create role readers");
+    restore(&agent, &other, "copy", &["--no-owner", "--wait"]).success().job().completed();
+}
+
 /// PostgreSQL drops no database that has a subscription, not even by force.
 #[test]
 fn an_unfinished_database_goes_with_its_subscription() {

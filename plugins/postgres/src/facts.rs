@@ -94,6 +94,9 @@ pub struct Facts {
     /// server has none.
     #[serde(default)]
     pub collations: Vec<String>,
+    /// The roles that policies of row-level security and user mappings name: their statements fail without them, whoever owns what.
+    #[serde(default)]
+    pub named_roles: Vec<String>,
     /// The database's comment, privileges and what else is its own; `None`: the point does not tell.
     #[serde(default)]
     pub itself: Option<Itself>,
@@ -236,6 +239,7 @@ impl Facts {
             snapshot: None,
             tablespaces: surroundings.tablespaces,
             collations: surroundings.collations,
+            named_roles: surroundings.named_roles,
             itself: surroundings.itself,
             warnings: Vec::new(),
             exit_status: None,
@@ -352,6 +356,7 @@ mod tests {
             snapshot: Some(SnapshotFacts { taken: jiff::Timestamp::UNIX_EPOCH, start_lsn: Some("0/1A2B3C4D".into()) }),
             tablespaces: vec!["fast".into()],
             collations: vec!["database (libc, C.UTF-8)".into()],
+            named_roles: vec!["app".into()],
             itself: Some(Itself {
                 comment: Some("it's \\ here".into()),
                 connection_limit: Some(5),

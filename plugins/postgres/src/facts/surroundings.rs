@@ -44,6 +44,12 @@ select unnest(setconfig) from pg_db_role_setting
 where setrole = 0 and setdatabase = (select oid from pg_database where datname = current_database())
 order by 1";
 
+/// PUBLIC is no role. The view leaves out the mappings' options, which are secret.
+const NAMED_ROLES: &str = "
+select rolname::text from pg_roles
+where oid in (select unnest(polroles) from pg_policy) or oid in (select umuser from pg_user_mappings)
+order by 1";
+
 /// Where objects are that are not in the database's own tablespace.
 const TABLESPACES: &str = "
 select spcname::text from pg_tablespace
@@ -58,6 +64,7 @@ pub(super) struct Surroundings {
     pub(super) database_settings: Vec<String>,
     pub(super) tablespaces: Vec<String>,
     pub(super) collations: Vec<String>,
+    pub(super) named_roles: Vec<String>,
     pub(super) itself: Option<Itself>,
 }
 
@@ -70,6 +77,7 @@ impl Surroundings {
             database_settings: told("the database's settings", list(session, DATABASE_SETTINGS, &[]).await),
             tablespaces: told("tablespaces", list(session, TABLESPACES, &[]).await),
             collations: told("collations", list(session, &collations, &[]).await),
+            named_roles: told("roles that policies name", list(session, NAMED_ROLES, &[]).await),
             itself: told("the database's comment and privileges", Itself::gather(session).await.map(Some)),
         }
     }

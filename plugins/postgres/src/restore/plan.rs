@@ -211,11 +211,11 @@ impl Target<'_> {
     }
 
     async fn missing_roles(&self) -> Result<Vec<String>, Problem> {
-        if self.wish.target.no_owner {
-            return Ok(Vec::new());
-        }
         let query = "select name from unnest($1::text[]) name where not exists (select from pg_roles where rolname = name) order by 1";
-        let needed = needed_roles(self.wish.facts, self.wish.choice);
+        let needed = match self.wish.target.no_owner {
+            true => self.wish.facts.named_roles.clone(),
+            false => needed_roles(self.wish.facts, self.wish.choice),
+        };
         let rows = self.ask(self.session.client().query(query, &[&needed])).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -239,6 +239,9 @@ impl Target<'_> {
             }
         };
         let all: Vec<&String> = missing.iter().collect();
+        if self.wish.target.no_owner && !self.wish.target.globals {
+            return vec![self.named(list(&all))];
+        }
         match (self.wish.target.globals, self.wish.globals) {
             (false, None) => vec![blocking(&all, "", None)],
             (false, Some(_)) => {
@@ -271,6 +274,22 @@ impl Target<'_> {
                 findings
             }
         }
+    }
+
+    /// What names roles without owners and privileges. Whether a chosen part has such a thing is not known.
+    fn named(&self, names: Vec<String>) -> Finding {
+        let count = names.len() as u64;
+        let message = format!(
+            "the target server lacks the roles {}, which policies of row-level security or user mappings name",
+            names.join(", ")
+        );
+        let fix =
+            "Create them, NOLOGIN is enough; or leave the tables with such policies out, with --schema or --table.";
+        let finding = match self.wish.choice.is_some_and(|choice| choice.partial) {
+            true => Finding::warning(Reason::RolesMissing, message),
+            false => Finding::blocking(Reason::RolesMissing, message),
+        };
+        finding.with_fix(fix).with_objects(names, count)
     }
 
     /// Who is no superuser can make things another role's only as its member.
@@ -403,7 +422,7 @@ fn needed_roles(facts: &Facts, choice: Option<&Choice>) -> Vec<String> {
         is_read && !owner.starts_with("pg_")
     };
     let owners = choice.into_iter().flat_map(|choice| &choice.owners).filter(is_known);
-    let all: BTreeSet<&String> = facts.roles.iter().chain(owners).collect();
+    let all: BTreeSet<&String> = facts.roles.iter().chain(&facts.named_roles).chain(owners).collect();
     all.into_iter().cloned().collect()
 }
 

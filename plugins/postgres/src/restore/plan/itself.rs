@@ -8,7 +8,7 @@ use vaultferry_plugin_sdk::Finding;
 use vaultferry_proto::{Problem, Reason};
 
 use super::super::itself::{may_own, named};
-use super::Target;
+use super::{Target, first};
 use crate::facts::Itself;
 use crate::quote::identifier;
 
@@ -89,7 +89,7 @@ impl Target<'_> {
             let message = format!(
                 "the target server lacks the roles {}: what the database itself grants them, their settings in it, and that one of them owns \
                  it, are not restored",
-                quoted(&unknown).join(", ")
+                first(&quoted(&unknown))
             );
             let fix = "Create them and restore again, or let the restore make them as the point has them: --globals";
             found.findings.push(partly(message, fix).with_objects(quoted(&unknown), unknown.len() as u64));

@@ -339,7 +339,7 @@ fn a_policys_role_is_missed_before_anything_is_made() {
     server.psql(
         "shop",
         "create role readers; create table t as select 1 as n; alter table t enable row level security;
-         create policy some on t to readers using (n > 0)",
+         create policy read_some on t to readers using (n > 0)",
     );
     let agent = Setup::new().start();
     agent.protect("shop", &server.uri("shop"), server.passfile());

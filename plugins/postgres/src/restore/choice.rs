@@ -252,6 +252,7 @@ fn chosen(toc: &Toc, wanted: &Wanted, choice: &mut Choice) -> Result<Vec<bool>, 
     strewn::refuse_parts(entries, &place, &included)?;
     choice.along = along(entries, &asked, &included, &belongings);
     choice.left_out = left_out.into_iter().map(|index| entries[index].describe()).collect();
+    choice.left_out.extend(mappings(entries, &included));
     if entries.iter().any(|entry| matches!(entry.kind.as_str(), "BLOB" | "BLOBS" | "BLOB METADATA")) {
         choice.left_out.push("all large objects, which belong to no schema and to no table".to_owned());
     }
@@ -267,6 +268,15 @@ fn along(entries: &[Entry], asked: &[bool], included: &[bool], belongings: &[Vec
     let is_home = |entry: &Entry| entry.kind == "SCHEMA" && homes.contains(entry.name.as_str());
     let others = chosen.iter().filter(|at| !asked[**at] && !parts.contains(*at) && !is_home(&entries[**at]));
     others.map(|at| entries[*at].describe()).collect()
+}
+
+/// The user mappings of servers that come with foreign tables: pg_dump does not say what they need, and they hold passwords.
+fn mappings(entries: &[Entry], included: &[bool]) -> Vec<String> {
+    let servers = entries.iter().zip(included).filter(|(entry, included)| **included && entry.kind == "SERVER");
+    let ends: Vec<String> = servers.map(|(entry, _)| format!(" SERVER {}", entry.name)).collect();
+    let is_theirs = |name: &str| ends.iter().any(|end| name.ends_with(end.as_str()));
+    let mappings = entries.iter().filter(|entry| entry.kind == "USER MAPPING" && is_theirs(&entry.name));
+    mappings.map(|entry| entry.name.clone()).collect()
 }
 
 fn refuse_unknown(toc: &Toc, wanted: &Wanted) -> Result<(), Problem> {

@@ -123,6 +123,23 @@ fn rows_that_are_strewn_come_with_all_partitions_or_not_at_all() {
 }
 
 #[test]
+fn a_foreign_table_comes_with_its_server_and_without_its_passwords() {
+    let mut toc = toc();
+    toc.entries.extend([
+        entry(30, "SERVER", "", "far", &[2]),
+        entry(31, "SERVER", "", "so far", &[2]),
+        entry(32, "USER MAPPING", "", "USER MAPPING app SERVER far", &[]),
+        entry(33, "USER MAPPING", "", "USER MAPPING app SERVER so far", &[]),
+        entry(34, "FOREIGN TABLE", "s", "there", &[3, 30]),
+    ]);
+    let choice = choose(&toc, &wanted(&[], &[("s", "there")]), ALL).unwrap();
+    assert_eq!(choice.ids.as_deref(), Some(&[2, 3, 22, 30, 34][..]));
+    assert_eq!(choice.along, ["EXTENSION hstore", "SERVER far"]);
+    assert_eq!(choice.left_out[0], "USER MAPPING app SERVER far");
+    assert_eq!(choice.left_out.len(), 2);
+}
+
+#[test]
 fn a_domain_comes_with_its_checks() {
     let mut toc = toc();
     toc.entries.extend([

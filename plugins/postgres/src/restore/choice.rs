@@ -42,12 +42,23 @@ pub(super) struct Choice {
     pub(super) extensions: BTreeSet<String>,
     /// Who is to own something.
     pub(super) owners: BTreeSet<String>,
+    /// Where something belongs to another than the schema that it lies in.
+    pub(super) guests: BTreeSet<Guest>,
     /// What was not asked for, and comes because what was needs it.
     pub(super) along: Vec<String>,
     /// What is left out although it belongs to what was chosen.
     pub(super) left_out: Vec<String>,
     /// What is left out because this user could not restore it.
     pub(super) forbidden: Vec<String>,
+}
+
+/// A role that owns something in a schema that is another one's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Guest {
+    pub(super) schema: String,
+    /// Whose schema it is; empty when the dump does not make it: `public` above all.
+    pub(super) host: String,
+    pub(super) owner: String,
 }
 
 impl Choice {
@@ -153,6 +164,8 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
         true => vec![true; toc.entries.len()],
         false => chosen(toc, wanted, &mut choice)?,
     };
+    let schemas = toc.entries.iter().filter(|entry| entry.kind == "SCHEMA");
+    let hosts: HashMap<&str, &str> = schemas.map(|schema| (schema.name.as_str(), schema.owner.as_str())).collect();
     let mut ids = Vec::new();
     for (entry, _) in toc.entries.iter().zip(included).filter(|(_, included)| *included) {
         if rules::is_forbidden(entry, rights) {
@@ -172,6 +185,11 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
             !matches!(entry.kind.as_str(), "ACL" | "COMMENT" | "SECURITY LABEL" | "DATABASE" | "DATABASE PROPERTIES");
         if has_owner && !entry.owner.is_empty() {
             choice.owners.insert(entry.owner.clone());
+            let host = hosts.get(entry.schema.as_str()).copied().unwrap_or_default();
+            if !entry.schema.is_empty() && host != entry.owner {
+                let (schema, host, owner) = (entry.schema.clone(), host.to_owned(), entry.owner.clone());
+                choice.guests.insert(Guest { schema, host, owner });
+            }
         }
     }
     if !wanted.is_everything() || !choice.forbidden.is_empty() {

@@ -100,6 +100,7 @@ pub(super) async fn look(
     findings.extend(target.owners().await?);
     findings.extend(target.extensions().await?);
     findings.extend(target.superuser_only().await?);
+    findings.extend(target.guests().await?);
     let tablespaces = target.tablespaces().await?;
     let no_tablespaces = tablespaces.is_some();
     findings.extend(tablespaces);

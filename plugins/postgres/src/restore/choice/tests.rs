@@ -160,6 +160,16 @@ fn who_owns_only_what_is_said_of_a_thing_is_not_needed() {
     }
     let owners = choose(&toc, &wanted(&[], &[("s", "a")]), ALL).unwrap().owners;
     assert!(owners.contains("app") && !owners.contains("commenter") && !owners.contains("granter"), "{owners:?}");
+    let guests = choose(&toc, &wanted(&[], &[("s", "a")]), ALL).unwrap().guests;
+    let guest = |schema: &str, host: &str, owner: &str| Guest {
+        schema: schema.to_owned(),
+        host: host.to_owned(),
+        owner: owner.to_owned(),
+    };
+    assert_eq!(guests, [guest("s", "o", "app")].into());
+    toc.entries.push(entry(40, "TABLE", "public", "t", &[]));
+    let guests = choose(&toc, &wanted(&[], &[("public", "t")]), ALL).unwrap().guests;
+    assert_eq!(guests, [guest("public", "", "o")].into());
 }
 
 /// Every archive names its database, which a restore makes as its own.

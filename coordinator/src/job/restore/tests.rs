@@ -63,10 +63,14 @@ async fn a_cancelled_restore_from_the_archive_cleans_up_once() {
     let archive = archive::store(&store).expect("archive");
     let key = FileKind::Snapshot.key(&Id::of(b"p"));
     archive.put_if_absent(&key, b"a snapshot".as_slice().into()).await.expect("written");
-    tokio::time::pause();
     let cancel = CancellationToken::new();
     let cancels = async {
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        // Until its plugin runs.
+        while jobs.shared.catalog.plugin_processes().await.expect("asked").is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // The plugin hangs in the clean-up as well, for as long as it may.
+        tokio::time::pause();
         cancel.cancel();
     };
     let (ended, ()) = tokio::join!(run(&jobs, &job, &cancel), cancels);

@@ -199,6 +199,8 @@ reasons! {
     RestoreIncomplete => DataLoss, "Restore again with --keep-failed and look at what differs; if it happens again, restore another point and report it.";
     /// A warning: the database is restored, but something that belongs to it was left out or could not be restored.
     PartlyRestored => FailedPrecondition, "Look at what the message names, and make it by hand where it matters.";
+    /// A note of a restore's plan: what was chosen needs these, so they come with it.
+    AlsoRestored => FailedPrecondition, "Nothing, if they are not in the way at the target.";
     /// Owners or grantees of the backed-up objects do not exist on the target server (P19: roles are not restored unless that is asked for).
     RolesMissing => FailedPrecondition, "Create the roles on the target server, or restore without owners and privileges: --no-owner (row-level security policies for a role need that role all the same).";
     /// The target server does not offer an extension of the database.
@@ -212,7 +214,7 @@ reasons! {
     // Restore targets
     /// A file of that name exists in the target.
     TargetExists => FailedPrecondition, "Choose an empty folder or container.";
-    /// The target folder cannot be written, or is full.
+    /// The target folder cannot be written, or is full; or the target server is a standby.
     TargetNotWritable => FailedPrecondition, "Give the agent's user the right and the space to write there, or choose another target.";
     /// The target container is missing, or the credential has no right on it (P77).
     UserErrorContainerNotAccessible => FailedPrecondition, "Create the container, and grant Storage Blob Data Contributor on it (or name a credential that has it with --credential-env).";

@@ -108,6 +108,12 @@ fn what_is_known_of_a_point() {
     let of_database: Vec<&str> =
         facts["database_settings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     assert_eq!(of_database, ["default_text_search_config=german", "work_mem=5MB"]);
+    assert_eq!(
+        facts["itself"]["role_settings"],
+        serde_json::json!([{ "role": "member", "setting": "work_mem=6MB" }]),
+        "{:#}",
+        facts["itself"]
+    );
     assert_eq!(facts["tablespaces"], serde_json::json!(["fast one"]));
     let collations: Vec<&str> =
         facts["collations"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();

@@ -121,6 +121,8 @@ fn a_chosen_table_comes_back_whole_and_alone() {
         "{plan:#}"
     );
     assert_eq!(number(&plan["tables"]), 1, "{plan:#}");
+    let along = finding(&plan, "AlsoRestored")["objects"].as_array().expect("objects");
+    assert!(along.contains(&"FUNCTION public.touch()".into()), "{plan:#}");
     let job = restore(&agent, &server, "one", &[&chosen[..], &["--wait"]].concat()).success().job();
     assert_eq!(job.status(), "CompletedWithWarnings", "{:#}", job.0);
     assert_eq!(reasons_of(&job), ["PartlyRestored"]);
@@ -297,6 +299,58 @@ fn a_partition_comes_back_without_its_table() {
     let both = ["--table", "parts.low", "--table", "public.whole", "--wait"];
     restore(&agent, &server, "both", &both).success();
     assert_eq!(server.psql("both", "select count(*) from whole"), "99");
+}
+
+/// In which partition by the hash of an enum a row lies is new in each database: one alone is refused before anything is made.
+#[test]
+fn a_partition_by_the_hash_of_an_enum_does_not_come_alone() {
+    let server = Server::start();
+    server.create_database("shop");
+    server.psql(
+        "shop",
+        "create type colour as enum ('red', 'green', 'blue');
+         create table whole (id integer, colour colour) partition by hash (colour);
+         create table part_0 partition of whole for values with (modulus 2, remainder 0);
+         create table part_1 partition of whole for values with (modulus 2, remainder 1);
+         insert into whole select i, (array['red', 'green', 'blue'])[1 + i % 3]::colour from generate_series(1, 90) i",
+    );
+    let agent = Setup::new().start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.backup("shop");
+    agent.expect_log("InvalidRequest");
+
+    let one = ["--table", "public.whole", "--table", "public.part_0"];
+    for how in ["--plan", "--wait"] {
+        let reply = restore(&agent, &server, "some", &[&one[..], &[how]].concat());
+        reply.assert_failed("InvalidRequest");
+        assert!(reply.stderr.contains("--table 'public.part_1'"), "{}", reply.stderr);
+    }
+    assert_eq!(server.databases(), ["shop"]);
+    let all = [&one[..], &["--table", "public.part_1", "--wait"]].concat();
+    restore(&agent, &server, "all", &all).success().job().completed();
+    assert_eq!(server.psql("all", "select count(*), count(distinct colour) from whole"), "90|3");
+}
+
+/// A policy names its roles whoever owns what, so they are looked for without owners, too.
+#[test]
+fn a_policys_role_is_missed_before_anything_is_made() {
+    let (server, other) = (Server::start(), Server::start());
+    server.create_database("shop");
+    server.psql(
+        "shop",
+        "create role readers; create table t as select 1 as n; alter table t enable row level security;
+         create policy read_some on t to readers using (n > 0)",
+    );
+    let agent = Setup::new().start();
+    agent.protect("shop", &server.uri("shop"), server.passfile());
+    agent.backup("shop");
+    agent.expect_log("RolesMissing");
+    let reply = restore(&agent, &other, "copy", &["--no-owner", "--wait"]);
+    reply.assert_failed("RolesMissing");
+    assert!(reply.stderr.contains("\"readers\", which policies"), "{}", reply.stderr);
+    assert!(other.databases().is_empty(), "{:?}", other.databases());
+    other.psql("postgres", "create role readers");
+    restore(&agent, &other, "copy", &["--no-owner", "--wait"]).success().job().completed();
 }
 
 /// PostgreSQL drops no database that has a subscription, not even by force.

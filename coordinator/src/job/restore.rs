@@ -148,7 +148,8 @@ async fn after_failure(jobs: &Jobs, job: &Job, problem: Problem) -> Result<End, 
     if !is_cancelled && !died(problem.reason) {
         return Err(problem);
     }
-    match clean_up_all(jobs, job, is_cancelled, stop).await {
+    // The copies out of the archive are gone already, whatever came of the restore.
+    match clean_up_target(jobs, job, is_cancelled, stop).await {
         Ok(()) => Err(problem),
         // The restart finds that the job is being cancelled, and cleans up.
         Err(_) if is_cancelled && stop.is_cancelled() => Ok(End::LeftToRestart),
@@ -245,17 +246,22 @@ pub(crate) fn endpoint_for(vault: &Access, to: &str) -> String {
     }
 }
 
-/// Removes what an interrupted restore has left. A failure says what to remove by hand.
+/// Removes what an interrupted restore has left, in the vault and at its target. A failure says what to remove by hand.
 pub(super) async fn clean_up(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<(), Problem> {
-    clean_up_all(jobs, job, job.status == Status::Cancelling, cancel).await
-}
-
-/// `is_cancelled`: nothing of it is kept, whatever was asked for.
-async fn clean_up_all(jobs: &Jobs, job: &Job, is_cancelled: bool, cancel: &CancellationToken) -> Result<(), Problem> {
     // A vault that does not answer must not keep the target from being cleaned.
     if let Ok(true) = is_archived(&jobs.shared, job, cancel).await {
         maintenance::clean_up_rehydrated(jobs, job).await;
     }
+    clean_up_target(jobs, job, job.status == Status::Cancelling, cancel).await
+}
+
+/// `is_cancelled`: nothing of it is kept, whatever was asked for.
+async fn clean_up_target(
+    jobs: &Jobs,
+    job: &Job,
+    is_cancelled: bool,
+    cancel: &CancellationToken,
+) -> Result<(), Problem> {
     let parts = parts(&jobs.shared, job).await?;
     let target = match parts.target {
         Target::Database(mut target) => {

@@ -110,6 +110,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::RestoreFailed
         | Reason::RestoreIncomplete
         | Reason::PartlyRestored
+        | Reason::AlsoRestored
         | Reason::RolesMissing
         | Reason::ExtensionMissing
         | Reason::LocaleMissing

@@ -45,14 +45,14 @@ use std::collections::{BTreeMap, HashMap};
 use crate::facts::{LargeObjects, TableData};
 
 mod entries;
+pub(crate) mod layout;
 
-use entries::{ENTRY, Entry, HEADER};
+use entries::Entry;
+use layout::{ENTRY, HEAD, HEADER};
 
 /// Entries with data that are kept track of: four times the tables of the largest schemas known, 40 MB.
 pub const ENTRIES_MAX: usize = 200_000;
 
-/// The fixed bytes at the beginning.
-const HEAD: usize = 11;
 /// A number: its sign and `sizeof(int)` bytes, which are four on all of PostgreSQL's platforms.
 const NUMBER: usize = 5;
 /// The longest thing that is read as one: a head. A place has 9 bytes at most.

@@ -22,8 +22,10 @@ use crate::archive::Contents;
 use crate::client::{Major, Program};
 use crate::connection::Session;
 
+mod itself;
 mod surroundings;
 
+pub use itself::{Itself, Privilege, RoleSetting, SecurityLabel};
 pub use surroundings::SETTINGS;
 use surroundings::Surroundings;
 
@@ -43,7 +45,7 @@ pub struct Facts {
     pub format_version: u32,
     /// The database's name.
     pub database: String,
-    /// Who owns it. Not restored.
+    /// Who owns it.
     pub owner: String,
     /// The server's `server_version_num`.
     pub server_version_num: i32,
@@ -92,6 +94,12 @@ pub struct Facts {
     /// server has none.
     #[serde(default)]
     pub collations: Vec<String>,
+    /// The roles that policies of row-level security and user mappings name: their statements fail without them, whoever owns what.
+    #[serde(default)]
+    pub named_roles: Vec<String>,
+    /// The database's comment, privileges and what else is its own; `None`: the point does not tell.
+    #[serde(default)]
+    pub itself: Option<Itself>,
     /// pg_dump's warnings, line by line, and what could not be found out for this file.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -231,6 +239,8 @@ impl Facts {
             snapshot: None,
             tablespaces: surroundings.tablespaces,
             collations: surroundings.collations,
+            named_roles: surroundings.named_roles,
+            itself: surroundings.itself,
             warnings: Vec::new(),
             exit_status: None,
         })
@@ -346,6 +356,14 @@ mod tests {
             snapshot: Some(SnapshotFacts { taken: jiff::Timestamp::UNIX_EPOCH, start_lsn: Some("0/1A2B3C4D".into()) }),
             tablespaces: vec!["fast".into()],
             collations: vec!["database (libc, C.UTF-8)".into()],
+            named_roles: vec!["app".into()],
+            itself: Some(Itself {
+                comment: Some("it's \\ here".into()),
+                connection_limit: Some(5),
+                privileges: Some(vec![Privilege { role: None, privilege: "CONNECT".into(), grantable: false }]),
+                role_settings: vec![RoleSetting { role: "app".into(), setting: "work_mem=1MB".into() }],
+                ..Itself::default()
+            }),
             warnings: vec!["pg_dump: warning: it's late".into()],
             exit_status: Some(0),
         }
@@ -371,6 +389,9 @@ mod tests {
         assert_eq!((facts.roles.as_slice(), facts.extensions.len()), (["app".to_owned()].as_slice(), 1));
         assert_eq!((facts.tables.len(), facts.large_objects, facts.snapshot, facts.exit_status), (0, None, None, None));
         assert!(facts.objects.is_empty() && facts.settings.is_empty() && facts.warnings.is_empty());
+        assert_eq!(facts.itself, None, "not known, which is another thing than nothing");
+        let later = first.replace("\"extensions\"", "\"itself\": {\"a_later_field\": 1}, \"extensions\"");
+        assert_eq!(Facts::from_json(later.as_bytes()).unwrap().itself, Some(Itself::default()));
     }
 
     /// What the size costs first is the layout, then the tables; never more than that, and never the point.

@@ -5,8 +5,9 @@
 //! | look ([`mod@plan`]): name, rights, roles, extensions, a client; what of the dump is restored ([`choice`]) | nothing was touched |
 //! | create `vaultferry_restore_<job>` from template0 ([`database`]) | drop it |
 //! | on request, make the roles that are missing, marked with the job ([`globals`]) | drop the ones with the mark |
+//! | make it its owner's, as the source's is ([`itself`]) | drop it |
 //! | pg_restore into it, from its standard input; what it says is judged by rules ([`rules`]); what extensions want before it ([`extension`]) | drop it |
-//! | compare it with the point ([`check`]); then what extensions want at the end, as their workers may begin to change rows; give it the settings of the source's database | drop it |
+//! | compare it with the point ([`check`]); then what extensions want at the end, as their workers may begin to change rows; give it what was the database's own ([`itself`]) | drop it |
 //! | rename it to the wanted name | last step; when it has happened the restore is complete |
 //! | take the marks off the roles | by the clean-up after a crash: roles that own something stay |
 //!
@@ -36,6 +37,7 @@ mod check;
 mod choice;
 mod database;
 mod globals;
+mod itself;
 mod list;
 mod plan;
 mod rules;
@@ -66,7 +68,7 @@ pub(crate) async fn restore(
     cancel: &CancellationToken,
 ) -> Result<u64, Problem> {
     let looked = Prepared::new(job, target, reporter, cancel).await.map_err(|problem| told(problem, cancel))?;
-    if let Err(problem) = database::create(&looked.server, &looked.session, &looked.temporary, &looked.facts).await {
+    if let Err(problem) = looked.create().await {
         // There is nothing in it to keep, if it is there at all.
         return Err(looked.remove(told(problem, cancel), target, reporter).await);
     }
@@ -188,6 +190,8 @@ struct Prepared {
     globals: Option<Globals>,
     missing_roles: Vec<String>,
     no_tablespaces: bool,
+    /// The database's own.
+    tablespace: Option<String>,
     restorer: Restorer,
     temporary: String,
 }
@@ -231,9 +235,16 @@ impl Prepared {
             globals: read.globals,
             missing_roles: look.missing_roles,
             no_tablespaces: look.no_tablespaces,
+            tablespace: look.tablespace,
             restorer: look.restorer.ok_or_else(missing)?,
             temporary,
         })
+    }
+
+    /// Makes the new database, empty.
+    async fn create(&self) -> Result<(), Problem> {
+        let tablespace = self.tablespace.as_deref();
+        database::create(&self.server, &self.session, &self.temporary, &self.facts, tablespace).await
     }
 
     /// Fills the new database, checks it, and gives it its name.
@@ -247,6 +258,11 @@ impl Prepared {
             reporter.phase("making roles");
             let made = globals::create(&self.session, globals, &self.missing_roles, &self.job_id, cancel).await?;
             warn_all(reporter, made).await;
+        }
+        if !self.partial && !target.no_owner {
+            let (name, owner) = (&target.database, &self.facts.owner);
+            let warnings = itself::give_owner(&self.session, &self.temporary, name, owner, cancel).await?;
+            warn_all(reporter, warnings).await;
         }
         let hooks = self.hooks();
         let before: Vec<&str> = hooks.iter().flat_map(|hook| hook.before_restore).copied().collect();
@@ -270,8 +286,9 @@ impl Prepared {
             run_all(&inside, &after, cancel).await?;
         }
         if !self.partial {
-            let warnings = settings::apply(&inside, &self.temporary, &self.facts.database_settings, cancel).await?;
-            warn_all(reporter, warnings).await;
+            let (name, no_owner) = (&target.database, target.no_owner);
+            let filled = itself::Filled { session: &inside, temporary: &self.temporary, name, no_owner };
+            warn_all(reporter, itself::apply(filled, &self.facts, cancel).await?).await;
         }
         // Nobody may be in it when it gets its name.
         drop(inside);

@@ -1,7 +1,8 @@
-//! The head of an archive and its table of contents: see [`super`].
+//! The head of an archive and its table of contents, read as they pass: see [`super`].
 
 use std::mem;
 
+use super::layout::{ENTRY, Field, HEADER, Head, Meaning, Shape};
 use super::{Awaited, Data, ENTRIES_MAX, NUMBER, OUT_OF_PLACE, Part, Reader, Why, number, split};
 use crate::facts::TableData;
 
@@ -11,97 +12,6 @@ const NAME_MAX: usize = 1024;
 /// The longest kind, and how many there may be; pg_dump knows some 60, of up to 25 letters.
 const KIND_MAX: usize = 64;
 const KINDS_MAX: usize = 256;
-
-const MAJOR: u8 = 1;
-/// Minor versions that are understood.
-const OLDEST: u8 = 12;
-const NEWEST: u8 = 16;
-/// `archCustom`
-const CUSTOM: u8 = 1;
-
-/// What follows what, and in which minor versions.
-pub(super) struct Field {
-    meaning: Meaning,
-    shape: Shape,
-    since: u8,
-    until: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
-    Nothing,
-    Compression,
-    Count,
-    Id,
-    HasData,
-    Oid,
-    Tag,
-    Kind,
-    Schema,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    Byte,
-    Number,
-    Text,
-    /// Up to a null.
-    Texts,
-    Place,
-}
-
-const fn field(meaning: Meaning, shape: Shape) -> Field {
-    Field { meaning, shape, since: OLDEST, until: NEWEST }
-}
-
-const fn since(since: u8, meaning: Meaning, shape: Shape) -> Field {
-    Field { meaning, shape, since, until: NEWEST }
-}
-
-/// What comes between the fixed bytes and the entries.
-pub(super) const HEADER: &[Field] = &[
-    Field { meaning: Meaning::Compression, shape: Shape::Number, since: OLDEST, until: 14 },
-    since(15, Meaning::Compression, Shape::Byte),
-    // The time, in seven numbers.
-    field(Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Number),
-    // The database, the server's version, pg_dump's.
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Count, Shape::Number),
-];
-
-/// One entry.
-pub(super) const ENTRY: &[Field] = &[
-    field(Meaning::Id, Shape::Number),
-    field(Meaning::HasData, Shape::Number),
-    // The catalog's oid, and the object's.
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Oid, Shape::Text),
-    field(Meaning::Tag, Shape::Text),
-    field(Meaning::Kind, Shape::Text),
-    // The section.
-    field(Meaning::Nothing, Shape::Number),
-    // Three statements: to make it, to drop it, to fill it.
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Schema, Shape::Text),
-    // Tablespace, access method, relkind, owner, "with oids".
-    field(Meaning::Nothing, Shape::Text),
-    since(14, Meaning::Nothing, Shape::Text),
-    since(16, Meaning::Nothing, Shape::Number),
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Nothing, Shape::Text),
-    field(Meaning::Nothing, Shape::Texts),
-    field(Meaning::Nothing, Shape::Place),
-];
 
 /// What is kept of an entry while it is read.
 #[derive(Debug, Default)]
@@ -128,13 +38,8 @@ impl Part {
 
 impl Reader {
     pub(super) fn head(&mut self, word: &[u8]) -> Result<(), Why> {
-        let [b'P', b'G', b'D', b'M', b'P', major, minor, _, int_size, place_size, format] = *word else {
-            return Err("it does not begin as an archive does");
-        };
-        if major != MAJOR || !(OLDEST..=NEWEST).contains(&minor) {
-            return Err("the version of its format is not known here");
-        }
-        if usize::from(int_size) + 1 != NUMBER || !(1..=8).contains(&place_size) || format != CUSTOM {
+        let Head { minor, number_size, place_size } = Head::read(word)?;
+        if usize::from(number_size) + 1 != NUMBER {
             return Err("it was written on a strange machine, or in another format");
         }
         self.minor = minor;
@@ -162,7 +67,7 @@ impl Reader {
                 part = Part::Entry(0);
                 continue;
             };
-            if (field.since..=field.until).contains(&self.minor) {
+            if field.is_in(self.minor) {
                 self.part = part;
                 self.awaited = Awaited::Word(match field.shape {
                     Shape::Byte => 1,
@@ -293,7 +198,7 @@ impl Reader {
 
     pub(super) fn text<'a>(&mut self, left: u32, bytes: &'a [u8]) -> Result<&'a [u8], Why> {
         let (now, rest, left) = split(bytes, left);
-        if self.meaning() != Meaning::Nothing {
+        if matches!(self.meaning(), Meaning::Tag | Meaning::Kind | Meaning::Schema | Meaning::Oid) {
             let room = NAME_MAX - self.kept.len();
             self.kept.extend_from_slice(&now[..now.len().min(room)]);
             self.overlong |= now.len() > room;

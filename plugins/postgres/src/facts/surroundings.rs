@@ -1,10 +1,11 @@
-//! What is around a database and matters to whoever restores it: settings, tablespaces, collations.
+//! What is around a database and matters to whoever restores it: settings, tablespaces, collations, what is the database's own.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 
+use super::Itself;
 use crate::client::Major;
 use crate::connection::Session;
 
@@ -43,7 +44,13 @@ select unnest(setconfig) from pg_db_role_setting
 where setrole = 0 and setdatabase = (select oid from pg_database where datname = current_database())
 order by 1";
 
-/// Where objects are that are not in the database's own tablespace. That one is no business of a restore, which makes a database of its own.
+/// PUBLIC is no role. The view leaves out the mappings' options, which are secret.
+const NAMED_ROLES: &str = "
+select rolname::text from pg_roles
+where oid in (select unnest(polroles) from pg_policy) or oid in (select umuser from pg_user_mappings)
+order by 1";
+
+/// Where objects are that are not in the database's own tablespace.
 const TABLESPACES: &str = "
 select spcname::text from pg_tablespace
 where spcname not in ('pg_default', 'pg_global')
@@ -57,6 +64,8 @@ pub(super) struct Surroundings {
     pub(super) database_settings: Vec<String>,
     pub(super) tablespaces: Vec<String>,
     pub(super) collations: Vec<String>,
+    pub(super) named_roles: Vec<String>,
+    pub(super) itself: Option<Itself>,
 }
 
 impl Surroundings {
@@ -68,6 +77,8 @@ impl Surroundings {
             database_settings: told("the database's settings", list(session, DATABASE_SETTINGS, &[]).await),
             tablespaces: told("tablespaces", list(session, TABLESPACES, &[]).await),
             collations: told("collations", list(session, &collations, &[]).await),
+            named_roles: told("roles that policies name", list(session, NAMED_ROLES, &[]).await),
+            itself: told("the database's comment and privileges", Itself::gather(session).await.map(Some)),
         }
     }
 }

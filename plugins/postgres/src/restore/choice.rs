@@ -3,7 +3,9 @@
 //! Invariants:
 //! - A chosen table comes with its rows, indexes, constraints, triggers, rules, policies, statistics, comments, privileges and sequences.
 //! - What a chosen thing needs comes with it (types, functions, extensions, its schema), but never another table or view: what needs one
-//!   that was not chosen, a foreign key above all, is left out and told. A chosen table that cannot be made without is an error.
+//!   that was not chosen, a foreign key above all, is left out and told. A chosen table that cannot be made without is an error, and so are
+//!   rows that can only come back with other tables ([`strewn`]).
+//! - What pg_dump does not know to be needed does not come: what the bodies of functions name.
 //! - `pg_restore --table` alone would do none of this: it restores no index and no constraint.
 //! - The order is the dump's own.
 
@@ -15,6 +17,8 @@ use vaultferry_proto::{Problem, Reason};
 use super::rules;
 use super::toc::{Entry, Toc};
 use crate::facts::TableData;
+
+mod strewn;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,10 +42,23 @@ pub(super) struct Choice {
     pub(super) extensions: BTreeSet<String>,
     /// Who is to own something.
     pub(super) owners: BTreeSet<String>,
+    /// Where something belongs to another than the schema that it lies in.
+    pub(super) guests: BTreeSet<Guest>,
+    /// What was not asked for, and comes because what was needs it.
+    pub(super) along: Vec<String>,
     /// What is left out although it belongs to what was chosen.
     pub(super) left_out: Vec<String>,
     /// What is left out because this user could not restore it.
     pub(super) forbidden: Vec<String>,
+}
+
+/// A role that owns something in a schema that is another one's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Guest {
+    pub(super) schema: String,
+    /// Whose schema it is; empty when the dump does not make it: `public` above all.
+    pub(super) host: String,
+    pub(super) owner: String,
 }
 
 impl Choice {
@@ -147,6 +164,8 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
         true => vec![true; toc.entries.len()],
         false => chosen(toc, wanted, &mut choice)?,
     };
+    let schemas = toc.entries.iter().filter(|entry| entry.kind == "SCHEMA");
+    let hosts: HashMap<&str, &str> = schemas.map(|schema| (schema.name.as_str(), schema.owner.as_str())).collect();
     let mut ids = Vec::new();
     for (entry, _) in toc.entries.iter().zip(included).filter(|(_, included)| *included) {
         if rules::is_forbidden(entry, rights) {
@@ -166,6 +185,11 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
             !matches!(entry.kind.as_str(), "ACL" | "COMMENT" | "SECURITY LABEL" | "DATABASE" | "DATABASE PROPERTIES");
         if has_owner && !entry.owner.is_empty() {
             choice.owners.insert(entry.owner.clone());
+            let host = hosts.get(entry.schema.as_str()).copied().unwrap_or_default();
+            if !entry.schema.is_empty() && host != entry.owner {
+                let (schema, host, owner) = (entry.schema.clone(), host.to_owned(), entry.owner.clone());
+                choice.guests.insert(Guest { schema, host, owner });
+            }
         }
     }
     if !wanted.is_everything() || !choice.forbidden.is_empty() {
@@ -243,11 +267,34 @@ fn chosen(toc: &Toc, wanted: &Wanted, choice: &mut Choice) -> Result<Vec<bool>, 
         waiting.extend(&belongings[index]);
         waiting.extend(schemas.get(entry.schema.as_str()));
     }
+    strewn::refuse_parts(entries, &place, &included)?;
+    choice.along = along(entries, &asked, &included, &belongings);
     choice.left_out = left_out.into_iter().map(|index| entries[index].describe()).collect();
+    choice.left_out.extend(mappings(entries, &included));
     if entries.iter().any(|entry| matches!(entry.kind.as_str(), "BLOB" | "BLOBS" | "BLOB METADATA")) {
         choice.left_out.push("all large objects, which belong to no schema and to no table".to_owned());
     }
     Ok(included)
+}
+
+/// What is included for what it is to others: neither asked for, nor a part of something that is included, nor the schema that it lies in.
+fn along(entries: &[Entry], asked: &[bool], included: &[bool], belongings: &[Vec<usize>]) -> Vec<String> {
+    let chosen: Vec<usize> = (0..entries.len()).filter(|at| included[*at]).collect();
+    let parts: BTreeSet<usize> = chosen.iter().flat_map(|at| &belongings[*at]).copied().collect();
+    let asked_for = chosen.iter().filter(|at| asked[**at]);
+    let homes: BTreeSet<&str> = asked_for.map(|at| entries[*at].schema.as_str()).collect();
+    let is_home = |entry: &Entry| entry.kind == "SCHEMA" && homes.contains(entry.name.as_str());
+    let others = chosen.iter().filter(|at| !asked[**at] && !parts.contains(*at) && !is_home(&entries[**at]));
+    others.map(|at| entries[*at].describe()).collect()
+}
+
+/// The user mappings of servers that come with foreign tables: pg_dump does not say what they need, and they hold passwords.
+fn mappings(entries: &[Entry], included: &[bool]) -> Vec<String> {
+    let servers = entries.iter().zip(included).filter(|(entry, included)| **included && entry.kind == "SERVER");
+    let ends: Vec<String> = servers.map(|(entry, _)| format!(" SERVER {}", entry.name)).collect();
+    let is_theirs = |name: &str| ends.iter().any(|end| name.ends_with(end.as_str()));
+    let mappings = entries.iter().filter(|entry| entry.kind == "USER MAPPING" && is_theirs(&entry.name));
+    mappings.map(|entry| entry.name.clone()).collect()
 }
 
 fn refuse_unknown(toc: &Toc, wanted: &Wanted) -> Result<(), Problem> {
@@ -277,178 +324,4 @@ fn cannot_stand_alone(entry: &Entry, needed: Option<&Entry>) -> Problem {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::toc::tests::entry;
-    use super::*;
-
-    const ALL: rules::Rights = rules::Rights { superuser: true, owns_public: true };
-
-    /// Two tables in two schemas: the first has a sequence, an index, a type of its own and a foreign key to the second.
-    fn toc() -> Toc {
-        Toc {
-            entries: vec![
-                entry(1, "ENCODING", "", "ENCODING", &[]),
-                entry(2, "EXTENSION", "", "hstore", &[]),
-                entry(3, "SCHEMA", "", "s", &[]),
-                entry(4, "SCHEMA", "", "other", &[]),
-                entry(5, "TYPE", "other", "kind", &[4]),
-                entry(6, "TABLE", "s", "a", &[3, 5, 2]),
-                entry(7, "SEQUENCE", "s", "a_id_seq", &[3, 6]),
-                entry(8, "SEQUENCE OWNED BY", "s", "a_id_seq", &[7, 6]),
-                entry(9, "TABLE", "other", "b", &[4]),
-                entry(10, "VIEW", "s", "seen", &[3, 6]),
-                entry(11, "SEQUENCE", "s", "alone", &[3]),
-                entry(12, "DEFAULT", "s", "a id", &[6, 7]),
-                entry(13, "TABLE DATA", "s", "a", &[6]),
-                entry(14, "TABLE DATA", "other", "b", &[9]),
-                entry(15, "SEQUENCE SET", "s", "a_id_seq", &[7]),
-                entry(16, "CONSTRAINT", "s", "a a_pkey", &[6]),
-                entry(17, "CONSTRAINT", "other", "b b_pkey", &[9]),
-                entry(18, "INDEX", "s", "a_v", &[6]),
-                entry(19, "FK CONSTRAINT", "s", "a a_b_fkey", &[6, 17, 9]),
-                entry(20, "COMMENT", "s", "TABLE a", &[6]),
-                entry(21, "ACL", "s", "TABLE a", &[6]),
-                entry(22, "COMMENT", "", "EXTENSION hstore", &[2]),
-                entry(23, "BLOBS", "", "BLOBS", &[]),
-            ],
-        }
-    }
-
-    fn wanted(schemas: &[&str], tables: &[(&str, &str)]) -> Wanted {
-        Wanted {
-            schemas: schemas.iter().map(|name| (*name).to_owned()).collect(),
-            tables: tables.iter().map(|(schema, name)| ((*schema).to_owned(), (*name).to_owned())).collect(),
-        }
-    }
-
-    #[test]
-    fn a_table_comes_with_all_that_belongs_to_it_and_nothing_else() {
-        let choice = choose(&toc(), &wanted(&[], &[("s", "a")]), ALL).unwrap();
-        let ids = [2, 3, 4, 5, 6, 7, 8, 12, 13, 15, 16, 18, 20, 21, 22];
-        assert_eq!(choice.ids.as_deref(), Some(&ids[..]));
-        assert_eq!(choice.tables.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["a"]);
-        assert_eq!(choice.left_out[0], "FK CONSTRAINT s.a a_b_fkey");
-        assert!(choice.left_out[1].contains("large objects"), "{choice:?}");
-        assert_eq!(choice.left_out.len(), 2);
-        // With the other table the key comes, too.
-        let both = choose(&toc(), &wanted(&[], &[("s", "a"), ("other", "b")]), ALL).unwrap();
-        assert!(both.ids.unwrap().contains(&19));
-        assert_eq!(both.left_out.len(), 1);
-    }
-
-    /// As pg_dump since 14 writes partitions: made by themselves, attached afterwards.
-    #[test]
-    fn a_partition_comes_without_its_table() {
-        let mut toc = toc();
-        toc.entries.extend([
-            entry(30, "TABLE", "other", "whole", &[4]),
-            entry(31, "TABLE", "s", "part", &[3, 30]),
-            entry(32, "TABLE ATTACH", "s", "part", &[31, 30]),
-            entry(33, "TABLE DATA", "s", "part", &[31]),
-            entry(34, "CONSTRAINT", "other", "whole whole_pkey", &[30]),
-            entry(35, "CONSTRAINT", "s", "part part_pkey", &[31, 34]),
-            entry(36, "INDEX ATTACH", "s", "part_pkey", &[35, 34]),
-            entry(37, "TABLE", "s", "heir", &[3, 30]),
-        ]);
-        let choice = choose(&toc, &wanted(&[], &[("s", "part")]), ALL).unwrap();
-        assert_eq!(choice.ids.as_deref(), Some(&[3, 31, 33, 35][..]));
-        assert_eq!(choice.left_out[..2], ["TABLE ATTACH s.part", "INDEX ATTACH s.part_pkey"]);
-        let schema = choose(&toc, &wanted(&["s"], &[]), ALL).unwrap();
-        assert!([31, 33, 35].iter().all(|id| schema.ids.as_ref().is_some_and(|ids| ids.contains(id))), "{schema:?}");
-        let both = choose(&toc, &wanted(&[], &[("s", "part"), ("other", "whole")]), ALL).unwrap();
-        assert_eq!(both.ids.as_deref(), Some(&[3, 4, 30, 31, 32, 33, 34, 35, 36][..]));
-        // What inherits is no partition: it is nothing without the other.
-        let problem = choose(&toc, &wanted(&[], &[("s", "heir")]), ALL).unwrap_err();
-        assert!(problem.message.contains("TABLE other.whole"), "{problem}");
-    }
-
-    #[test]
-    fn a_domain_comes_with_its_checks() {
-        let mut toc = toc();
-        toc.entries.extend([
-            entry(30, "DOMAIN", "other", "positive", &[4]),
-            entry(31, "TABLE", "s", "amounts", &[3, 30]),
-            entry(32, "CHECK CONSTRAINT", "other", "positive positive_check", &[30]),
-        ]);
-        let choice = choose(&toc, &wanted(&[], &[("s", "amounts")]), ALL).unwrap();
-        assert_eq!(choice.ids.as_deref(), Some(&[3, 4, 30, 31, 32][..]));
-    }
-
-    #[test]
-    fn who_owns_only_what_is_said_of_a_thing_is_not_needed() {
-        let mut toc = toc();
-        for (id, owner) in [(6, "app"), (20, "commenter"), (21, "granter")] {
-            let entry = toc.entries.iter_mut().find(|entry| entry.id == id).unwrap();
-            entry.owner = owner.to_owned();
-        }
-        let owners = choose(&toc, &wanted(&[], &[("s", "a")]), ALL).unwrap().owners;
-        assert!(owners.contains("app") && !owners.contains("commenter") && !owners.contains("granter"), "{owners:?}");
-    }
-
-    /// Every archive names its database, which a restore makes as its own.
-    #[test]
-    fn who_owns_nothing_but_the_database_is_not_needed() {
-        let mut toc = toc();
-        toc.entries.push(entry(40, "DATABASE", "", "shop", &[]));
-        for (id, owner) in [(6, "app"), (40, "dba")] {
-            let entry = toc.entries.iter_mut().find(|entry| entry.id == id).unwrap();
-            entry.owner = owner.to_owned();
-        }
-        let owners = choose(&toc, &wanted(&[], &[]), ALL).unwrap().owners;
-        assert!(owners.contains("app") && !owners.contains("dba"), "{owners:?}");
-    }
-
-    #[test]
-    fn a_table_that_was_read_under_another_name_is_filled_with_everything() {
-        let table = TableData { schema: "s".into(), name: "Käufer".into(), rows: 1, bytes: 1 };
-        let filled = |wanted: &Wanted| choose(&toc(), wanted, ALL).unwrap().fills(&table);
-        assert!(filled(&Wanted::default()) && !filled(&wanted(&["s"], &[])));
-    }
-
-    #[test]
-    fn a_schema_comes_with_all_that_is_in_it() {
-        let choice = choose(&toc(), &wanted(&["s"], &[]), ALL).unwrap();
-        let ids = choice.ids.unwrap();
-        assert!([6, 7, 10, 11, 13, 18].iter().all(|id| ids.contains(id)), "{ids:?}");
-        assert!(![9, 14, 17, 19].iter().any(|id| ids.contains(id)), "{ids:?}");
-        assert_eq!(choice.counts["TABLE"], 1);
-    }
-
-    #[test]
-    fn a_view_without_its_table_is_refused_or_left_out() {
-        let problem = choose(&toc(), &wanted(&[], &[("s", "seen")]), ALL).unwrap_err();
-        assert_eq!(problem.reason, Reason::InvalidRequest);
-        assert!(problem.message.contains("VIEW s.seen") && problem.message.contains("TABLE s.a"), "{problem}");
-        let mut toc = toc();
-        toc.entries.push(entry(24, "VIEW", "s", "far", &[3, 9]));
-        let choice = choose(&toc, &wanted(&["s"], &[]), ALL).unwrap();
-        assert!(choice.left_out.contains(&"VIEW s.far".to_owned()), "{choice:?}");
-    }
-
-    #[test]
-    fn everything_needs_no_list_unless_something_is_forbidden() {
-        let choice = choose(&toc(), &Wanted::default(), ALL).unwrap();
-        assert_eq!((choice.ids, choice.counts["TABLE"]), (None, 2));
-        let nobody = rules::Rights { superuser: false, owns_public: true };
-        let choice = choose(&toc(), &Wanted::default(), nobody).unwrap();
-        assert_eq!(choice.forbidden, ["COMMENT EXTENSION hstore"]);
-        assert_eq!(choice.ids.map(|ids| ids.len()), Some(22));
-    }
-
-    #[test]
-    fn what_is_not_there_is_named() {
-        let problem = choose(&toc(), &wanted(&["S"], &[("s", "A")]), ALL).unwrap_err();
-        assert!(problem.message.contains("no schema S, no table s.A"), "{problem}");
-    }
-
-    #[test]
-    fn names_are_split_as_in_sql() {
-        let two = |schema: &str, name: &str| Some((schema.to_owned(), name.to_owned()));
-        assert_eq!(split("public.sales"), two("public", "sales"));
-        assert_eq!(split("\"quo\"\"te\".\"a.b\""), two("quo\"te", "a.b"));
-        assert_eq!(split("한글.표 1"), two("한글", "표 1"));
-        for bad in ["", "sales", ".sales", "public.", "a.b.c", "\"a.b", "a.\"b"] {
-            assert_eq!(split(bad), None, "{bad}");
-        }
-    }
-}
+mod tests;

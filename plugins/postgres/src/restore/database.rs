@@ -37,10 +37,19 @@ do $$ declare s name; begin
     end loop;
 end $$";
 
-/// Makes the database `name`, empty, with the source's encoding and locale. When it fails in time, nothing was made; after a timeout that is
-/// not known, but the server does not go on with it.
-pub(super) async fn create(server: &Server, session: &Session, name: &str, facts: &Facts) -> Result<(), Problem> {
-    let statement = create_statement(name, facts, session.major())?;
+/// Makes the database `name`, empty, with the source's encoding and locale, in `tablespace` or the server's default one. When it fails in time,
+/// nothing was made; after a timeout that is not known, but the server does not go on with it.
+pub(super) async fn create(
+    server: &Server,
+    session: &Session,
+    name: &str,
+    facts: &Facts,
+    tablespace: Option<&str>,
+) -> Result<(), Problem> {
+    let mut statement = create_statement(name, facts, session.major())?;
+    if let Some(tablespace) = tablespace {
+        statement.push_str(&format!(" tablespace {}", quote::identifier(tablespace)));
+    }
     let too_late = || Problem::new(Reason::RestoreFailed, "the server did not create a database in time");
     let asked = session.client().query_one("select pg_backend_pid()", &[]);
     let process: i32 = match tokio::time::timeout(CREATE_TIMEOUT, asked).await {
@@ -117,10 +126,16 @@ pub(super) fn provider(facts: &Facts) -> (&'static str, Option<&'static str>, u3
 /// Why a server of this version cannot compare texts as the source does; `None` when it can.
 pub(super) fn provider_problem(facts: &Facts, target: Major) -> Option<Problem> {
     let (provider, locale_option, since) = provider(facts);
+    let locale = facts.locale.as_deref().unwrap_or_default();
+    let (what, since) = match facts.locale_provider {
+        LocaleProvider::Icu if facts.icu_rules.is_some() => (format!("{provider} with rules of its own"), 16),
+        LocaleProvider::Builtin if locale == "PG_UNICODE_FAST" => (format!("{provider}'s {locale}"), 18),
+        LocaleProvider::Libc | LocaleProvider::Icu | LocaleProvider::Builtin => (provider.to_owned(), since),
+    };
     if target >= Major::new(since) || locale_option.is_none() {
         return None;
     }
-    let message = format!("the database compares texts by {provider}, which a server of version {target} cannot");
+    let message = format!("the database compares texts by {what}, which a server of version {target} cannot");
     let fix = format!("Restore to a server of version {since} or newer.");
     Some(Problem::new(Reason::LocaleMissing, message).with_fix(fix))
 }

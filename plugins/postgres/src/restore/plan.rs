@@ -25,6 +25,9 @@ use crate::quote::identifier;
 use crate::settings::Settings;
 use crate::uri::Host;
 
+mod itself;
+mod superuser;
+
 /// What of the target and its user is asked at once.
 const ABOUT: &str = "
 select current_user::text, rolsuper, rolcreatedb, rolcreaterole, pg_is_in_recovery(),
@@ -63,6 +66,8 @@ pub(super) struct Look {
     pub(super) missing_roles: Vec<String>,
     /// Something lay in a tablespace that the target lacks.
     pub(super) no_tablespaces: bool,
+    /// Where the database itself is to be; `None`: the server's default.
+    pub(super) tablespace: Option<String>,
 }
 
 /// Asks who the user is, and whether the name is free.
@@ -94,9 +99,17 @@ pub(super) async fn look(
     findings.extend(target.roles(&missing));
     findings.extend(target.owners().await?);
     findings.extend(target.extensions().await?);
+    findings.extend(target.superuser_only().await?);
+    findings.extend(target.guests().await?);
     let tablespaces = target.tablespaces().await?;
     let no_tablespaces = tablespaces.is_some();
     findings.extend(tablespaces);
+    let known = |role: &String| wish.globals.is_some_and(|globals| globals.has(role));
+    let mut missing_roles: Vec<String> = missing.into_iter().filter(known).collect();
+    let made: &[String] = if wish.target.globals { &missing_roles } else { &[] };
+    let itself = target.itself(made).await?;
+    findings.extend(itself.findings);
+    missing_roles.extend(itself.roles);
     findings.extend(target.left_out());
     let at_least = wish.facts.pg_dump_major()?;
     let restorer = match client::choose_restorer(at_least, session.major(), settings, cancel).await {
@@ -107,9 +120,7 @@ pub(super) async fn look(
             None
         }
     };
-    let known = |role: &String| wish.globals.is_some_and(|globals| globals.has(role));
-    let missing_roles = missing.into_iter().filter(known).collect();
-    Ok(Look { findings, restorer, missing_roles, no_tablespaces })
+    Ok(Look { findings, restorer, missing_roles, no_tablespaces, tablespace: itself.tablespace })
 }
 
 /// Bytes that the target needs, about; 0: not known.
@@ -201,11 +212,11 @@ impl Target<'_> {
     }
 
     async fn missing_roles(&self) -> Result<Vec<String>, Problem> {
-        if self.wish.target.no_owner {
-            return Ok(Vec::new());
-        }
         let query = "select name from unnest($1::text[]) name where not exists (select from pg_roles where rolname = name) order by 1";
-        let needed = needed_roles(self.wish.facts, self.wish.choice);
+        let needed = match self.wish.target.no_owner {
+            true => self.wish.facts.named_roles.clone(),
+            false => needed_roles(self.wish.facts, self.wish.choice),
+        };
         let rows = self.ask(self.session.client().query(query, &[&needed])).await?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
@@ -229,6 +240,9 @@ impl Target<'_> {
             }
         };
         let all: Vec<&String> = missing.iter().collect();
+        if self.wish.target.no_owner && !self.wish.target.globals {
+            return vec![self.named(list(&all))];
+        }
         match (self.wish.target.globals, self.wish.globals) {
             (false, None) => vec![blocking(&all, "", None)],
             (false, Some(_)) => {
@@ -263,6 +277,22 @@ impl Target<'_> {
         }
     }
 
+    /// What names roles without owners and privileges. Whether a chosen part has such a thing is not known.
+    fn named(&self, names: Vec<String>) -> Finding {
+        let count = names.len() as u64;
+        let message = format!(
+            "the target server lacks the roles {}, which policies of row-level security or user mappings name",
+            names.join(", ")
+        );
+        let fix =
+            "Create them, NOLOGIN is enough; or leave the tables with such policies out, with --schema or --table.";
+        let finding = match self.wish.choice.is_some_and(|choice| choice.partial) {
+            true => Finding::warning(Reason::RolesMissing, message),
+            false => Finding::blocking(Reason::RolesMissing, message),
+        };
+        finding.with_fix(fix).with_objects(names, count)
+    }
+
     /// Who is no superuser can make things another role's only as its member.
     async fn owners(&self) -> Result<Option<Finding>, Problem> {
         let Some(choice) = self.wish.choice.filter(|_| !self.wish.target.no_owner && !self.user.rights.superuser)
@@ -295,7 +325,7 @@ impl Target<'_> {
         let is_made = |name: &str| self.wish.choice.is_none_or(|choice| choice.extensions.contains(name));
         let wanted: Vec<_> = self.wish.facts.extensions.iter().filter(|extension| is_made(&extension.name)).collect();
         let names: Vec<&str> = wanted.iter().map(|extension| extension.name.as_str()).collect();
-        let query = "select name::text, version from pg_available_extension_versions where name = any($1::text[])";
+        let query = "select name::text, coalesce(default_version, '') from pg_available_extensions where name = any($1::text[])";
         let rows = match self.ask(self.session.client().query(query, &[&names])).await {
             Ok(rows) => rows,
             // The server reads the control files of all extensions for it, and one that it cannot read ends the query. pg_restore will tell.
@@ -325,7 +355,7 @@ impl Target<'_> {
             .collect();
         if !other.is_empty() {
             let count = other.len() as u64;
-            let message = "the target server offers other versions of some extensions, and gets the ones that it makes by default";
+            let message = "the target server makes other versions of some extensions";
             let fix = "Look whether what you use of them is the same there; ALTER EXTENSION name UPDATE TO 'version' changes it afterwards.";
             let finding = Finding::warning(Reason::ExtensionMissing, message).with_fix(fix);
             findings.push(finding.with_objects(other, count));
@@ -334,7 +364,8 @@ impl Target<'_> {
     }
 
     async fn tablespaces(&self) -> Result<Option<Finding>, Problem> {
-        let query = "select name from unnest($1::text[]) name where not exists (select from pg_tablespace where spcname = name) order by 1";
+        let query = "select name from unnest($1::text[]) name where not exists \
+             (select from pg_tablespace where spcname = name and has_tablespace_privilege(oid, 'CREATE')) order by 1";
         let rows = self.ask(self.session.client().query(query, &[&self.wish.facts.tablespaces])).await?;
         if rows.is_empty() {
             return Ok(None);
@@ -342,10 +373,10 @@ impl Target<'_> {
         let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         let count = names.len() as u64;
         let message = format!(
-            "the target server lacks the tablespaces {}: everything comes into the default one",
+            "the target server lacks the tablespaces {}, or this user may not use them: everything comes into the default one",
             names.join(", ")
         );
-        let fix = "To keep them, create them before the restore: CREATE TABLESPACE name LOCATION 'folder';";
+        let fix = "To keep them, create them before the restore: CREATE TABLESPACE name LOCATION 'folder'; or GRANT CREATE ON TABLESPACE …";
         Ok(Some(Finding::warning(Reason::PartlyRestored, message).with_fix(fix).with_objects(names, count)))
     }
 
@@ -365,9 +396,17 @@ impl Target<'_> {
         let others = [
             finding(&choice.left_out, &left_out, fix),
             finding(&choice.forbidden, &forbidden, "If they matter, write them as a superuser after the restore."),
+            along(&choice.along),
         ];
         others.into_iter().flatten().collect()
     }
+}
+
+/// What comes with what was chosen.
+fn along(names: &[String]) -> Option<Finding> {
+    let message = format!("what was chosen needs these, and they come with it: {}", first(names));
+    let finding = Finding::warning(Reason::AlsoRestored, message);
+    (!names.is_empty()).then(|| finding.with_objects(names.to_vec(), names.len() as u64))
 }
 
 /// As many names as a finding keeps.
@@ -384,7 +423,7 @@ fn needed_roles(facts: &Facts, choice: Option<&Choice>) -> Vec<String> {
         is_read && !owner.starts_with("pg_")
     };
     let owners = choice.into_iter().flat_map(|choice| &choice.owners).filter(is_known);
-    let all: BTreeSet<&String> = facts.roles.iter().chain(owners).collect();
+    let all: BTreeSet<&String> = facts.roles.iter().chain(&facts.named_roles).chain(owners).collect();
     all.into_iter().cloned().collect()
 }
 

@@ -40,6 +40,13 @@ fn the_new_database_gets_the_locale_of_the_source() {
     let statement = create_statement("n", &icu, Major::new(17)).unwrap();
     assert_eq!(statement, format!("{old} locale_provider icu icu_locale 'ko-KR'"));
     assert_eq!(create_statement("n", &icu, Major::new(14)).unwrap_err().reason, Reason::LocaleMissing);
+    // What an older version would leave out, or not know.
+    let rules = Facts { icu_rules: Some("&a < g".to_owned()), ..icu };
+    assert_eq!(create_statement("n", &rules, Major::new(15)).unwrap_err().reason, Reason::LocaleMissing);
+    assert!(create_statement("n", &rules, Major::new(16)).unwrap().ends_with(" icu_rules '&a < g'"));
+    let fast = facts(LocaleProvider::Builtin, Some("PG_UNICODE_FAST"));
+    assert_eq!(create_statement("n", &fast, Major::new(17)).unwrap_err().reason, Reason::LocaleMissing);
+    assert!(create_statement("n", &fast, Major::new(18)).is_ok());
     let builtin = facts(LocaleProvider::Builtin, Some("C.UTF-8"));
     assert_eq!(create_statement("n", &builtin, Major::new(16)).unwrap_err().reason, Reason::LocaleMissing);
 }

@@ -1,28 +1,21 @@
 //! The table of contents at the beginning of a dump in pg_dump's custom format: what is in it, and what needs what.
 //!
-//! ```text
-//! "PGDMP" major minor revision  int size  offset size  format 1
-//! [since 1.15: compression, a byte | before: compression level, an int]
-//! seven ints of the time   name of the database   version of the server   version of pg_dump
-//! count  entry*
-//! entry: id  has data  class (text)  oid (text)  tag  kind  section  definition  drop  copy  schema  tablespace
-//!        [since 1.14: access method]  [since 1.16: relation kind, an int]  owner  with oids (text)
-//!        ids of what it needs, each as a text, ended by a missing one   offset: a flag and `offset size` bytes
-//! int: a byte for the sign, `int size` bytes, the lowest first     text: an int for its length, below 0 when missing; bytes
-//! ```
-//! As `ReadHead` and `ReadToc` of PostgreSQL's `pg_backup_archiver.c` and `_ReadExtraToc` of `pg_backup_custom.c` read it, for the
-//! formats 1.12 (pg_dump 9.0 to 10) to 1.16 (since 17).
+//! The format is drawn in [`crate::archive`], and its fields are listed in [`crate::archive::layout`]. That one reads a dump as it passes and
+//! counts; this one reads what a vault gives, up to the table's end, and keeps who owns and who needs what.
 //!
 //! Invariants:
 //! - Nothing behind the table is read, and definitions are passed over: memory goes with the number of entries and their names.
-//! - Bytes that are not as above end the reading with [`io::ErrorKind::InvalidData`]; no length of theirs is trusted beyond its limit.
+//! - Bytes that are not as drawn end the reading with [`io::ErrorKind::InvalidData`]; no length of theirs is trusted beyond its limit.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Formats that are known, as (minor, revision is of no matter); the major one is 1.
-const MINORS: std::ops::RangeInclusive<u8> = 12..=16;
+use crate::archive::layout::{ENTRY, HEAD, HEADER, Head, Meaning, Shape};
+use crate::quote::identifier;
+
+/// What pg_dump writes in the place of a definition when it fills a partition through the whole table: `dumpTableData` in `pg_dump.c`.
+const THROUGH_ROOT: &[u8; 27] = b"-- load via partition root ";
 /// Longest text that is kept: names of functions carry their arguments.
 const KEPT_MAX: u64 = 1 << 20;
 /// Longest text that is passed over: PostgreSQL's own limit of a value.
@@ -37,7 +30,7 @@ pub(super) struct Toc {
 }
 
 /// One thing of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Entry {
     /// Unique in its dump, above 0.
     pub(super) id: i32,
@@ -51,6 +44,8 @@ pub(super) struct Entry {
     pub(super) owner: String,
     /// The ids of what it needs; some may not be in the dump.
     pub(super) needs: Vec<i32>,
+    /// The rows of a partition that come back through the whole table, as in which partition one lies is new in each database.
+    pub(super) through_root: bool,
 }
 
 impl Entry {
@@ -61,37 +56,34 @@ impl Entry {
             schema => format!("{} {schema}.{}", self.kind, self.name),
         }
     }
+
+    /// A table's name with its schema, as `--table` takes it.
+    pub(super) fn qualified(&self) -> String {
+        let part = |name: &str| if name.contains(['.', '"']) { identifier(name) } else { name.to_owned() };
+        format!("{}.{}", part(&self.schema), part(&self.name))
+    }
 }
 
 /// Reads the table.
 pub(super) async fn read(input: &mut (impl AsyncRead + Unpin)) -> io::Result<Toc> {
-    let mut magic = [0; 5];
-    input.read_exact(&mut magic).await?;
-    if &magic != b"PGDMP" {
-        return Err(strange("it is no archive of pg_dump"));
-    }
-    let mut head = [0; 6];
+    let mut head = [0; HEAD];
     input.read_exact(&mut head).await?;
-    let [major, minor, _revision, int_size, offset_size, format] = head;
-    if major != 1 || !MINORS.contains(&minor) || format != 1 {
-        return Err(strange(&format!("its format is {major}.{minor}, kind {format}")));
+    let Head { minor, number_size, place_size } = Head::read(&head).map_err(strange)?;
+    if !(1..=8).contains(&number_size) {
+        return Err(strange("its numbers have a strange size"));
     }
-    if !(1..=8).contains(&int_size) || offset_size > 32 {
-        return Err(strange("its numbers have strange sizes"));
+    let mut reader = Reader { input, minor, number_size: usize::from(number_size), place_size: u64::from(place_size) };
+    let mut count = 0;
+    for field in HEADER {
+        if !field.is_in(minor) {
+            continue;
+        }
+        if field.meaning == Meaning::Count {
+            count = reader.int().await?;
+        } else {
+            reader.pass_field(field.shape).await?;
+        }
     }
-    let mut reader = Reader { input, minor, int_size: usize::from(int_size), offset_size: u64::from(offset_size) };
-    if minor >= 15 {
-        reader.pass(1).await?;
-    } else {
-        reader.int().await?;
-    }
-    for _ in 0..7 {
-        reader.int().await?;
-    }
-    for _ in 0..3 {
-        reader.pass_text().await?;
-    }
-    let count = reader.int().await?;
     if !(0..=ENTRIES_MAX).contains(&count) {
         return Err(strange("it says to have a strange number of entries"));
     }
@@ -109,48 +101,70 @@ fn strange(what: &str) -> io::Error {
 struct Reader<'a, R> {
     input: &'a mut R,
     minor: u8,
-    int_size: usize,
-    offset_size: u64,
+    number_size: usize,
+    place_size: u64,
 }
 
 impl<R: AsyncRead + Unpin> Reader<'_, R> {
     async fn entry(&mut self) -> io::Result<Entry> {
-        let id = i32::try_from(self.int().await?).ok().filter(|id| *id > 0);
-        let id = id.ok_or_else(|| strange("an entry has a strange id"))?;
-        // Whether it has data, its class and its oid.
-        self.int().await?;
-        self.pass_text().await?;
-        self.pass_text().await?;
-        let name = self.text().await?.unwrap_or_default();
-        let kind = self.text().await?.unwrap_or_default();
-        // The section; then the statements that make it, drop it and fill it.
-        self.int().await?;
-        for _ in 0..3 {
-            self.pass_text().await?;
+        let mut entry = Entry::default();
+        for field in ENTRY {
+            if !field.is_in(self.minor) {
+                continue;
+            }
+            match field.meaning {
+                Meaning::Id => {
+                    let id = i32::try_from(self.int().await?).ok().filter(|id| *id > 0);
+                    entry.id = id.ok_or_else(|| strange("an entry has a strange id"))?;
+                }
+                Meaning::Tag => entry.name = self.text().await?.unwrap_or_default(),
+                Meaning::Kind => entry.kind = self.text().await?.unwrap_or_default(),
+                Meaning::Definition => entry.through_root = self.is_through_root().await?,
+                Meaning::Schema => entry.schema = self.text().await?.unwrap_or_default(),
+                Meaning::Owner => entry.owner = self.text().await?.unwrap_or_default(),
+                Meaning::Needs => {
+                    while let Some(text) = self.text().await? {
+                        let id = text.trim().parse::<i32>();
+                        entry.needs.push(id.map_err(|_| strange("an entry needs something without a number"))?);
+                    }
+                }
+                Meaning::Nothing | Meaning::Compression | Meaning::Count | Meaning::HasData | Meaning::Oid => {
+                    self.pass_field(field.shape).await?;
+                }
+            }
         }
-        let schema = self.text().await?.unwrap_or_default();
-        // The tablespace.
-        self.pass_text().await?;
-        if self.minor >= 14 {
-            self.pass_text().await?;
+        Ok(entry)
+    }
+
+    async fn pass_field(&mut self, shape: Shape) -> io::Result<()> {
+        match shape {
+            Shape::Byte => self.pass(1).await,
+            Shape::Number => self.int().await.map(drop),
+            Shape::Text => self.pass_text().await,
+            Shape::Texts => {
+                while let Some(length) = self.length(PASSED_MAX).await? {
+                    self.pass(length).await?;
+                }
+                Ok(())
+            }
+            Shape::Place => self.pass(1 + self.place_size).await,
         }
-        if self.minor >= 16 {
-            self.int().await?;
-        }
-        let owner = self.text().await?.unwrap_or_default();
-        self.pass_text().await?;
-        let mut needs = Vec::new();
-        while let Some(text) = self.text().await? {
-            needs.push(text.trim().parse::<i32>().map_err(|_| strange("an entry needs something without a number"))?);
-        }
-        self.pass(1 + self.offset_size).await?;
-        Ok(Entry { id, kind, schema, name, owner, needs })
+    }
+
+    /// Reads a definition.
+    async fn is_through_root(&mut self) -> io::Result<bool> {
+        let Some(length) = self.length(PASSED_MAX).await? else { return Ok(false) };
+        let mut bytes = [0; THROUGH_ROOT.len()];
+        let begin = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len());
+        self.input.read_exact(&mut bytes[..begin]).await?;
+        self.pass(length - begin as u64).await?;
+        Ok(&bytes == THROUGH_ROOT)
     }
 
     async fn int(&mut self) -> io::Result<i64> {
         let negative = self.input.read_u8().await? != 0;
         let mut bytes = [0; 8];
-        self.input.read_exact(&mut bytes[..self.int_size]).await?;
+        self.input.read_exact(&mut bytes[..self.number_size]).await?;
         let value = i64::try_from(u64::from_le_bytes(bytes)).map_err(|_| strange("a number is too large"))?;
         Ok(if negative { -value } else { value })
     }
@@ -194,11 +208,12 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::archive::layout::MINORS;
 
     /// An entry as the tests of the choice need it.
     pub(in crate::restore) fn entry(id: i32, kind: &str, schema: &str, name: &str, needs: &[i32]) -> Entry {
         let (kind, schema, name) = (kind.to_owned(), schema.to_owned(), name.to_owned());
-        Entry { id, kind, schema, name, owner: "o".to_owned(), needs: needs.to_vec() }
+        Entry { id, kind, schema, name, owner: "o".to_owned(), needs: needs.to_vec(), through_root: false }
     }
 
     fn int(out: &mut Vec<u8>, value: i32) {
@@ -234,7 +249,8 @@ pub(super) mod tests {
                 text(&mut out, Some(value));
             }
             int(&mut out, 2);
-            for value in [Some("create …"), Some("drop …"), None] {
+            let made = if entry.through_root { "-- load via partition root public.whole" } else { "create …" };
+            for value in [Some(made), Some("drop …"), None] {
                 text(&mut out, value);
             }
             text(&mut out, Some(&entry.schema));
@@ -259,7 +275,8 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn what_pg_dump_writes_is_read_in_all_formats() {
-        let entries = [entry(215, "TABLE", "public", "표 1", &[6, 3]), entry(6, "SCHEMA", "", "s", &[])];
+        let rows = Entry { through_root: true, ..entry(300, "TABLE DATA", "public", "표 1", &[215]) };
+        let entries = [entry(215, "TABLE", "public", "표 1", &[6, 3]), entry(6, "SCHEMA", "", "s", &[]), rows];
         for minor in MINORS {
             let mut bytes = archive(minor, &entries);
             bytes.extend_from_slice(b"data");

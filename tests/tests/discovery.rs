@@ -186,6 +186,23 @@ fn containers_of_a_subscription_are_found_over_all_pages() {
     assert!(text.contains("azure://backups/web") && text.contains("westeurope"), "{text}");
 }
 
+/// More than a list had room for once: names alone are kept of each page, and all of them are told.
+#[test]
+fn very_many_containers_are_found_page_by_page() {
+    let arm = FakeArm::start();
+    arm.pages_of(5000);
+    let names: Vec<String> = (0..12_001).map(|number| format!("c-{number:06}")).collect();
+    arm.add_account("backups", "westeurope", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let agent = agent(&arm, Setup::new());
+    let found = agent.cli_json(&[&["discover", "containers"], &ASK[..]].concat()).success().json();
+    let found = array(&found["containers"]);
+    assert_eq!(found.len(), names.len());
+    let told = found.iter().map(|container| container["name"].as_str().unwrap_or_default());
+    assert!(told.eq(names.iter().map(String::as_str)), "they are in another order");
+    // The accounts, and seven pages of 2,000 at most.
+    assert_eq!(arm.calls().len(), 1 + 7, "{:?}", arm.calls());
+}
+
 #[test]
 fn containers_of_an_account_are_listed_with_its_credential_and_without_the_vaults_own() {
     let azurite = azurite::Server::start();

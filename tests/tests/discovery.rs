@@ -104,6 +104,40 @@ fn one_server_that_cannot_be_asked_does_not_hide_the_others() {
     assert_eq!(servers[1]["state"], "Ready");
 }
 
+/// The server's list is told, its databases' extensions are not: each says why, and the command fails.
+#[test]
+fn extensions_that_no_database_tells_are_a_failure_with_its_reason() {
+    let server = Server::start();
+    server.create_database("shop");
+    // Whoever may connect is no obstacle in the server's list. The list itself is read in a template, which it leaves out.
+    server.psql(
+        "template1",
+        "create role visitor login password 'a-password'; alter database shop connection limit 0;
+         alter database postgres connection limit 0",
+    );
+    let agent = Setup::new().start();
+    let passfile = agent.write("passfile-visitor", "*:*:*:*:a-password\n").display().to_string();
+    let uri = format!("postgres://visitor@127.0.0.1:{}/template1", server.port());
+    let list = ["discover", "postgres", &uri, "--passfile", &passfile];
+    agent.cli_json(&list).success();
+    let with_extensions = [&list[..], &["--extensions"]].concat();
+    let reply = agent.cli_json(&with_extensions);
+    reply.assert_failed("UserErrorServerConnectionClosed");
+    assert!(reply.stderr.contains("none of its 2 databases"), "{}", reply.stderr);
+    let databases = array(&reply.json()["servers"][0]["sources"]);
+    for database in &databases {
+        let why = database["extensions_problem"]["message"].as_str().unwrap_or_default();
+        assert!(why.contains("too many connections for database"), "{database:#}");
+    }
+    let text = agent.cli(&with_extensions);
+    assert_eq!(text.code, 1);
+    assert!(text.stdout.contains("not known: UserErrorServerConnectionClosed"), "{}", text.stdout);
+    // One that tells is enough.
+    server.psql("template1", "alter database shop connection limit -1");
+    let text = agent.cli(&with_extensions).success().stdout;
+    assert!(text.contains("plpgsql 1.0") && text.contains("not known: "), "{text}");
+}
+
 #[test]
 fn what_azure_refuses_has_a_reason_and_a_fix() {
     let (server, arm) = (Server::start(), FakeArm::start());

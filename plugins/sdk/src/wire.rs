@@ -242,6 +242,7 @@ pub fn discovered_to(discovered: Discovered) -> proto::DiscoverResponse {
         allows_connections: source.allows_connections,
         obstacle: source.obstacle.map(warning_to),
         extensions: Vec::new(),
+        extensions_problem: None,
     });
     proto::DiscoverResponse { sources: sources.collect(), server_identity, server_name, server_version, replica }
 }

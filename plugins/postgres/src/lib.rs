@@ -37,8 +37,8 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::azure::Scope;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Discovered, FoundServer, Reporter, RestoreJob, RestorePlan, RestoreTarget, ServerLogin,
-    Source, Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, FormerBackup, FoundServer, Reporter, RestoreJob, RestorePlan, RestoreTarget,
+    ServerLogin, Source, Validated, Workload, files,
 };
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::writer::Staged;
@@ -68,7 +68,17 @@ impl Workload for Postgres {
         settings_json: &str,
         cancel: &CancellationToken,
     ) -> Result<Validated, Problem> {
-        validate::validate(&source, settings_json, cancel).await
+        validate::validate(&source, settings_json, None, cancel).await
+    }
+
+    async fn validate_again(
+        &self,
+        source: Source,
+        settings_json: &str,
+        former: FormerBackup,
+        cancel: &CancellationToken,
+    ) -> Result<Validated, Problem> {
+        validate::validate(&source, settings_json, Some(former), cancel).await
     }
 
     async fn discover(

@@ -32,5 +32,6 @@ pub use serve::{serve, serve_router};
 pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
-    FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify, Workload,
+    FormerBackup, FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess,
+    Verify, Workload,
 };

@@ -95,9 +95,12 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         &self,
         request: Request<proto::ValidateRequest>,
     ) -> Result<Response<proto::ValidateResponse>, Status> {
-        let (source, settings_json) = wire::validate_from(request.into_inner())?;
+        let (source, settings_json, former) = wire::validate_from(request.into_inner())?;
         let cancel = self.runner.cancellation();
-        let validated = self.workload.validate(source, &settings_json, &cancel).await?;
+        let validated = match former {
+            None => self.workload.validate(source, &settings_json, &cancel).await?,
+            Some(former) => self.workload.validate_again(source, &settings_json, former, &cancel).await?,
+        };
         Ok(Response::new(wire::validated_to(validated)))
     }
 

@@ -17,8 +17,8 @@ use crate::azure::containers::Container;
 use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, SourceCost, Warning};
 use crate::workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FoundServer, RestoreJob,
-    RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FormerBackup,
+    FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
@@ -42,9 +42,13 @@ fn non_empty(text: String, name: &str) -> Result<String, Problem> {
     if text.is_empty() { Err(invalid(format!("the request lacks {name}"))) } else { Ok(text) }
 }
 
-/// The parts of a validate request: the source and the settings.
-pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String), Problem> {
-    Ok((source_from(required(request.source, "source")?)?, request.settings_json))
+/// The parts of a validate request: the source, the settings, and what its last backup took.
+pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String, Option<FormerBackup>), Problem> {
+    let former = request.former.map(|former| FormerBackup {
+        source_bytes: former.source_bytes,
+        snapshot_held: Duration::from_millis(former.snapshot_held_ms),
+    });
+    Ok((source_from(required(request.source, "source")?)?, request.settings_json, former))
 }
 
 /// The parts of a discover request: the server and the settings, and whether the sources' extensions are asked for.

@@ -205,7 +205,7 @@ async fn extensions_that_are_not_known_have_a_reason() {
 #[tokio::test]
 async fn failures_have_reasons_even_a_panic() {
     let mut fixture = fixture().await;
-    let request = proto::ValidateRequest { source: backup("").source, settings_json: String::new() };
+    let request = proto::ValidateRequest { source: backup("").source, settings_json: String::new(), former: None };
     let problem = Problem::from_status(&fixture.client.validate(request).await.unwrap_err(), Reason::PluginCrashed);
     assert_eq!(problem, Problem::new(Reason::UserErrorDBNotFound, "x://y").with_fix("the fix"));
     let mut events = fixture.client.backup(backup("panic")).await.unwrap().into_inner();

@@ -179,6 +179,14 @@ impl Kind {
         }
     }
 
+    /// What owners of such objects make with them, in the plural. A table's key is often a sequence.
+    fn made_with_it(self) -> &'static [&'static str] {
+        match self {
+            Self::Tables => &["TABLES", "SEQUENCES"],
+            Self::Sequences => &["SEQUENCES"],
+        }
+    }
+
     fn plural(self) -> &'static str {
         match self {
             Self::Tables => "TABLES",
@@ -235,7 +243,8 @@ fn usage_fix(asker: &Asker, found: &Found) -> String {
     format!("{}{statement}", asker.heading())
 }
 
-/// Also for what the same owners will make there: a table that is made tomorrow must not break tomorrow's backup.
+/// Also for what the same owners will make there: a table that is made tomorrow, and the sequence of its key, must not break tomorrow's
+/// backup.
 fn select_fix(asker: &Asker, kind: Kind, found: &Found, makers: &[Maker]) -> String {
     let (role, singular, plural) = (quote::identifier(&asker.role), kind.singular(), kind.plural());
     let all = |what: &str| {
@@ -252,19 +261,21 @@ fn select_fix(asker: &Asker, kind: Kind, found: &Found, makers: &[Maker]) -> Str
             for_each(&all(&query), &asker.role)
         }
     };
-    let default = |Maker { schema, owner }: &Maker| {
-        format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON {plural} TO {role};")
-    };
-    let later = makers.iter().map(default).collect::<Vec<_>>().join("\n");
-    let later = if later.len() <= LIST_MAX {
-        later
-    } else {
+    let later = kind.made_with_it().iter().map(|plural| {
+        let default = |Maker { schema, owner }: &Maker| {
+            format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON {plural} TO {role};")
+        };
+        let each = makers.iter().map(default).collect::<Vec<_>>().join("\n");
+        if each.len() <= LIST_MAX / 2 {
+            return each;
+        }
         let query = format!(
             "format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I GRANT SELECT ON {plural} TO %I', \
              pg_get_userbyid(c.relowner), n.nspname, {{role}})"
         );
         for_each(&all(&query), &asker.role)
-    };
+    });
+    let later = later.collect::<Vec<_>>().join("\n");
     format!("{}{now}\n{later}", asker.heading())
 }
 
@@ -341,7 +352,8 @@ mod tests {
             select_fix(&asker(13), Kind::Tables, &tables, &makers[..1]),
             format!(
                 "{heading}GRANT SELECT ON TABLE public.a, \"S\".b TO \"back \"\"up\"\"\";\n\
-                 ALTER DEFAULT PRIVILEGES FOR ROLE app IN SCHEMA public GRANT SELECT ON TABLES TO \"back \"\"up\"\"\";"
+                 ALTER DEFAULT PRIVILEGES FOR ROLE app IN SCHEMA public GRANT SELECT ON TABLES TO \"back \"\"up\"\"\";\n\
+                 ALTER DEFAULT PRIVILEGES FOR ROLE app IN SCHEMA public GRANT SELECT ON SEQUENCES TO \"back \"\"up\"\"\";"
             )
         );
         let many = select_fix(&asker(10), Kind::Sequences, &found(&["public.a"], 7), &makers);

@@ -104,6 +104,23 @@ fn one_server_that_cannot_be_asked_does_not_hide_the_others() {
     assert_eq!(servers[1]["state"], "Ready");
 }
 
+/// What a managed service keeps for itself is nobody's to back up; a database that is only called so is.
+#[test]
+fn a_managed_services_own_databases_are_left_out() {
+    let server = Server::start();
+    server.psql("postgres", "create role rdsadmin");
+    for database in ["rdsadmin", "azure_sys"] {
+        server.create_database(database);
+    }
+    server.psql("postgres", "alter database rdsadmin owner to rdsadmin");
+    let agent = Setup::new().start();
+    let (uri, passfile) = (server.uri("postgres"), server.passfile().display().to_string());
+    let found = agent.cli_json(&["discover", "postgres", &uri, "--passfile", &passfile]).success().json();
+    let databases = array(&found["servers"][0]["sources"]);
+    let names: Vec<&Value> = databases.iter().map(|database| &database["name"]).collect();
+    assert_eq!(names, ["azure_sys", "postgres"]);
+}
+
 /// The server's list is told, its databases' extensions are not: each says why, and the command fails.
 #[test]
 fn extensions_that_no_database_tells_are_a_failure_with_its_reason() {

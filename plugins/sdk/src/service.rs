@@ -67,7 +67,9 @@ impl<W: Workload> Service<W> {
         for index in waiting {
             let message =
                 format!("its extensions were not told within {} s, for all sources", EXTENSIONS_LIMIT.as_secs());
-            sources[index].extensions_problem = Some(warning(Problem::new(Reason::PluginTimeout, message)));
+            let fix = "Look at the server: what keeps logins waiting there? Then ask again.";
+            let problem = Problem::new(Reason::PluginTimeout, message).with_fix(fix);
+            sources[index].extensions_problem = Some(warning(problem));
         }
     }
 }

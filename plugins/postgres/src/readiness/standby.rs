@@ -92,6 +92,8 @@ pub(super) async fn cancels(session: &Session, asker: &Asker, expected: &Expecte
 
 fn too_short(patience: &Patience, managed: Managed, host: &str, expected: &Expected) -> Option<Finding> {
     let Patience { streams, feedback, interval_s, .. } = *patience;
+    // Aurora's readers receive nothing: they have the storage in common with their writer, and one setting.
+    let streams = streams || managed == Managed::Amazon;
     let (setting, delay_ms) = match streams {
         true => ("max_standby_streaming_delay", patience.streaming_ms),
         false => ("max_standby_archive_delay", patience.archive_ms),
@@ -232,6 +234,15 @@ mod tests {
         ] {
             assert_eq!(told(&good, 36_000), None, "{good:?}");
         }
+        // Aurora has no receiver, and one setting.
+        let expected = Expected { held: Duration::from_secs(36_000), how: "so".to_owned() };
+        let reader = Patience { streams: false, streaming_ms: 14_000, ..patience() };
+        let reader = too_short(&reader, Managed::Amazon, "h", &expected).unwrap();
+        assert!(reader.message.contains("for 14 s (max_standby_streaming_delay)"), "{reader:?}");
+        assert!(
+            reader.fix.contains("aws rds") && reader.fix.contains("max_standby_streaming_delay = 72000000"),
+            "{reader:?}"
+        );
         // Feedback that nobody sends, or that nobody receives, is none.
         let silent = told(&Patience { feedback: true, interval_s: 0, ..patience() }, 36_000).unwrap();
         assert!(silent.fix.contains("SET wal_receiver_status_interval = 10;"), "{silent:?}");

@@ -67,8 +67,8 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
     let answer = client.sources().discover_sources(request).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
     context.output.message(&answer, |response| text::discovered(&response.servers))?;
-    let untold = |server| text::untold(server).map(|problem| (server, problem));
-    let mut problems: Vec<(&wire::DiscoveredServer, Problem)> = answer.servers.iter().filter_map(untold).collect();
+    let told = answer.servers.iter().filter_map(|server| text::untold(server).map(|problem| (server, problem)));
+    let mut problems: Vec<(&wire::DiscoveredServer, Problem)> = told.collect();
     if problems.len() <= 1 {
         return problems.pop().map_or(Ok(Outcome::Done), |(_, problem)| Err(problem));
     }

@@ -131,12 +131,14 @@ impl Asker {
         );
         let row = session.client().query_one(&query, &[]).await?;
         let size: i64 = row.try_get(2)?;
-        let administrators: Option<String> = row.try_get(6)?;
+        let (superuser, administrators): (bool, Option<String>) = (row.try_get(4)?, row.try_get(6)?);
+        // Whoever is one at a server with such a role has brought the role there: no service has superusers.
+        let administrators = administrators.filter(|_| !superuser);
         Ok(Self {
             role: row.try_get(0)?,
             database: row.try_get(1)?,
             major: session.major(),
-            superuser: row.try_get(4)?,
+            superuser,
             inherits: row.try_get(5)?,
             standby: row.try_get(3)?,
             size: u64::try_from(size).unwrap_or_default(),

@@ -37,8 +37,8 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::azure::Scope;
 use vaultferry_plugin_sdk::{
-    BackupJob, CleanUpJob, Discovered, FormerBackup, FoundServer, Reporter, RestoreJob, RestorePlan, RestoreTarget,
-    ServerLogin, Source, Validated, Workload, files,
+    BackupJob, CleanUpJob, Discovered, FoundServer, Reporter, RestoreJob, RestorePlan, RestoreTarget, ServerLogin,
+    Source, Validated, Workload, files,
 };
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::writer::Staged;
@@ -75,7 +75,7 @@ impl Workload for Postgres {
         &self,
         source: Source,
         settings_json: &str,
-        former: FormerBackup,
+        former: vaultferry_plugin_sdk::workload::FormerBackup,
         cancel: &CancellationToken,
     ) -> Result<Validated, Problem> {
         validate::validate(&source, settings_json, Some(former), cancel).await

@@ -10,7 +10,8 @@
 //! Nobody can look at a database without logging in to it: those faults are the problems of [`Server::connect`].
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::{Finding, FormerBackup};
+use vaultferry_plugin_sdk::Finding;
+use vaultferry_plugin_sdk::workload::FormerBackup;
 use vaultferry_proto::{Problem, Reason};
 
 use crate::client::{self, Kind, Major, Program};

@@ -1,7 +1,8 @@
 //! The answer to "is it ready?" (P36): see [`crate::readiness`].
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::{FormerBackup, Source, Validated};
+use vaultferry_plugin_sdk::workload::FormerBackup;
+use vaultferry_plugin_sdk::{Source, Validated};
 use vaultferry_proto::Problem;
 
 use crate::connection::Server;

@@ -32,6 +32,5 @@ pub use serve::{serve, serve_router};
 pub use service::service;
 pub use workload::{
     BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
-    FormerBackup, FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess,
-    Verify, Workload,
+    FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify, Workload,
 };

@@ -8,9 +8,9 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use vaultferry_proto::Problem;
 use vaultferry_proto::plugin::v1 as proto;
 use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPlugin;
-use vaultferry_proto::{Problem, Reason};
 
 use crate::report::SourceCost;
 use crate::runner::{Event, Runner};
@@ -68,7 +68,7 @@ impl<W: Workload> Service<W> {
             let message =
                 format!("its extensions were not told within {} s, for all sources", EXTENSIONS_LIMIT.as_secs());
             let fix = "Look at the server: what keeps logins waiting there? Then ask again.";
-            let problem = Problem::new(Reason::PluginTimeout, message).with_fix(fix);
+            let problem = Problem::new(vaultferry_proto::Reason::PluginTimeout, message).with_fix(fix);
             sources[index].extensions_problem = Some(warning(problem));
         }
     }

@@ -17,8 +17,8 @@ use crate::azure::containers::Container;
 use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, SourceCost, Warning};
 use crate::workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FormerBackup,
-    FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FoundServer, RestoreJob,
+    RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
@@ -43,8 +43,10 @@ fn non_empty(text: String, name: &str) -> Result<String, Problem> {
 }
 
 /// The parts of a validate request: the source, the settings, and what its last backup took.
-pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String, Option<FormerBackup>), Problem> {
-    let former = request.former.map(|former| FormerBackup {
+pub fn validate_from(
+    request: proto::ValidateRequest,
+) -> Result<(Source, String, Option<crate::workload::FormerBackup>), Problem> {
+    let former = request.former.map(|former| crate::workload::FormerBackup {
         source_bytes: former.source_bytes,
         snapshot_held: Duration::from_millis(former.snapshot_held_ms),
     });

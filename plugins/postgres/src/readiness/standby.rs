@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use tokio_postgres::Error;
-use vaultferry_plugin_sdk::{Finding, FormerBackup};
+use vaultferry_plugin_sdk::Finding;
+use vaultferry_plugin_sdk::workload::FormerBackup;
 use vaultferry_proto::Reason;
 
 use super::Asker;

@@ -5,6 +5,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint, Server};
+use vaultferry_proto::Reason;
 use vaultferry_proto::plugin::v1::backup_event::Event as Sent;
 use vaultferry_proto::plugin::v1::workload_plugin_client::WorkloadPluginClient;
 use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPluginServer;

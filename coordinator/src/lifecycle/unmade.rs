@@ -99,8 +99,9 @@ pub(crate) async fn give_up_all(shared: &Shared, cancel: &CancellationToken) {
 /// The instances that have a store, as one listing tells. `None`: each is to be asked by itself, because there is but one, or because the
 /// credential may not list an account's containers.
 async fn stores(shared: &Shared, count: usize, cancel: &CancellationToken) -> Result<Option<HashSet<String>>, Error> {
-    // An empty mount point has no vault's record, and no instances.
+    // An empty mount point has no vault's record, and no instances; another vault that is mounted there has other ones.
     admin::open(&shared.vault.open_root()?, cancel).await?;
+    crate::owner::check(&shared.vault, &shared.agent_id, cancel).await?;
     if count < 2 {
         return Ok(None);
     }
@@ -114,7 +115,7 @@ async fn stores(shared: &Shared, count: usize, cancel: &CancellationToken) -> Re
 
 /// May be repeated: a record that says so already is left as it is.
 async fn take_back(shared: &Shared, instance: &Instance, cancel: &CancellationToken) -> Result<(), Error> {
-    // Each of them, as a vault may change hands between two.
+    // Before each record, as a vault may change hands between two.
     crate::owner::check(&shared.vault, &shared.agent_id, cancel).await?;
     let store = shared.vault.open_instance(&instance.id)?;
     let newest = match admin::newest_instance(&store, cancel).await {
@@ -237,8 +238,8 @@ mod tests {
         assert!(shared.catalog.unmade_instances().await.expect("unmade").is_empty());
         assert_eq!(counted.listings.load(Ordering::Relaxed), 1);
         assert_eq!(*counted.opened.lock().expect("no panic"), [begun[0].id.clone()]);
-        // The vault's record, and who owns it.
-        assert_eq!((root.calls(Operation::Get), root.calls(Operation::List)), (2, 1));
+        // The vault's record, and who owns it: at first, and before a record is written.
+        assert_eq!((root.calls(Operation::Get), root.calls(Operation::List)), (3, 2));
         let store = shared.vault.open_instance(&begun[0].id).expect("store");
         let (_, newest) = admin::newest_instance(&store, &cancel).await.expect("read").expect("a record");
         assert!(matches!(newest.protection, Protection::Purged { .. }), "{newest:?}");

@@ -178,6 +178,8 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     let caught_up = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
     wait_for("the standby to have it all", SOON, || (standby.psql("postgres", &caught_up) == "t").then_some(()));
     standby.psql("postgres", "alter system set max_standby_streaming_delay = 0;\nselect pg_reload_conf()");
+    let delay = "show max_standby_streaming_delay";
+    wait_for("the new setting", SOON, || (standby.psql("postgres", delay) == "0").then_some(()));
     let proxy = FaultProxy::start(standby.port());
     let agent = Setup::new().start();
     let passfile = standby.passfile_for_port(proxy.port());

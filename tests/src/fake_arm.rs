@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `[/resourceGroups/RG]/providers/Microsoft.DBforPostgreSQL/flexibleServers` | the servers |
 //! | `[/resourceGroups/RG]/providers/Microsoft.Storage/storageAccounts` | the accounts |
-//! | `…/storageAccounts/NAME/blobServices/default/containers` | an account's containers; `$filter` is the beginning of their names |
+//! | `…/storageAccounts/NAME/blobServices/default/containers` | an account's containers; `$filter` is the beginning of their names, `$maxpagesize` bounds a page |
 //! | `/things/NAME` | PUT: 201 and `Azure-AsyncOperation`; POST `/things/NAME/start`: 202 and `Location`; DELETE: 202 and `Location` |
 
 use std::collections::{BTreeSet, VecDeque};
@@ -25,7 +25,7 @@ pub const SUBSCRIPTION: &str = "6b2f4c1e-0000-4000-8000-0123456789ab";
 pub const GROUP: &str = "databases";
 /// In every answer.
 pub const CORRELATION_ID: &str = "c0ffee00-1111-4222-8333-444455556666";
-/// Items of a page.
+/// Items of a page, until [`FakeArm::pages_of`] says otherwise.
 const PAGE: usize = 2;
 /// Polls until an operation has ended.
 const POLLS: u32 = 2;
@@ -53,6 +53,8 @@ pub enum Fault {
     Endless,
     /// 200 with a `nextLink` to another host.
     LeadsAway,
+    /// 200 without items, and a `nextLink` to another spelling of the same question; the next one of these leads back.
+    Circles,
     /// 200 with something that is no JSON.
     Garbage,
 }
@@ -66,6 +68,7 @@ pub struct FakeArm {
 
 #[derive(Debug, Default)]
 struct State {
+    page: Option<usize>,
     servers: Vec<Value>,
     accounts: Vec<(Value, Vec<Value>)>,
     things: BTreeSet<String>,
@@ -171,6 +174,11 @@ impl FakeArm {
         self.state().accounts.push((account, containers));
     }
 
+    /// So many items of a list come in one answer; fewer where the question wants fewer (`$maxpagesize`).
+    pub fn pages_of(&self, items: usize) {
+        self.state().page = Some(items);
+    }
+
     /// The next requests fail, in this order.
     pub fn fail(&self, faults: &[Fault]) {
         self.state().faults.extend(faults);
@@ -209,6 +217,7 @@ impl FakeArm {
         match state.faults.pop_front() {
             None | Some(Fault::Fine) => {}
             Some(Fault::Lost) => return None,
+            Some(Fault::Circles) => return Some(self.circle(target)),
             Some(fault) => return Some(faulty(fault)),
         }
         if authorization.as_deref() != Some(&format!("Bearer {TOKEN}")) {
@@ -254,25 +263,40 @@ impl FakeArm {
             }
             ["providers", "Microsoft.Storage", "storageAccounts", name, "blobServices", "default", "containers"] => {
                 let account = state.accounts.iter().find(|(account, _)| account["name"] == *name);
-                let mut containers = account.map(|(_, containers)| containers.clone()).unwrap_or_default();
-                containers.retain(|item| item["name"].as_str().is_some_and(|name| name.starts_with(filter)));
-                containers
+                let containers = account.map(|(_, containers)| containers.as_slice()).unwrap_or_default();
+                let named = |item: &&Value| item["name"].as_str().is_some_and(|name| name.starts_with(filter));
+                containers.iter().filter(named).cloned().collect()
             }
             ["things", name, ..] => return Some(self.change(&mut state, method, name, body)),
             _ => return Some(Answer::refused(404, "InvalidResourceType", "The resource type could not be found.")),
         };
         let from: usize =
             parameter("$skiptoken").or(parameter("%24skiptoken")).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let page: Vec<Value> = items.iter().skip(from).take(PAGE).cloned().collect();
+        let wanted = parameter("$maxpagesize").or(parameter("%24maxpagesize"));
+        let most = wanted.and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
+        let size = state.page.unwrap_or(PAGE).min(most).max(1);
+        let page: Vec<Value> = items.iter().skip(from).take(size).cloned().collect();
         let mut answer = json!({ "value": page });
-        if from + PAGE < items.len() {
+        if from + size < items.len() {
             let api_version = parameter("api-version").unwrap_or_default();
             let next =
-                format!("http://127.0.0.1:{}{path}?api-version={api_version}&$skiptoken={}", self.port, from + PAGE);
-            let filter = if filter.is_empty() { String::new() } else { format!("&$filter={filter}") };
-            answer["nextLink"] = json!(format!("{next}{filter}"));
+                format!("http://127.0.0.1:{}{path}?api-version={api_version}&$skiptoken={}", self.port, from + size);
+            // What was asked for holds for all pages.
+            let also =
+                |name: &str, value: &str| if value.is_empty() { String::new() } else { format!("&{name}={value}") };
+            let (filter, most) = (also("$filter", filter), also("$maxpagesize", wanted.unwrap_or_default()));
+            answer["nextLink"] = json!(format!("{next}{filter}{most}"));
         }
         Some(Answer::new(200, &answer))
+    }
+
+    /// An empty page that leads to `target` with one more parameter, or back to the one without it.
+    fn circle(&self, target: &str) -> Answer {
+        let next = match target.strip_suffix("&again=1") {
+            Some(first) => first.to_owned(),
+            None => format!("{target}&again=1"),
+        };
+        Answer::new(200, &json!({ "value": [], "nextLink": format!("http://127.0.0.1:{}{next}", self.port) }))
     }
 
     /// A thing is made, asked to do something, or deleted: all of them take two polls. One called `bad` fails.
@@ -344,7 +368,7 @@ fn faulty(fault: Fault) -> Answer {
             Answer::new(200, &json!({ "value": [], "nextLink": "https://evil.example/subscriptions?api-version=1" }))
         }
         Fault::Garbage => Answer { status: 200, headers: Vec::new(), body: "<html>a proxy's page</html>".to_owned() },
-        // Closed without an answer, or answered as usual, before it comes to this.
-        Fault::Lost | Fault::Fine => Answer::empty(500),
+        // Closed without an answer, or answered otherwise, before it comes to this.
+        Fault::Lost | Fault::Fine | Fault::Circles => Answer::empty(500),
     }
 }

@@ -104,6 +104,57 @@ fn one_server_that_cannot_be_asked_does_not_hide_the_others() {
     assert_eq!(servers[1]["state"], "Ready");
 }
 
+/// What a managed service keeps for itself is nobody's to back up; a database that is only called so is.
+#[test]
+fn a_managed_services_own_databases_are_left_out() {
+    let server = Server::start();
+    server.psql("postgres", "create role rdsadmin");
+    for database in ["rdsadmin", "azure_sys"] {
+        server.create_database(database);
+    }
+    server.psql("postgres", "alter database rdsadmin owner to rdsadmin");
+    let agent = Setup::new().start();
+    let (uri, passfile) = (server.uri("postgres"), server.passfile().display().to_string());
+    let found = agent.cli_json(&["discover", "postgres", &uri, "--passfile", &passfile]).success().json();
+    let databases = array(&found["servers"][0]["sources"]);
+    let names: Vec<&Value> = databases.iter().map(|database| &database["name"]).collect();
+    assert_eq!(names, ["azure_sys", "postgres"]);
+}
+
+/// The server's list is told, its databases' extensions are not: each says why, and the command fails.
+#[test]
+fn extensions_that_no_database_tells_are_a_failure_with_its_reason() {
+    let server = Server::start();
+    server.create_database("shop");
+    // Whoever may connect is no obstacle in the server's list. The list itself is read in a template, which it leaves out.
+    server.psql(
+        "template1",
+        "create role visitor login password 'a-password'; alter database shop connection limit 0;
+         alter database postgres connection limit 0",
+    );
+    let agent = Setup::new().start();
+    let passfile = agent.write("passfile-visitor", "*:*:*:*:a-password\n").display().to_string();
+    let uri = format!("postgres://visitor@127.0.0.1:{}/template1", server.port());
+    let list = ["discover", "postgres", &uri, "--passfile", &passfile];
+    agent.cli_json(&list).success();
+    let with_extensions = [&list[..], &["--extensions"]].concat();
+    let reply = agent.cli_json(&with_extensions);
+    reply.assert_failed("UserErrorServerConnectionClosed");
+    assert!(reply.stderr.contains("none of its 2 databases"), "{}", reply.stderr);
+    let databases = array(&reply.json()["servers"][0]["sources"]);
+    for database in &databases {
+        let why = database["extensions_problem"]["message"].as_str().unwrap_or_default();
+        assert!(why.contains("too many connections for database"), "{database:#}");
+    }
+    let text = agent.cli(&with_extensions);
+    assert_eq!(text.code, 1);
+    assert!(text.stdout.contains("not known: UserErrorServerConnectionClosed"), "{}", text.stdout);
+    // One that tells is enough.
+    server.psql("template1", "alter database shop connection limit -1");
+    let text = agent.cli(&with_extensions).success().stdout;
+    assert!(text.contains("plpgsql 1.0") && text.contains("not known: "), "{text}");
+}
+
 #[test]
 fn what_azure_refuses_has_a_reason_and_a_fix() {
     let (server, arm) = (Server::start(), FakeArm::start());
@@ -184,6 +235,23 @@ fn containers_of_a_subscription_are_found_over_all_pages() {
     agent.cli_json(&nobody).assert_failed("AzureNotFound");
     let text = agent.cli(&[&["discover", "containers"], &ASK[..]].concat()).success().stdout;
     assert!(text.contains("azure://backups/web") && text.contains("westeurope"), "{text}");
+}
+
+/// More than a list had room for once: names alone are kept of each page, and all of them are told.
+#[test]
+fn very_many_containers_are_found_page_by_page() {
+    let arm = FakeArm::start();
+    arm.pages_of(5000);
+    let names: Vec<String> = (0..12_001).map(|number| format!("c-{number:06}")).collect();
+    arm.add_account("backups", "westeurope", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let agent = agent(&arm, Setup::new());
+    let found = agent.cli_json(&[&["discover", "containers"], &ASK[..]].concat()).success().json();
+    let found = array(&found["containers"]);
+    assert_eq!(found.len(), names.len());
+    let told = found.iter().map(|container| container["name"].as_str().unwrap_or_default());
+    assert!(told.eq(names.iter().map(String::as_str)), "they are in another order");
+    // The accounts, and seven pages of 2,000 at most.
+    assert_eq!(arm.calls().len(), 1 + 7, "{:?}", arm.calls());
 }
 
 #[test]

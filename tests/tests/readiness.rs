@@ -1,46 +1,26 @@
-//! What a backup needs at its source: each missing right has its reason and the statements that mend it; locks, standbys and poolers that
-//! are in the way are named; and a backup with exactly the rights that are asked for is whole.
+//! What a backup needs at its source besides rights (`rights.rs`): locks, standbys and poolers that are in the way are named, and mended as they
+//! say.
 
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use vaultferry_tests::agent::{Agent, Job, Reply, Setup, number};
-use vaultferry_tests::compare::{assert_equal, contents};
+use vaultferry_tests::agent::{Job, Setup, number};
 use vaultferry_tests::fault_proxy::{Fault, FaultProxy};
 use vaultferry_tests::pooler::{self, Pooler};
 use vaultferry_tests::postgres::{Server, quote};
-use vaultferry_tests::{process, sample, wait_for, workspace};
+use vaultferry_tests::{sample, wait_for};
 
-/// A role whose name has to be quoted wherever it stands.
-const ROLE: &str = "Sicherung \"1\" it's";
-const ROLE_IN_URI: &str = "Sicherung%20%221%22%20it%27s";
-const PASSWORD: &str = "a-password";
+#[path = "support/role.rs"]
+mod role;
+
+use role::{ROLE, apply, create, create_role, findings, objects, passfile, run_script, text, uri};
+
 /// Longest wait for what takes a moment.
 const SOON: Duration = Duration::from_secs(60);
-
-/// Something of everything that has rights of its own, for servers since version 10.
-const SOURCE: &str = r#"
-create schema "Mixed Case"; create schema "한글";
-create role maker;
-create table plain (id serial primary key, v text); insert into plain (v) values ('a'), ('b');
-create table "Mixed Case"."a.b" (n integer); insert into "Mixed Case"."a.b" values (1);
-alter schema "Mixed Case" owner to maker; alter table "Mixed Case"."a.b" owner to maker;
-create sequence "Mixed Case".alone;
-create table "한글"."표" (n integer) partition by range (n);
-create table "한글"."표 1" partition of "한글"."표" for values from (0) to (10);
-insert into "한글"."표" values (5);
-create table watched (n integer); insert into watched values (-1), (1);
-alter table watched enable row level security;
-create policy "own rows" on watched using (n > 0);
-create unlogged table unlogged_rows (n integer);
-create view seen as select * from plain;
-select lo_from_bytea(4711, '\x00ff'); select lo_from_bytea(4712, '');
-alter large object 4712 owner to maker;
-"#;
 
 /// A throwaway server: Debian's, or the one of another version whose programs lie in the folder VAULTFERRY_TEST_SERVER_BIN.
 fn start() -> Server {
@@ -48,243 +28,6 @@ fn start() -> Server {
         Some(dir) => Server::start_from(Path::new(&dir)),
         None => Server::start(),
     }
-}
-
-#[track_caller]
-fn major(server: &Server) -> u32 {
-    server.psql("postgres", "show server_version_num").parse::<u32>().expect("a number") / 10_000
-}
-
-/// The database `shop`: with everything awkward where the server knows it.
-#[track_caller]
-fn fill(server: &Server) {
-    if major(server) >= 15 {
-        sample::awkward(server, "shop", 1);
-    } else {
-        server.create_database("shop");
-        server.psql("shop", SOURCE);
-    }
-}
-
-/// Makes [`ROLE`], which may log in and nothing else.
-#[track_caller]
-fn create_role(server: &Server) {
-    server.psql("postgres", &format!("create role {} login password '{PASSWORD}'", quote(ROLE)));
-}
-
-/// The database as [`ROLE`] sees it.
-fn uri(port: u16, database: &str) -> String {
-    format!("postgres://{ROLE_IN_URI}@127.0.0.1:{port}/{database}")
-}
-
-fn passfile(agent: &Agent) -> PathBuf {
-    agent.write("passfile-role", &format!("*:*:*:*:{PASSWORD}\n"))
-}
-
-fn create(agent: &Agent, source: &str, passfile: &Path) -> Reply {
-    let passfile = passfile.display().to_string();
-    agent.cli_json(&["instance", "create", "--source", source, "--policy", "quiet", "--passfile", &passfile])
-}
-
-/// The reason and the fix of a refusal.
-#[track_caller]
-fn refused(reply: &Reply) -> (String, String) {
-    assert_eq!(reply.code, 1, "{reply:?}");
-    let json: Value = serde_json::from_str(reply.stderr.lines().next_back().unwrap_or_default()).expect("JSON");
-    let text = |name: &str| json["error"][name].as_str().expect("a text").to_owned();
-    (text("reason"), text("fix"))
-}
-
-#[track_caller]
-fn findings(agent: &Agent, instance: &str) -> (i32, Vec<Value>) {
-    let reply = agent.cli_json(&["instance", "validate", instance]);
-    (reply.code, reply.json()["findings"].as_array().expect("a list of findings").clone())
-}
-
-fn text<'a>(finding: &'a Value, field: &str) -> &'a str {
-    finding[field].as_str().unwrap_or_default()
-}
-
-fn objects(finding: &Value) -> Vec<&str> {
-    finding["objects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
-}
-
-/// Runs what a finding says must be run.
-#[track_caller]
-fn apply(server: &Server, database: &str, fix: &str) {
-    assert!(fix.lines().any(|line| !line.starts_with("--")), "nothing to run: {fix}");
-    server.psql(database, fix);
-}
-
-/// The printed fixes, one after the other, lead from a role without any right to a backup that comes back equal.
-#[test]
-fn each_missing_right_has_its_fix_until_a_backup_is_whole() {
-    let server = start();
-    server.create_database("shop");
-    server.psql("shop", SOURCE);
-    create_role(&server);
-    server.psql("shop", "revoke connect on database shop from public; revoke usage on schema public from public");
-    let agent = Setup::new().start();
-    agent.create_policy("quiet");
-    let (source, passfile) = (uri(server.port(), "shop"), passfile(&agent));
-    let mut steps = Vec::new();
-    loop {
-        let reply = create(&agent, &source, &passfile);
-        if reply.code == 0 {
-            break;
-        }
-        let (reason, fix) = refused(&reply);
-        apply(&server, "shop", &fix);
-        let grants = fix.lines().find(|line| !line.starts_with("--")).unwrap_or_default();
-        steps.push(format!("{reason}: {}", grants.replace(&quote(ROLE), "X")));
-        assert!(steps.len() < 10, "the fixes do not help: {steps:#?}");
-    }
-    let denied = |grant: &str| format!("UserErrorMissingDBPermissions: GRANT {grant} TO X;");
-    let mut expected = vec![denied("CONNECT ON DATABASE \"shop\"")];
-    // In the order of their bytes: that is the database's collation.
-    let sorted = |mut names: Vec<&str>| {
-        names.sort_unstable();
-        names.join(", ")
-    };
-    if major(&server) >= 14 {
-        expected.push(denied("pg_read_all_data"));
-    } else {
-        let (mixed, hangul) = ("\"Mixed Case\".\"a.b\"", ["\"한글\".\"표\"", "\"한글\".\"표 1\""]);
-        let tables = vec![mixed, hangul[0], hangul[1], "public.plain", "public.unlogged_rows", "public.watched"];
-        let schemas = sorted(vec!["\"Mixed Case\"", "public", "\"한글\""]);
-        expected.push(denied(&format!("USAGE ON SCHEMA {schemas}")));
-        expected.push(denied(&format!("SELECT ON TABLE {}", sorted(tables))));
-        expected.push(denied("SELECT ON SEQUENCE \"Mixed Case\".alone, public.plain_id_seq"));
-    }
-    expected.push(denied("SELECT ON LARGE OBJECT 4711, 4712"));
-    expected.push("RowSecurityHidesRows: ALTER ROLE X BYPASSRLS;".to_owned());
-    assert_eq!(steps, expected);
-    agent.backup("shop");
-    agent.restore("shop", "latest", &server, "back");
-    assert_equal(&contents(&server, "shop"), &contents(&server, "back"));
-    // What the owners of these tables make from now on can be read, too.
-    server.psql("shop", "set role maker; create table \"Mixed Case\".later (n integer)");
-    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
-}
-
-/// All that is missing is told at once, with the objects; a backup that begins then fails by the first of it, before pg_dump is started.
-#[test]
-fn validate_tells_all_that_is_missing_at_once_and_a_backup_looks_again() {
-    let server = start();
-    server.create_database("shop");
-    server.psql("shop", SOURCE);
-    create_role(&server);
-    server.psql("shop", "select lo_create(0) from generate_series(1, 150)");
-    run_script(&server, "shop", false);
-    let agent = Setup::new().start();
-    agent.protect("shop", &uri(server.port(), "shop"), &passfile(&agent));
-    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
-    let answer = agent.cli(&["instance", "validate", "shop"]).success().stdout;
-    assert!(answer.contains("shop is ready"), "{answer}");
-
-    let role = quote(ROLE);
-    server.psql("shop", &format!("drop owned by {role}; alter role {role} nobypassrls"));
-    if major(&server) >= 14 {
-        server.psql("shop", &format!("revoke pg_read_all_data from {role}"));
-    }
-    // More than are named.
-    server.psql(
-        "shop",
-        "do $$ begin for n in 1..120 loop execute format('create table many_%s (n integer)', n); end loop; end $$",
-    );
-    let (code, found) = findings(&agent, "shop");
-    assert_eq!(code, 1);
-    let kinds: Vec<(&str, u64, usize)> = found
-        .iter()
-        .map(|finding| (text(finding, "reason"), number(&finding["object_count"]), objects(finding).len()))
-        .collect();
-    let denied = "UserErrorMissingDBPermissions";
-    let (tables, sequences) = (count(&server, "relkind in ('r', 'p')"), count(&server, "relkind = 'S'"));
-    assert_eq!((tables, sequences), (126, 2));
-    // Everybody may use the schema public.
-    let expected =
-        [(denied, 2, 2), (denied, 126, 100), (denied, 2, 2), (denied, 152, 100), ("RowSecurityHidesRows", 1, 1)];
-    assert_eq!(kinds, expected, "{found:#?}");
-    assert!(found.iter().all(|finding| finding["blocking"] == true), "{found:#?}");
-    assert_eq!(objects(&found[0]), ["\"Mixed Case\"", "\"한글\""]);
-    assert!(objects(&found[1]).contains(&"\"Mixed Case\".\"a.b\""), "{found:#?}");
-    assert!(text(&found[1], "message").contains(ROLE), "{found:#?}");
-    assert_eq!(objects(&found[4]), ["public.watched"]);
-    let answer = agent.cli(&["instance", "validate", "shop"]);
-    assert_eq!(answer.code, 1);
-    assert!(answer.stdout.contains("shop is not ready: 5 things are missing"), "{}", answer.stdout);
-    assert!(answer.stdout.contains("and 142 more"), "{}", answer.stdout);
-
-    agent.expect_log(denied);
-    agent.cli_json(&["backup", "shop", "--wait"]).assert_failed(denied);
-    assert!(!agent.log().contains("pg_dump ended"), "pg_dump was started in vain");
-    found.iter().for_each(|finding| apply(&server, "shop", text(finding, "fix")));
-    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
-    agent.backup("shop");
-}
-
-/// Relations of the sample that pg_dump reads.
-#[track_caller]
-fn count(server: &Server, condition: &str) -> u64 {
-    let sql = format!(
-        "select count(*) from pg_class c join pg_namespace n on n.oid = relnamespace where {condition} and nspname !~ '^pg_'
-         and nspname <> 'information_schema' and not has_table_privilege('{}', c.oid, 'select')",
-        ROLE.replace('\'', "''")
-    );
-    server.psql("shop", &sql).parse().expect("a number")
-}
-
-/// `deploy/grant-backup-role.sql`, as one runs it.
-#[track_caller]
-fn run_script(server: &Server, database: &str, per_database: bool) {
-    let script = workspace().join("deploy/grant-backup-role.sql");
-    let mut psql = server.client("psql", database);
-    psql.args(["-X", "-q", "-v", &format!("role={ROLE}")]);
-    if per_database {
-        psql.args(["-v", "per_database=1"]);
-    }
-    process::run(psql.arg("-f").arg(script), b"", SOON).success();
-}
-
-/// The least rights are enough, they are no more than reading, and the script may run again.
-fn least_rights(per_database: bool) {
-    let server = start();
-    fill(&server);
-    server.create_database("other");
-    server.psql("other", "create table private (n integer)");
-    run_script(&server, "shop", per_database);
-    run_script(&server, "shop", per_database);
-    server.psql("postgres", &format!("alter role {} password '{PASSWORD}'", quote(ROLE)));
-    let agent = Setup::new().start();
-    agent.protect("shop", &uri(server.port(), "shop"), &passfile(&agent));
-    // What owners make from now on can be read, too.
-    server.psql("shop", "create table later (id serial, v text); insert into later (v) values ('new')");
-    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
-    agent.backup("shop");
-    agent.restore("shop", "latest", &server, "back");
-    assert_equal(&contents(&server, "shop"), &contents(&server, "back"));
-
-    let role = ROLE.replace('\'', "''");
-    let attributes = "rolsuper or rolcreaterole or rolcreatedb or rolreplication";
-    assert_eq!(server.psql("shop", &format!("select {attributes} from pg_roles where rolname = '{role}'")), "f");
-    let writable = format!(
-        "select count(*) from pg_class c join pg_namespace n on n.oid = relnamespace where relkind in ('r', 'p') and nspname !~ '^pg_'
-         and has_table_privilege('{role}', c.oid, 'insert, update, delete, truncate')"
-    );
-    assert_eq!(server.psql("shop", &writable), "0");
-    let elsewhere = format!("select has_table_privilege('{role}', 'private', 'select')");
-    let reads_all = !per_database && major(&server) >= 14;
-    assert_eq!(server.psql("other", &elsewhere), if reads_all { "t" } else { "f" });
-}
-
-#[test]
-fn a_backup_with_exactly_the_rights_of_the_script_comes_back_equal() {
-    least_rights(false);
-}
-
-#[test]
-fn a_backup_with_exactly_the_rights_on_one_database_comes_back_equal() {
-    least_rights(true);
 }
 
 /// A session of somebody else, which stays in the middle of a transaction.
@@ -435,6 +178,8 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     let caught_up = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
     wait_for("the standby to have it all", SOON, || (standby.psql("postgres", &caught_up) == "t").then_some(()));
     standby.psql("postgres", "alter system set max_standby_streaming_delay = 0;\nselect pg_reload_conf()");
+    let delay = "show max_standby_streaming_delay";
+    wait_for("the new setting", SOON, || (standby.psql("postgres", delay) == "0").then_some(()));
     let proxy = FaultProxy::start(standby.port());
     let agent = Setup::new().start();
     let passfile = standby.passfile_for_port(proxy.port());
@@ -475,16 +220,37 @@ fn a_standby_that_cancels_is_named_and_tried_again() {
     assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
 }
 
-/// Without a role the script does nothing, and says so.
+/// Whether a standby lets a backup finish depends on how long it takes: at first by its size, then by the last one.
 #[test]
-fn the_script_needs_a_role() {
-    let script = workspace().join("deploy/grant-backup-role.sql");
-    let server = start();
-    let mut psql = server.client("psql", "postgres");
-    let output = process::run(psql.args(["-X", "-q", "-f"]).arg(script), b"", SOON);
-    assert_ne!(output.code, 0, "{}", output.stderr);
-    assert_eq!(
-        server.psql("postgres", "select string_agg(rolname, ',') from pg_roles where rolname !~ '^pg_'"),
-        "postgres"
-    );
+fn a_standby_is_told_of_when_the_last_backup_took_longer_than_it_waits() {
+    let mut primary = start();
+    let standby = primary.standby();
+    sample::random(&primary, "shop", 3);
+    primary.psql("shop", "alter table bulk set (autovacuum_enabled = off, toast.autovacuum_enabled = off)");
+    let replayed = primary.psql("shop", "select pg_current_wal_insert_lsn()");
+    let caught_up = format!("select pg_last_wal_replay_lsn() >= '{replayed}'::pg_lsn");
+    wait_for("the standby to have it all", SOON, || (standby.psql("postgres", &caught_up) == "t").then_some(()));
+    // Twice what a database of this size takes at a common rate, and less than twice what the slow backup below takes.
+    standby.psql("postgres", "alter system set max_standby_streaming_delay = '4s';\nselect pg_reload_conf()");
+    let delay = "show max_standby_streaming_delay";
+    wait_for("the new setting", SOON, || (standby.psql("postgres", delay) == "4s").then_some(()));
+    let proxy = FaultProxy::start(standby.port());
+    let agent = Setup::new().start();
+    let passfile = standby.passfile_for_port(proxy.port());
+    agent.protect("shop", &vaultferry_tests::postgres::uri_for(proxy.port(), "shop"), &passfile);
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
+    // 6 MB of digits, a megabyte and a half in a second.
+    proxy.set(Fault::Rate(1_500_000));
+    let job = agent.backup("shop");
+    let held_ms = number(&job.0["backup_report"]["snapshot_held_ms"]);
+    assert!(held_ms > 2500, "{:#}", job.0);
+    proxy.set(Fault::None);
+    let (code, found) = findings(&agent, "shop");
+    assert_eq!((code, found.len()), (0, 1), "{found:#?}");
+    assert_eq!((text(&found[0], "reason"), &found[0]["blocking"]), ("ReplicaConflict", &Value::Bool(false)));
+    let message = text(&found[0], "message");
+    assert!(message.contains(&format!("the last backup held its snapshot for {} s", held_ms / 1000)), "{message}");
+    apply(&standby, "postgres", text(&found[0], "fix"));
+    wait_for("the new setting", SOON, || (standby.psql("postgres", "show hot_standby_feedback") == "on").then_some(()));
+    assert_eq!(findings(&agent, "shop"), (0, Vec::new()));
 }

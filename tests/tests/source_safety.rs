@@ -1,14 +1,13 @@
 //! What a backup does to its source, and what it does not: its sessions are known by its job, its snapshot has a budget, whoever waits for it is
-//! told and may have his way, it reads no faster than it may; and each right that it lacks is told with the statement that gives it.
+//! told and may have his way, and it reads no faster than it may.
 
-use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use vaultferry_tests::agent::{Agent, Job, Reply, Setup, number};
-use vaultferry_tests::postgres::{Server, quote};
-use vaultferry_tests::{process, sample, wait_for, workspace};
+use vaultferry_tests::agent::{Agent, Job, Setup, number};
+use vaultferry_tests::postgres::Server;
+use vaultferry_tests::{sample, wait_for};
 
 /// Longest wait for what takes a moment.
 const SOON: Duration = Duration::from_secs(60);
@@ -276,108 +275,4 @@ fn a_standby_that_is_behind_is_told() {
     standby.psql("postgres", text(&found, "fix"));
     wait_for("the standby to have caught up", SOON, || behind().is_none().then_some(()));
     agent.backup("shop");
-}
-
-/// A role whose name has to be quoted wherever it stands.
-const ROLE: &str = "Sicherung \"1\" it's";
-const ROLE_IN_URI: &str = "Sicherung%20%221%22%20it%27s";
-const PASSWORD: &str = "a-password";
-
-/// Something of everything that has rights of its own.
-const SOURCE: &str = r#"
-create schema "Mixed Case";
-create table "Mixed Case"."a.b" (n integer); insert into "Mixed Case"."a.b" values (1);
-create sequence "Mixed Case".alone;
-create table parted (n integer) partition by range (n);
-create table part partition of parted for values from (0) to (10);
-create table watched (n integer); insert into watched values (-1), (1);
-alter table watched enable row level security;
-create policy "own rows" on watched using (n > 0);
-select lo_from_bytea(4711, '\x00ff');
-"#;
-
-/// Gives [`ROLE`] its rights one by one.
-#[track_caller]
-fn grant_all(server: &Server) {
-    let script = workspace().join("deploy/grant-backup-role.sql");
-    let mut psql = server.client("psql", "shop");
-    psql.args(["-X", "-q", "-v", &format!("role={ROLE}"), "-v", "per_database=1", "-f"]).arg(script);
-    process::run(&mut psql, b"", SOON).success();
-}
-
-/// What a refusal, or the first blocking finding, says: its reason and its fix.
-#[track_caller]
-fn refused(reply: &Reply) -> (String, String) {
-    assert_eq!(reply.code, 1, "{reply:?}");
-    let json: Value = serde_json::from_str(reply.stderr.lines().next_back().unwrap_or_default()).expect("JSON");
-    (text(&json["error"], "reason").to_owned(), text(&json["error"], "fix").to_owned())
-}
-
-/// Each right is taken away by itself. It is told when the source is looked at and when a backup begins, as the same thing, with what gives it
-/// back: the printed statements, run as they are, and nothing else is needed.
-#[test]
-fn each_right_that_is_taken_away_is_given_back_by_its_fix() {
-    let server = Server::start();
-    server.create_database("shop");
-    server.psql("shop", SOURCE);
-    let role = quote(ROLE);
-    grant_all(&server);
-    server.psql("postgres", &format!("alter role {role} password '{PASSWORD}'"));
-    let agent = Setup::new().start();
-    let passfile: PathBuf = agent.write("passfile-role", &format!("*:*:*:*:{PASSWORD}\n"));
-    agent.protect("shop", &format!("postgres://{ROLE_IN_URI}@127.0.0.1:{}/shop", server.port()), Path::new(&passfile));
-    assert_eq!(findings(&agent), Vec::<Value>::new());
-
-    let denied = "UserErrorMissingDBPermissions";
-    let read_all = "GRANT pg_read_all_data TO";
-    for (taken, reason, object, fix_begins) in [
-        (format!("revoke connect on database shop from public, {role}"), denied, None, "GRANT CONNECT ON DATABASE"),
-        (format!("alter role {role} nologin"), "UserErrorDBUserAuthFailed", None, "ALTER ROLE"),
-        (format!("revoke usage on schema \"Mixed Case\" from {role}"), denied, Some("\"Mixed Case\""), read_all),
-        (
-            format!("revoke select on \"Mixed Case\".\"a.b\" from {role}"),
-            denied,
-            Some("\"Mixed Case\".\"a.b\""),
-            read_all,
-        ),
-        (format!("revoke select on parted from {role}"), denied, Some("public.parted"), read_all),
-        (format!("revoke select on part from {role}"), denied, Some("public.part"), read_all),
-        (
-            format!("revoke select on sequence \"Mixed Case\".alone from {role}"),
-            denied,
-            Some("\"Mixed Case\".alone"),
-            read_all,
-        ),
-        (
-            format!("revoke select on large object 4711 from {role}"),
-            denied,
-            Some("4711"),
-            "GRANT SELECT ON LARGE OBJECT 4711",
-        ),
-        (format!("alter role {role} nobypassrls"), "RowSecurityHidesRows", Some("public.watched"), "ALTER ROLE"),
-    ] {
-        server.psql("shop", &taken);
-        let reply = agent.cli_json(&["instance", "validate", "shop"]);
-        let (told, fix) = refused(&reply);
-        assert_eq!(told, reason, "{taken}: {reply:?}");
-        if let Some(object) = object {
-            let found = reply.json()["findings"].as_array().cloned().unwrap_or_default();
-            assert_eq!(found.len(), 1, "{taken}: {found:#?}");
-            assert_eq!(found[0]["objects"], serde_json::json!([object]), "{taken}");
-            assert_eq!(found[0]["blocking"], true, "{taken}");
-        }
-        agent.expect_log(reason);
-        agent.cli_json(&["backup", "shop", "--wait"]).assert_failed(reason);
-
-        let statement = fix.lines().find(|line| !line.starts_with("--")).unwrap_or_default();
-        assert!(statement.starts_with(fix_begins) && statement.ends_with(';'), "{taken}: {fix}");
-        server.psql("shop", &fix);
-        let reply = agent.cli_json(&["instance", "validate", "shop"]);
-        assert_eq!((reply.code, reply.json()["findings"].as_array().map(Vec::len)), (0, Some(0)), "{taken}: {reply:?}");
-        // As it was before: a right that covers others would hide the next one that is taken.
-        server.psql("shop", &format!("revoke pg_read_all_data from {role}"));
-        grant_all(&server);
-    }
-    agent.backup("shop");
-    assert!(!agent.log().contains("pg_dump ended"), "pg_dump was started in vain");
 }

@@ -67,20 +67,20 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
     let answer = client.sources().discover_sources(request).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();
     context.output.message(&answer, |response| text::discovered(&response.servers))?;
-    let problems: Vec<_> =
-        answer.servers.iter().filter_map(|server| Some((server, server.problem.as_ref()?))).collect();
-    match problems.as_slice() {
-        [] => Ok(Outcome::Done),
-        [(_, problem)] => Err(text::problem(problem)),
-        [(_, first), ..] => {
-            let each =
-                problems.iter().map(|(server, problem)| format!("{}: {}", text::named(&server.uri), problem.message));
-            let each: Vec<String> = each.collect();
-            let message =
-                format!("{} of {} servers could not be asked: {}", each.len(), answer.servers.len(), each.join("; "));
-            Err(Problem { message, ..text::problem(first) })
-        }
+    let told = answer.servers.iter().filter_map(|server| text::untold(server).map(|problem| (server, problem)));
+    let mut problems: Vec<(&wire::DiscoveredServer, Problem)> = told.collect();
+    if problems.len() <= 1 {
+        return problems.pop().map_or(Ok(Outcome::Done), |(_, problem)| Err(problem));
     }
+    let each: Vec<String> =
+        problems.iter().map(|(server, problem)| format!("{}: {}", text::named(&server.uri), problem.message)).collect();
+    let what = match problems.iter().all(|(server, _)| server.problem.is_some()) {
+        true => "could not be asked",
+        false => "did not tell what they were asked for",
+    };
+    let message = format!("{} of {} servers {what}: {}", each.len(), answer.servers.len(), each.join("; "));
+    let (_, first) = problems.swap_remove(0);
+    Err(Problem { message, ..first })
 }
 
 pub(super) async fn server(context: &Context, command: Server) -> Result<Outcome, Problem> {

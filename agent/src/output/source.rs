@@ -35,18 +35,40 @@ pub fn named(uri: &str) -> &str {
     if uri.is_empty() { NOT_REPEATED } else { uri }
 }
 
-/// What stands for extensions that an answer does not have. Every database has one as it is made, so it mostly means the latter.
+/// What stands for extensions that an answer does not have, with no reason: an older agent does not tell one.
 const NO_EXTENSIONS: &str = "none, or not known (see the agent's log)";
+
+/// Why a server has not told what it was asked for: it could not be asked, or none of its databases told its extensions.
+pub fn untold(server: &DiscoveredServer) -> Option<Problem> {
+    if let Some(told) = &server.problem {
+        return Some(problem(told));
+    }
+    let mut problems = server.sources.iter().filter_map(|source| source.extensions_problem.as_ref());
+    let first = problems.next()?;
+    if server.sources.iter().any(|source| !source.extensions.is_empty()) {
+        return None;
+    }
+    let (name, count) = (printable(&server.name), 1 + problems.count());
+    let first = problem(first);
+    let message = match count {
+        1 => format!("{name}: the extensions of its database are not known: {}", first.message),
+        count => {
+            format!("{name}: the extensions of none of its {count} databases are known; the first: {}", first.message)
+        }
+    };
+    Some(Problem { message, ..first })
+}
 
 /// A table for each server. One that could not be asked is an error, which is told elsewhere.
 ///
-/// The answer does not say whether extensions were asked for: they were when any database told some. Then each has its line that could
-/// have been asked, so that one whose login failed is not just missing. Not seen is a failure of all of them.
+/// The answer does not say whether extensions were asked for: they were when any database told some, or why not. Then each has its line
+/// that could have been asked, so that one whose login failed is not just missing.
 pub fn discovered(servers: &[DiscoveredServer]) -> String {
     if servers.is_empty() {
         return "There are no servers.".to_owned();
     }
-    let with_extensions = servers.iter().flat_map(|server| &server.sources).any(|source| !source.extensions.is_empty());
+    let was_asked = |source: &DiscoveredSource| !source.extensions.is_empty() || source.extensions_problem.is_some();
+    let with_extensions = servers.iter().flat_map(|server| &server.sources).any(was_asked);
     let asked = servers.iter().filter(|server| server.problem.is_none());
     let one = |server: &DiscoveredServer| {
         let head = head(server);
@@ -102,9 +124,10 @@ fn source(source: &DiscoveredSource) -> [String; 6] {
 }
 
 fn extensions(source: &DiscoveredSource) -> [String; 2] {
-    let extensions = match source.extensions.as_slice() {
-        [] => NO_EXTENSIONS.to_owned(),
-        some => some.join(", "),
+    let extensions = match (source.extensions.as_slice(), &source.extensions_problem) {
+        (_, Some(problem)) => format!("not known: {}: {}", problem.reason, problem.message),
+        ([], None) => NO_EXTENSIONS.to_owned(),
+        (some, None) => some.join(", "),
     };
     [source.name.clone(), extensions]
 }
@@ -275,6 +298,36 @@ mod tests {
         assert!(told.contains("plpgsql 1.0, postgis 3.3.2"), "{text}");
         // One that did not tell is not just missing; one that nobody may log in to was not asked.
         assert!(told.contains("silent  none, or not known") && !told.contains("closed"), "{text}");
+    }
+
+    #[test]
+    fn a_server_of_which_no_extension_could_be_read_is_a_failure() {
+        let refused = |name: &str| DiscoveredSource {
+            name: name.into(),
+            allows_connections: true,
+            extensions_problem: Some(wire::Problem {
+                reason: "UserErrorDBUserAuthFailed".into(),
+                message: format!("{name} lets nobody in"),
+                fix: "the fix".into(),
+            }),
+            ..DiscoveredSource::default()
+        };
+        let sources = vec![refused("a"), refused("b")];
+        let mut server = DiscoveredServer { name: "db:5432".into(), sources, ..DiscoveredServer::default() };
+        let text = discovered(std::slice::from_ref(&server));
+        assert!(text.contains("not known: UserErrorDBUserAuthFailed: b lets nobody in"), "{text}");
+        let problem = untold(&server).expect("a failure");
+        assert_eq!((problem.reason, problem.fix.as_str()), (Reason::UserErrorDBUserAuthFailed, "the fix"));
+        assert!(problem.message.contains("db:5432") && problem.message.contains("none of its 2"), "{problem}");
+        // One that told is enough: the table says the rest.
+        let told = DiscoveredSource { extensions: vec!["plpgsql 1.0".into()], ..DiscoveredSource::default() };
+        server.sources.push(told);
+        assert_eq!(untold(&server), None);
+        server.sources.clear();
+        assert_eq!(untold(&server), None, "nothing was asked for");
+        let unreached = wire::Problem { reason: "TlsFailed".into(), ..wire::Problem::default() };
+        let unreached = DiscoveredServer { problem: Some(unreached), ..server };
+        assert_eq!(untold(&unreached).map(|problem| problem.reason), Some(Reason::TlsFailed));
     }
 
     #[test]

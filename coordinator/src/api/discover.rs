@@ -216,6 +216,7 @@ impl Api {
             instance: instance.map(|instance| instance.name).unwrap_or_default(),
             protection_state_text,
             extensions: source.extensions,
+            extensions_problem: source.extensions_problem.map(self::problem),
         })
     }
 }

@@ -291,7 +291,9 @@ impl Api {
     async fn validate(&self, name: &str) -> Result<wire::ValidateBackupInstanceResponse, Problem> {
         let instance = self.find_instance(name).await?;
         check_not_deleted(&instance)?;
-        let answer = self.look_at_source(&instance.source_uri, &instance.source_type, &instance.credential).await?;
+        let (uri, source_type, former) =
+            (&instance.source_uri, &instance.source_type, self.former_backup(&instance).await?);
+        let answer = self.look_at_source(uri, source_type, &instance.credential, former).await?;
         let told = |warning: vaultferry_proto::plugin::v1::PluginWarning| wire::Problem {
             reason: warning.reason,
             message: warning.message,

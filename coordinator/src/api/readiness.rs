@@ -8,8 +8,11 @@ use vaultferry_proto::{Problem, Reason};
 
 use super::Api;
 use super::discover::PluginClient;
-use crate::catalog::Credential;
+use crate::catalog::{Credential, Instance, Job, ReportFigures, Status};
 use crate::job::source;
+
+/// Older backups say little of what the next one takes. A monthly one is within it.
+const FORMER: jiff::SignedDuration = jiff::SignedDuration::from_hours(35 * 24);
 
 impl Api {
     /// The plugin's word on a source that must be ready: its identity and a name for it. Its first blocking finding is the problem.
@@ -19,21 +22,22 @@ impl Api {
         source_type: &str,
         credential: &Credential,
     ) -> Result<plugin_wire::ValidateResponse, Problem> {
-        let answer = self.look_at_source(uri, source_type, credential).await?;
+        let answer = self.look_at_source(uri, source_type, credential, None).await?;
         refuse_blocking(&answer.findings)?;
         Ok(answer)
     }
 
-    /// All that the plugin finds. A problem only when the source cannot be looked at at all.
+    /// All that the plugin finds; `former` is what the source's last backup took. A problem only when the source cannot be looked at at all.
     pub(super) async fn look_at_source(
         &self,
         uri: &str,
         source_type: &str,
         credential: &Credential,
+        former: Option<plugin_wire::FormerBackup>,
     ) -> Result<plugin_wire::ValidateResponse, Problem> {
         let source = source(uri, credential);
         let call = |mut plugin: PluginClient, settings_json| async move {
-            plugin.validate(plugin_wire::ValidateRequest { source: Some(source), settings_json }).await
+            plugin.validate(plugin_wire::ValidateRequest { source: Some(source), settings_json, former }).await
         };
         let answer = self.ask_plugin(source_type, credential, "validate", call).await?;
         for finding in &answer.findings {
@@ -41,6 +45,26 @@ impl Api {
             tracing::info!(source = answer.source_identity, reason, blocking, "{}", finding.message);
         }
         Ok(answer)
+    }
+
+    /// What the instance's last good backup took, of those that were asked for within [`FORMER`].
+    pub(super) async fn former_backup(
+        &self,
+        instance: &Instance,
+    ) -> Result<Option<plugin_wire::FormerBackup>, Problem> {
+        let from = vaultferry_vault::clock::now() - FORMER;
+        let jobs = self.catalog.jobs_of(&instance.id, &["backup"], from).await?;
+        Ok(jobs.iter().find_map(former))
+    }
+}
+
+fn former(job: &Job) -> Option<plugin_wire::FormerBackup> {
+    let Status::Completed { bytes_read, .. } = job.status else { return None };
+    match job.report.as_ref()?.figures {
+        Some(ReportFigures::Backup { snapshot_held_ms, .. }) => {
+            Some(plugin_wire::FormerBackup { source_bytes: bytes_read, snapshot_held_ms })
+        }
+        _ => None,
     }
 }
 

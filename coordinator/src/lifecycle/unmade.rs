@@ -12,8 +12,11 @@
 //!   failed to make them, and with each run of retention.
 //! - What the vault does not answer stays noted, and is given up by the next one of these; the first one that is not answered ends this one.
 //! - A vault that is not there (a disk that is not mounted) has no instances either: that says nothing of how far their making came.
+//! - Which of several have a store at all, one listing tells; only those are asked by themselves. A record is sent to a store that is there
+//!   alone, so no request that is still on its way can make an instance of one that the listing lacks.
 //! - A store without a record gets one all the same: a request that was given up may still arrive, and finds the place taken.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -45,8 +48,22 @@ pub(crate) async fn give_up_all(shared: &Shared, cancel: &CancellationToken) {
         Ok(unmade) => unmade,
         Err(error) => return tracing::error!("instances whose making was cut off are looked for again later: {error}"),
     };
+    if unmade.is_empty() {
+        return;
+    }
+    let there = match stores(shared, unmade.len(), cancel).await {
+        Ok(there) => there,
+        Err(_) if cancel.is_cancelled() => return,
+        Err(error) => {
+            return tracing::warn!("instances whose making was cut off are taken back later: {error}");
+        }
+    };
     for instance in unmade {
-        match take_back(shared, &instance, cancel).await {
+        let taken = match &there {
+            Some(there) if !there.contains(&instance.id) => Ok(()),
+            _ => take_back(shared, &instance, cancel).await,
+        };
+        match taken {
             Ok(()) => {}
             Err(_) if cancel.is_cancelled() => return,
             Err(error) => {
@@ -79,10 +96,26 @@ pub(crate) async fn give_up_all(shared: &Shared, cancel: &CancellationToken) {
     }
 }
 
+/// The instances that have a store, as one listing tells. `None`: each is to be asked by itself, because there is but one, or because the
+/// credential may not list an account's containers.
+async fn stores(shared: &Shared, count: usize, cancel: &CancellationToken) -> Result<Option<HashSet<String>>, Error> {
+    // An empty mount point has no vault's record, and no instances; another vault that is mounted there has other ones.
+    admin::open(&shared.vault.open_root()?, cancel).await?;
+    crate::owner::check(&shared.vault, &shared.agent_id, cancel).await?;
+    if count < 2 {
+        return Ok(None);
+    }
+    match cancel.run_until_cancelled(shared.vault.instance_ids()).await {
+        None => Err(Error::Cancelled),
+        Some(Ok(ids)) => Ok(Some(ids.into_iter().collect())),
+        Some(Err(store::Error::AccessDenied { .. })) => Ok(None),
+        Some(Err(error)) => Err(error.into()),
+    }
+}
+
 /// May be repeated: a record that says so already is left as it is.
 async fn take_back(shared: &Shared, instance: &Instance, cancel: &CancellationToken) -> Result<(), Error> {
-    // An empty mount point has no owner's record, and no instances.
-    admin::open(&shared.vault.open_root()?, cancel).await?;
+    // Before each record, as a vault may change hands between two.
     crate::owner::check(&shared.vault, &shared.agent_id, cancel).await?;
     let store = shared.vault.open_instance(&instance.id)?;
     let newest = match admin::newest_instance(&store, cancel).await {
@@ -104,6 +137,13 @@ async fn take_back(shared: &Shared, instance: &Instance, cancel: &CancellationTo
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use vaultferry_vault::simulate;
+    use vaultferry_vault::store::faulty::{Faulty, Operation, Plan};
+    use vaultferry_vault::store::folder::Folder;
+
     use super::*;
     use crate::lifecycle::tests::world;
 
@@ -145,6 +185,64 @@ mod tests {
         shared.catalog.begin_instances(vec![left.clone()]).await.expect("begun");
         give_up_all(shared, &cancel).await;
         assert_eq!((state().await, number().await), (vec!["shop".to_owned(), "a".to_owned()], before));
+    }
+
+    /// The vault's folder, with its stores' calls counted.
+    #[derive(Debug)]
+    struct Counted {
+        dir: std::path::PathBuf,
+        root: Arc<Faulty>,
+        listings: AtomicU64,
+        opened: Mutex<Vec<String>>,
+    }
+
+    impl simulate::Place for Counted {
+        fn store(&self, instance_id: Option<&str>) -> store::Shared {
+            let Some(id) = instance_id else { return self.root.clone() };
+            self.opened.lock().expect("no panic").push(id.to_owned());
+            Arc::new(Folder::new(self.dir.join("instances").join(id)))
+        }
+
+        fn instance_ids(&self) -> Vec<String> {
+            self.listings.fetch_add(1, Ordering::Relaxed);
+            let entries = std::fs::read_dir(self.dir.join("instances")).expect("a folder");
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect()
+        }
+    }
+
+    /// A request for hundreds of sources is cut off after the first of them: the vault is not asked hundreds of times.
+    #[tokio::test]
+    async fn one_listing_tells_which_of_them_were_begun_at_all() {
+        let dir = tempfile::tempdir().expect("folder");
+        let jobs = world(dir.path()).await;
+        let (shared, cancel) = (jobs.shared(), CancellationToken::new());
+        let shop = shared.catalog.instance("shop").await.expect("find").expect("there");
+        let begun: Vec<Instance> = (0..300)
+            .map(|number| Instance {
+                id: format!("{number:032x}"),
+                name: format!("s{number}"),
+                source_identity: format!("postgres://h:5432/s{number}"),
+                ..shop.clone()
+            })
+            .collect();
+        shared.catalog.begin_instances(begun.clone()).await.expect("begun");
+        let record = recorded::instance_record(&begun[0]);
+        admin::create_instance(&shared.vault, &shared.vault_key, &record, &cancel).await.expect("made");
+        let vault = dir.path().join("vault");
+        let root = Arc::new(Faulty::new(Arc::new(Folder::new(vault.clone())), Plan::new()));
+        let (listings, opened) = (AtomicU64::default(), Mutex::default());
+        let counted = Arc::new(Counted { dir: vault.clone(), root: root.clone(), listings, opened });
+        simulate::put_place(&vault, Some(counted.clone()));
+        give_up_all(shared, &cancel).await;
+        simulate::put_place(&vault, None);
+        assert!(shared.catalog.unmade_instances().await.expect("unmade").is_empty());
+        assert_eq!(counted.listings.load(Ordering::Relaxed), 1);
+        assert_eq!(*counted.opened.lock().expect("no panic"), [begun[0].id.clone()]);
+        // The vault's record, and who owns it: at first, and before a record is written.
+        assert_eq!((root.calls(Operation::Get), root.calls(Operation::List)), (3, 2));
+        let store = shared.vault.open_instance(&begun[0].id).expect("store");
+        let (_, newest) = admin::newest_instance(&store, &cancel).await.expect("read").expect("a record");
+        assert!(matches!(newest.protection, Protection::Purged { .. }), "{newest:?}");
     }
 
     /// The vault's disk is not mounted: its folder is not there, or an empty one is in its place.

@@ -156,7 +156,7 @@ async fn look(
     cancel: &CancellationToken,
 ) -> Result<(Program, Facts), Problem> {
     let session = server.connect(cancel).await?;
-    let (program, findings) = readiness::look(server, &session, settings, cancel).await?.ready()?;
+    let (program, findings) = readiness::look(server, &session, settings, None, cancel).await?.ready()?;
     for finding in &findings {
         if is_worth_a_warning(finding) {
             reporter.warn(finding.to_warning()).await;

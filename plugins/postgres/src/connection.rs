@@ -212,6 +212,19 @@ impl Server {
             (Reason::UserErrorDBUserAuthFailed, _) if says(&["no encryption", "SSL off"]) => {
                 problem.with_fix("The server lets this user in over TLS only: add sslmode=verify-full to the URI.")
             }
+            // With TLS, so that is not what is missing. At a flexible server the rules are made of its firewall's.
+            (Reason::UserErrorDBUserAuthFailed | Reason::UserErrorBackupUserAuthFailed, _)
+                if says(&["no pg_hba.conf entry"]) && is_azure(&self.uri.host) =>
+            {
+                Problem::new(Reason::UserErrorMissingNetworkSecurityPermissions, problem.message).with_fix(
+                    "Let the address in that the message names: az postgres flexible-server firewall-rule create --resource-group GROUP \
+                     --server-name SERVER --name agent --start-ip-address ADDRESS --end-ip-address ADDRESS",
+                )
+            }
+            (Reason::UserErrorDBUserAuthFailed, _) if says(&["no pg_hba.conf entry"]) => problem.with_fix(
+                "Add a line for this user, database and address to the server's pg_hba.conf (hostssl DATABASE USER ADDRESS scram-sha-256), and \
+                 let the server read it: SELECT pg_reload_conf();",
+            ),
             (Reason::UserErrorDBUserAuthFailed, _) if says(&["requires a valid client certificate"]) => {
                 problem.with_fix("Name one with --client-cert FILE --client-key FILE (sslcert and sslkey in the URI).")
             }
@@ -263,6 +276,11 @@ impl Server {
         }
         Ok(variables)
     }
+}
+
+/// A flexible server of Azure, in whichever of its clouds.
+fn is_azure(host: &Host) -> bool {
+    matches!(host, Host::Name(name) if name.contains(".postgres.database."))
 }
 
 /// A path that libpq takes for "there is no such file"; the null device would be read, and found to be no certificate.

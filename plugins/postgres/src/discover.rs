@@ -1,6 +1,7 @@
 //! The databases of a server (P35), each as a source of its own. One query in one session; nothing is changed.
 //!
-//! - Templates are left out: they are what databases are made from, and hold nothing of their own.
+//! - Templates are left out: they are what databases are made from, and hold nothing of their own. So are a managed service's own databases,
+//!   which belong to its own role, and which nobody else may read.
 //! - Whether a database can be backed up is for [`crate::validate`] to say, which has to log in to it. Here only what the server's list
 //!   tells already: whether anybody may log in, and whether this user may.
 //! - Sizes of databases that this user may not connect to are not told by the server.
@@ -29,7 +30,10 @@ const DATABASES: &str = "
 select datname::text as name, pg_encoding_to_char(encoding)::text as encoding, datallowconn and datconnlimit <> -2 as allows,
   has_database_privilege(oid, 'connect') as may_connect,
   case when has_database_privilege(oid, 'connect') then pg_database_size(oid) end as size
-from pg_database where not datistemplate order by datname limit 10001";
+from pg_database
+where not datistemplate and not (datname in ('azure_maintenance', 'azure_sys', 'rdsadmin', 'cloudsqladmin')
+                                 and pg_get_userbyid(datdba) in ('azuresu', 'azure_superuser', 'rdsadmin', 'cloudsqladmin'))
+order by datname limit 10001";
 
 /// Logs in to the URI's database, or to `postgres`, and lists what is there.
 pub(crate) async fn discover(

@@ -68,7 +68,17 @@ impl Workload for Postgres {
         settings_json: &str,
         cancel: &CancellationToken,
     ) -> Result<Validated, Problem> {
-        validate::validate(&source, settings_json, cancel).await
+        validate::validate(&source, settings_json, None, cancel).await
+    }
+
+    async fn validate_again(
+        &self,
+        source: Source,
+        settings_json: &str,
+        former: vaultferry_plugin_sdk::workload::FormerBackup,
+        cancel: &CancellationToken,
+    ) -> Result<Validated, Problem> {
+        validate::validate(&source, settings_json, Some(former), cancel).await
     }
 
     async fn discover(

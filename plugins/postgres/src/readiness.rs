@@ -11,6 +11,7 @@
 
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::Finding;
+use vaultferry_plugin_sdk::workload::FormerBackup;
 use vaultferry_proto::{Problem, Reason};
 
 use crate::client::{self, Kind, Major, Program};
@@ -21,8 +22,12 @@ use crate::support;
 mod access;
 mod lock_space;
 pub(crate) mod locks;
+mod managed;
 mod pooler;
 mod standby;
+
+use managed::{ADMINISTRATORS, Managed};
+use standby::Expected;
 
 /// What was found.
 pub(crate) struct Readiness {
@@ -49,15 +54,21 @@ struct Asker {
     major: Major,
     /// A superuser may read everything.
     superuser: bool,
+    /// What it is granted a membership in, it may use without `SET ROLE`. Since 16 a membership says that itself.
+    inherits: bool,
     standby: bool,
     size: u64,
+    managed: Managed,
+    /// The server's host, for commands that name it.
+    host: String,
 }
 
-/// Looks at the database that `session` is logged in to. A problem only when the server does not answer any more.
+/// Looks at the database that `session` is logged in to. `former` is for estimates. A problem only when the server does not answer any more.
 pub(crate) async fn look(
     server: &Server,
     session: &Session,
     settings: &Settings,
+    former: Option<FormerBackup>,
     cancel: &CancellationToken,
 ) -> Result<Readiness, Problem> {
     let mut findings = Vec::new();
@@ -71,16 +82,19 @@ pub(crate) async fn look(
         Err(problem) => return Err(problem),
     };
     findings.extend(pooler::look(server, session, cancel).await?);
-    let (asker, access) = session.run(access(session), Reason::DumpFailed, cancel).await?;
+    let host = server.uri().host.as_str();
+    let (asker, access) = session.run(access(session, host), Reason::DumpFailed, cancel).await?;
     findings.extend(access);
     findings.extend(support::large(asker.size));
-    findings.extend(session.run(surroundings(session, &asker, settings), Reason::DumpFailed, cancel).await?);
+    let expected = Expected::of(asker.size, former, settings.read_limit_bytes_per_s);
+    let surroundings = surroundings(session, &asker, settings, &expected);
+    findings.extend(session.run(surroundings, Reason::DumpFailed, cancel).await?);
     findings.sort_by_key(|finding| !finding.blocking);
     Ok(Readiness { program, findings })
 }
 
-async fn access(session: &Session) -> Result<(Asker, Vec<Finding>), tokio_postgres::Error> {
-    let asker = Asker::ask(session).await?;
+async fn access(session: &Session, host: &str) -> Result<(Asker, Vec<Finding>), tokio_postgres::Error> {
+    let asker = Asker::ask(session, host).await?;
     let findings = if asker.superuser { Vec::new() } else { access::look(session, &asker).await? };
     Ok((asker, findings))
 }
@@ -90,13 +104,15 @@ async fn surroundings(
     session: &Session,
     asker: &Asker,
     settings: &Settings,
+    expected: &Expected,
 ) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let mut findings = Vec::new();
     let mut all = Vec::new();
     if asker.standby {
-        all.extend([standby::cancels(session).await, standby::is_behind(session, settings.replica_lag()).await]);
+        let cancels = standby::cancels(session, asker, expected).await;
+        all.extend([cancels, standby::is_behind(session, settings.replica_lag()).await]);
     }
-    all.extend([locks::look(session).await, lock_space::look(session).await]);
+    all.extend([locks::look(session).await, lock_space::look(session, asker).await]);
     for looked in all {
         match looked {
             Ok(finding) => findings.extend(finding),
@@ -108,19 +124,27 @@ async fn surroundings(
 }
 
 impl Asker {
-    async fn ask(session: &Session) -> Result<Self, tokio_postgres::Error> {
-        let query = "
-            select current_user::text, current_database()::text, pg_database_size(current_database()), pg_is_in_recovery(),
-                   coalesce((select rolsuper from pg_roles where rolname = current_user), false)";
-        let row = session.client().query_one(query, &[]).await?;
+    async fn ask(session: &Session, host: &str) -> Result<Self, tokio_postgres::Error> {
+        let query = format!(
+            "select current_user::text, current_database()::text, pg_database_size(current_database()), pg_is_in_recovery(),
+                    coalesce((select rolsuper from pg_roles where rolname = current_user), false),
+                    coalesce((select rolinherit from pg_roles where rolname = current_user), true), {ADMINISTRATORS}"
+        );
+        let row = session.client().query_one(&query, &[]).await?;
         let size: i64 = row.try_get(2)?;
+        let (superuser, administrators): (bool, Option<String>) = (row.try_get(4)?, row.try_get(6)?);
+        // Whoever is one at a server with such a role has brought the role there: no service has superusers.
+        let administrators = administrators.filter(|_| !superuser);
         Ok(Self {
             role: row.try_get(0)?,
             database: row.try_get(1)?,
             major: session.major(),
-            superuser: row.try_get(4)?,
+            superuser,
+            inherits: row.try_get(5)?,
             standby: row.try_get(3)?,
             size: u64::try_from(size).unwrap_or_default(),
+            managed: Managed::by_role(administrators.as_deref()),
+            host: host.to_owned(),
         })
     }
 }

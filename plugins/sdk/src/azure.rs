@@ -7,6 +7,7 @@ pub mod arm;
 mod ask;
 pub mod containers;
 pub mod identity;
+mod retry_after;
 pub mod scope;
 pub mod secret;
 pub mod token;

@@ -1,8 +1,11 @@
 //! The gRPC face of a [`Workload`]: one call is one job of the [`Runner`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::Problem;
@@ -29,9 +32,11 @@ pub fn service<W: Workload>(workload: W, runner: Runner) -> impl WorkloadPlugin 
 
 /// Sources that are asked at once for their extensions.
 const ASKED_AT_ONCE: usize = 4;
+/// For all of them: half of what the agent waits for the whole answer.
+const EXTENSIONS_LIMIT: Duration = Duration::from_secs(60);
 
 impl<W: Workload> Service<W> {
-    /// Asks those sources that nothing stands in the way of. One that does not tell is left without: that is for Validate to find.
+    /// Asks those sources that nothing stands in the way of. One that does not tell in time has the reason in the place of its extensions.
     async fn add_extensions(
         &self,
         sources: &mut [proto::DiscoveredSource],
@@ -40,21 +45,38 @@ impl<W: Workload> Service<W> {
         cancel: &CancellationToken,
     ) {
         let mut asked = Vec::new();
+        let mut waiting = BTreeSet::new();
         for (index, source) in sources.iter().enumerate().filter(|(_, source)| source.obstacle.is_none()) {
             let one = Source { uri: source.uri.clone(), credential: server.credential.clone() };
             asked.push(async move { (index, self.workload.extensions(one, settings_json, cancel).await) });
+            waiting.insert(index);
         }
+        let end = Instant::now() + EXTENSIONS_LIMIT;
         let mut answers = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
-        while let Some((index, answer)) = answers.next().await {
+        while let Ok(Some((index, answer))) = tokio::time::timeout_at(end, answers.next()).await {
+            waiting.remove(&index);
             match answer {
                 Ok(extensions) => sources[index].extensions = extensions,
                 Err(problem) => {
                     let source = &sources[index].source_identity;
                     tracing::info!(source, "its extensions are not known: {problem}");
+                    sources[index].extensions_problem = Some(warning(problem));
                 }
             }
         }
+        for index in waiting {
+            let message =
+                format!("its extensions were not told within {} s, for all sources", EXTENSIONS_LIMIT.as_secs());
+            let fix = "Look at the server: what keeps logins waiting there? Then ask again.";
+            let problem = Problem::new(vaultferry_proto::Reason::PluginTimeout, message).with_fix(fix);
+            sources[index].extensions_problem = Some(warning(problem));
+        }
     }
+}
+
+fn warning(problem: Problem) -> proto::PluginWarning {
+    let Problem { reason, message, fix } = problem;
+    proto::PluginWarning { reason: reason.to_string(), message, fix }
 }
 
 type Events<T> = BoxStream<'static, Result<T, Status>>;
@@ -75,9 +97,12 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         &self,
         request: Request<proto::ValidateRequest>,
     ) -> Result<Response<proto::ValidateResponse>, Status> {
-        let (source, settings_json) = wire::validate_from(request.into_inner())?;
+        let (source, settings_json, former) = wire::validate_from(request.into_inner())?;
         let cancel = self.runner.cancellation();
-        let validated = self.workload.validate(source, &settings_json, &cancel).await?;
+        let validated = match former {
+            None => self.workload.validate(source, &settings_json, &cancel).await?,
+            Some(former) => self.workload.validate_again(source, &settings_json, former, &cancel).await?,
+        };
         Ok(Response::new(wire::validated_to(validated)))
     }
 

@@ -42,9 +42,15 @@ fn non_empty(text: String, name: &str) -> Result<String, Problem> {
     if text.is_empty() { Err(invalid(format!("the request lacks {name}"))) } else { Ok(text) }
 }
 
-/// The parts of a validate request: the source and the settings.
-pub fn validate_from(request: proto::ValidateRequest) -> Result<(Source, String), Problem> {
-    Ok((source_from(required(request.source, "source")?)?, request.settings_json))
+/// The parts of a validate request: the source, the settings, and what its last backup took.
+pub fn validate_from(
+    request: proto::ValidateRequest,
+) -> Result<(Source, String, Option<crate::workload::FormerBackup>), Problem> {
+    let former = request.former.map(|former| crate::workload::FormerBackup {
+        source_bytes: former.source_bytes,
+        snapshot_held: Duration::from_millis(former.snapshot_held_ms),
+    });
+    Ok((source_from(required(request.source, "source")?)?, request.settings_json, former))
 }
 
 /// The parts of a discover request: the server and the settings, and whether the sources' extensions are asked for.
@@ -242,6 +248,7 @@ pub fn discovered_to(discovered: Discovered) -> proto::DiscoverResponse {
         allows_connections: source.allows_connections,
         obstacle: source.obstacle.map(warning_to),
         extensions: Vec::new(),
+        extensions_problem: None,
     });
     proto::DiscoverResponse { sources: sources.collect(), server_identity, server_name, server_version, replica }
 }

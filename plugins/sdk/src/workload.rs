@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
@@ -36,6 +37,18 @@ pub trait Workload: Send + Sync + 'static {
         settings_json: &str,
         cancel: &CancellationToken,
     ) -> Result<Validated, Problem>;
+
+    /// The same of a source that was backed up before, for a workload that estimates what the next backup takes. Others look as they always
+    /// do.
+    async fn validate_again(
+        &self,
+        source: Source,
+        settings_json: &str,
+        _former: FormerBackup,
+        cancel: &CancellationToken,
+    ) -> Result<Validated, Problem> {
+        self.validate(source, settings_json, cancel).await
+    }
 
     /// Lists the sources of a server. Changes nothing there. A workload whose sources do not lie on servers refuses.
     async fn discover(
@@ -131,6 +144,15 @@ pub struct Validated {
     pub suggested_name: String,
     /// All that was found.
     pub findings: Vec<Finding>,
+}
+
+/// What the last backup of a source took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FormerBackup {
+    /// Bytes that it read.
+    pub source_bytes: u64,
+    /// For how long it held its snapshot; zero: it held none, or nobody knows.
+    pub snapshot_held: Duration,
 }
 
 /// What a server has.

@@ -120,6 +120,40 @@ async fn a_token_goes_nowhere_else_and_answers_have_bounds() {
     assert_eq!(arm.calls().len(), 4, "each of them was asked once: {:?}", arm.calls());
 }
 
+/// A service that leads in a circle is asked for each page once, and not until the deadline.
+#[tokio::test]
+async fn a_list_that_leads_back_to_itself_is_refused() {
+    let arm = with_five();
+    arm.fail(&[Fault::Circles; 100]);
+    let problem = names(&client(&arm)).await.expect_err("it never ends");
+    assert_eq!(problem.reason, Reason::AzureRefused, "{problem}");
+    assert!(problem.message.contains("read already"), "{problem}");
+    assert_eq!(arm.calls().len(), 2, "{:?}", arm.calls());
+}
+
+/// Its reader gets one page after the other, and may have enough.
+#[tokio::test]
+async fn a_long_list_is_read_page_by_page() {
+    let arm = with_five();
+    let (client, cancel) = (client(&arm), CancellationToken::new());
+    let mut pages = Vec::new();
+    let keep = |page: Vec<Value>| {
+        pages.push(page.len());
+        Ok(())
+    };
+    client.list_pages(&servers(), API, &[("$maxpagesize", "3")], keep, &cancel).await.expect("all of them");
+    assert_eq!(pages, [2, 2, 1], "the service's own pages are smaller");
+    arm.pages_of(1000);
+    let mut pages = Vec::new();
+    let enough = |page: Vec<Value>| {
+        pages.push(page.len());
+        Err(Problem::new(Reason::InvalidRequest, "enough"))
+    };
+    let asked = client.list_pages(&servers(), API, &[("$maxpagesize", "3")], enough, &cancel).await;
+    assert_eq!(asked.expect_err("it had enough").message, "enough");
+    assert_eq!(pages, [3]);
+}
+
 #[tokio::test]
 async fn operations_are_followed_to_their_end() {
     let (arm, cancel) = (FakeArm::start(), CancellationToken::new());

@@ -30,6 +30,8 @@ const MAX_FOUND: usize = 500;
 const MAX_TEXT: usize = 1024;
 /// For the list of an account's containers: half of what an answer may take.
 const LISTING: Duration = Duration::from_secs(60);
+/// Of one answer, as the plugins' (plugins/sdk/src/azure/containers.rs): about 20 MB of the 64 MiB that the command line takes.
+const MAX_CONTAINERS: usize = 100_000;
 /// Longest name of a container.
 const MAX_CONTAINER: usize = 63;
 /// Hexadecimal digits after the vault's name in the name of an instance's container.
@@ -170,6 +172,11 @@ impl Api {
             })
         };
         let names = self.in_time(listing).await?;
+        if names.len() > MAX_CONTAINERS {
+            let message = format!("{} has more than {MAX_CONTAINERS} such containers", request.account);
+            let fix = "Ask for a part of them: --prefix BEGINNING.";
+            return Err(Problem::new(Reason::InvalidRequest, message).with_fix(fix));
+        }
         Ok(names.into_iter().map(|name| container(request.account.clone(), name, String::new())).collect())
     }
 

@@ -246,7 +246,7 @@ impl Api {
     }
 
     async fn look_at(&self, uri: String, source_type: &'static str, credential: &Credential) -> Looked {
-        let answer = match self.look_at_source(&uri, source_type, credential).await {
+        let answer = match self.look_at_source(&uri, source_type, credential, None).await {
             Err(problem) => return Looked::not_ready(uri, problem),
             Ok(answer) => answer,
         };

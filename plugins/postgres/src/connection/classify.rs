@@ -157,7 +157,8 @@ mod tests {
     use vaultferry_plugin_sdk::Source;
 
     use super::*;
-    use crate::connection::Server;
+    use crate::connection::{Server, is_azure};
+    use crate::uri::Host;
 
     /// What a server says that answers every connection's first bytes with `answers` in turn, and hangs up.
     async fn problem_with(answers: &'static [&'static [u8]], parameters: &str) -> Problem {
@@ -201,6 +202,17 @@ mod tests {
         assert_eq!(problem.reason, Reason::UserErrorDBUserAuthFailed);
         assert!(problem.message.ends_with("asks for a password, and none was named"), "{problem}");
         assert_eq!(problem_with(&[b""], "sslmode=disable").await.reason, Reason::UserErrorServerConnectionClosed);
+    }
+
+    #[tokio::test]
+    async fn who_is_let_in_from_nowhere_is_told_where_that_is_said() {
+        let problem = problem_with(&[b"E\0\0\0\x29SFATAL\0C28000\0Mno pg_hba.conf entry\0\0"], "sslmode=disable").await;
+        assert_eq!(problem.reason, Reason::UserErrorDBUserAuthFailed, "{problem}");
+        assert!(problem.fix.contains("hostssl") && problem.fix.contains("pg_reload_conf()"), "{}", problem.fix);
+        let host = |name: &str| Host::Name(name.to_owned());
+        assert!(is_azure(&host("shop.postgres.database.azure.com")));
+        assert!(is_azure(&host("shop.postgres.database.chinacloudapi.cn")));
+        assert!(!is_azure(&host("azure.com")) && !is_azure(&Host::Socket("/tmp/x.postgres.database.y".to_owned())));
     }
 
     #[tokio::test]

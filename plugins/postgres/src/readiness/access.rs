@@ -16,6 +16,11 @@ use crate::quote;
 
 /// The first version with the role pg_read_all_data: USAGE on all schemas, SELECT on all tables and sequences, but not on large objects.
 const KNOWS_READ_ALL: Major = Major::new(14);
+/// The first version in which a membership says by itself whether its rights are used without `SET ROLE`; one that did not say so before is
+/// changed by the same grant. Before, the member's own attribute (`NOINHERIT`) says it for all of its memberships.
+const KNOWS_INHERIT: Major = Major::new(16);
+/// The first version with default privileges for large objects.
+const KNOWS_LARGE_OBJECT_DEFAULTS: Major = Major::new(18);
 
 /// Names and statements are written out one by one up to so many bytes, so that people can read a fix and a refusal can carry it
 /// (gRPC's clients take 16 KiB of it); a loop says the rest.
@@ -46,7 +51,7 @@ const SEQUENCES: &str = "relkind = 'S' and not has_table_privilege(oid, 'select'
 const HIDING: &str = "relkind = 'r' and row_security_active(oid)";
 
 /// Many objects share few owners and lists of rights, so that those are looked at once each. `has_largeobject_privilege` is younger.
-const LARGE_OBJECTS: &str = "
+const CLOSED_LARGE_OBJECTS: &str = "
 with kinds as (
     select min(oid) as example, lomowner, lomacl::text as acl from pg_largeobject_metadata group by lomowner, lomacl::text
 ), closed as (
@@ -54,11 +59,16 @@ with kinds as (
     where not exists (
         select from aclexplode(coalesce(m.lomacl, acldefault('L', m.lomowner))) as a
         where a.privilege_type = 'SELECT' and (a.grantee = 0 or pg_has_role(a.grantee, 'usage')))
-)
+)";
+
+const LARGE_OBJECTS: &str = "
 select m.oid::text, count(*) over () from pg_largeobject_metadata m
 join closed c on c.lomowner = m.lomowner and c.acl is not distinct from m.lomacl::text
 where current_setting('lo_compat_privileges') = 'off'
 order by m.oid";
+
+/// Who made large objects that cannot be read.
+const LARGE_OBJECT_OWNERS: &str = "select distinct format('%I', pg_get_userbyid(lomowner)) from closed order by 1";
 
 /// The objects that a query found: the first of them, and how many there are.
 struct Found {
@@ -116,20 +126,25 @@ pub(super) async fn look(session: &Session, asker: &Asker) -> Result<Vec<Finding
     for (condition, kind) in [(TABLES, Kind::Tables), (SEQUENCES, Kind::Sequences)] {
         let Some(found) = Found::relations(session, condition).await? else { continue };
         let message = format!("the user {role} may not read (SELECT) the {} {}", kind.in_a_sentence(), found.names());
-        let fix = match asker.major >= KNOWS_READ_ALL {
+        let fix = match asker.can_read_all() {
             true => read_all_fix(asker),
             false => select_fix(asker, kind, &found, &makers(session, condition).await?),
         };
         findings.push(found.finding(denied, message, fix));
     }
-    if let Some(found) = Found::ask(session, LARGE_OBJECTS).await? {
+    if let Some(found) = Found::ask(session, &format!("{CLOSED_LARGE_OBJECTS} {LARGE_OBJECTS}")).await? {
         let message = format!("the user {role} may not read (SELECT) the large objects {}", found.names());
-        let fix = large_objects_fix(asker, &found);
+        let owners = match asker.major >= KNOWS_LARGE_OBJECT_DEFAULTS {
+            true => large_object_owners(session).await?,
+            false => Vec::new(),
+        };
+        let fix = large_objects_fix(asker, &found, &owners);
         findings.push(found.finding(denied, message, fix));
     }
     if let Some(found) = Found::relations(session, HIDING).await? {
         let message = format!("row-level security hides rows of {} from the user {role}", found.names());
-        let fix = format!("{}ALTER ROLE {} BYPASSRLS;", asker.heading(), quote::identifier(role));
+        let (heading, more) = (asker.heading(), asker.managed.bypassing());
+        let fix = format!("{heading}ALTER ROLE {} BYPASSRLS;{more}", quote::identifier(role));
         findings.push(found.finding(Reason::RowSecurityHidesRows, message, fix));
     }
     Ok(findings)
@@ -164,6 +179,14 @@ impl Kind {
         }
     }
 
+    /// What owners of such objects make with them, in the plural. A table's key is often a sequence.
+    fn made_with_it(self) -> &'static [&'static str] {
+        match self {
+            Self::Tables => &["TABLES", "SEQUENCES"],
+            Self::Sequences => &["SEQUENCES"],
+        }
+    }
+
     fn plural(self) -> &'static str {
         match self {
             Self::Tables => "TABLES",
@@ -173,6 +196,11 @@ impl Kind {
 }
 
 impl Asker {
+    /// A membership in pg_read_all_data gives this role what it lacks.
+    fn can_read_all(&self) -> bool {
+        self.major >= KNOWS_INHERIT || (self.major >= KNOWS_READ_ALL && self.inherits)
+    }
+
     /// Who runs a fix, and where.
     fn heading(&self) -> String {
         // A line break in a name would end the comment.
@@ -195,11 +223,12 @@ async fn makers(session: &Session, condition: &str) -> Result<Vec<Maker>, Error>
 }
 
 fn read_all_fix(asker: &Asker) -> String {
-    format!("{}GRANT pg_read_all_data TO {};", asker.heading(), quote::identifier(&asker.role))
+    let inherit = if asker.major >= KNOWS_INHERIT { " WITH INHERIT TRUE" } else { "" };
+    format!("{}GRANT pg_read_all_data TO {}{inherit};", asker.heading(), quote::identifier(&asker.role))
 }
 
 fn usage_fix(asker: &Asker, found: &Found) -> String {
-    if asker.major >= KNOWS_READ_ALL {
+    if asker.can_read_all() {
         return read_all_fix(asker);
     }
     let role = quote::identifier(&asker.role);
@@ -214,7 +243,8 @@ fn usage_fix(asker: &Asker, found: &Found) -> String {
     format!("{}{statement}", asker.heading())
 }
 
-/// Also for what the same owners will make there: a table that is made tomorrow must not break tomorrow's backup.
+/// Also for what the same owners will make there: a table that is made tomorrow, and the sequence of its key, must not break tomorrow's
+/// backup.
 fn select_fix(asker: &Asker, kind: Kind, found: &Found, makers: &[Maker]) -> String {
     let (role, singular, plural) = (quote::identifier(&asker.role), kind.singular(), kind.plural());
     let all = |what: &str| {
@@ -231,24 +261,32 @@ fn select_fix(asker: &Asker, kind: Kind, found: &Found, makers: &[Maker]) -> Str
             for_each(&all(&query), &asker.role)
         }
     };
-    let default = |Maker { schema, owner }: &Maker| {
-        format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON {plural} TO {role};")
-    };
-    let later = makers.iter().map(default).collect::<Vec<_>>().join("\n");
-    let later = if later.len() <= LIST_MAX {
-        later
-    } else {
+    let later = kind.made_with_it().iter().map(|plural| {
+        let default = |Maker { schema, owner }: &Maker| {
+            format!("ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} GRANT SELECT ON {plural} TO {role};")
+        };
+        let each = makers.iter().map(default).collect::<Vec<_>>().join("\n");
+        if each.len() <= LIST_MAX / 2 {
+            return each;
+        }
         let query = format!(
             "format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I GRANT SELECT ON {plural} TO %I', \
              pg_get_userbyid(c.relowner), n.nspname, {{role}})"
         );
         for_each(&all(&query), &asker.role)
-    };
+    });
+    let later = later.collect::<Vec<_>>().join("\n");
     format!("{}{now}\n{later}", asker.heading())
 }
 
-/// Before version 18 there are no default privileges for large objects, so new ones need the same again.
-fn large_objects_fix(asker: &Asker, found: &Found) -> String {
+async fn large_object_owners(session: &Session) -> Result<Vec<String>, Error> {
+    let query = format!("{CLOSED_LARGE_OBJECTS} {LARGE_OBJECT_OWNERS} limit {MAKERS_MAX}");
+    let rows = session.client().query(&query, &[]).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// Also for what `owners` will make. Before version 18 there are no default privileges for large objects, so new ones need the same again.
+fn large_objects_fix(asker: &Asker, found: &Found, owners: &[String]) -> String {
     let role = quote::identifier(&asker.role);
     let statement = match found.list() {
         Some(list) => format!("GRANT SELECT ON LARGE OBJECT {list} TO {role};"),
@@ -257,7 +295,16 @@ fn large_objects_fix(asker: &Asker, found: &Found) -> String {
             &asker.role,
         ),
     };
-    format!("{}{statement}", asker.heading())
+    let mut text = format!("{}{statement}", asker.heading());
+    for owner in owners {
+        let later = format!("\nALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT SELECT ON LARGE OBJECTS TO {role};");
+        if text.len() + later.len() > 2 * LIST_MAX {
+            text.push_str("\n-- and the same for each other owner of large objects");
+            break;
+        }
+        text.push_str(&later);
+    }
+    text
 }
 
 /// A block that runs every statement that `query` gives; `{role}` in it is the role's name.
@@ -276,10 +323,21 @@ fn for_each(query: &str, role: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::readiness::managed::Managed;
 
     fn asker(major: u32) -> Asker {
         let (role, database) = ("back \"up\"".to_owned(), "sh'op".to_owned());
-        Asker { role, database, major: Major::new(major), superuser: false, standby: false, size: 0 }
+        Asker {
+            role,
+            database,
+            major: Major::new(major),
+            superuser: false,
+            inherits: true,
+            standby: false,
+            size: 0,
+            managed: Managed::Nobody,
+            host: "h".to_owned(),
+        }
     }
 
     fn found(names: &[&str], count: u64) -> Found {
@@ -295,14 +353,22 @@ mod tests {
             select_fix(&asker(13), Kind::Tables, &tables, &makers[..1]),
             format!(
                 "{heading}GRANT SELECT ON TABLE public.a, \"S\".b TO \"back \"\"up\"\"\";\n\
-                 ALTER DEFAULT PRIVILEGES FOR ROLE app IN SCHEMA public GRANT SELECT ON TABLES TO \"back \"\"up\"\"\";"
+                 ALTER DEFAULT PRIVILEGES FOR ROLE app IN SCHEMA public GRANT SELECT ON TABLES TO \"back \"\"up\"\"\";\n\
+                 ALTER DEFAULT PRIVILEGES FOR ROLE app IN SCHEMA public GRANT SELECT ON SEQUENCES TO \"back \"\"up\"\"\";"
             )
         );
         let many = select_fix(&asker(10), Kind::Sequences, &found(&["public.a"], 7), &makers);
         assert!(many.contains("'GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO %I'"), "{many}");
         assert_eq!(many.matches("ALTER DEFAULT PRIVILEGES").count(), 2, "{many}");
         assert_eq!(usage_fix(&asker(14), &tables), read_all_fix(&asker(14)));
-        assert!(read_all_fix(&asker(14)).ends_with("GRANT pg_read_all_data TO \"back \"\"up\"\"\";"));
+        assert!(read_all_fix(&asker(15)).ends_with("GRANT pg_read_all_data TO \"back \"\"up\"\"\";"));
+        // A role that inherits nothing has nothing of a membership, unless the membership itself says so.
+        assert!(read_all_fix(&asker(16)).ends_with("GRANT pg_read_all_data TO \"back \"\"up\"\"\" WITH INHERIT TRUE;"));
+        for (major, can) in [(13, false), (14, false), (15, false), (16, true), (18, true)] {
+            let aloof = Asker { inherits: false, ..asker(major) };
+            assert_eq!(aloof.can_read_all(), can, "{major}");
+            assert_eq!(usage_fix(&aloof, &tables).contains("GRANT USAGE ON SCHEMA"), !can, "{major}");
+        }
         assert!(usage_fix(&asker(12), &found(&["a"], 1)).contains("GRANT USAGE ON SCHEMA a TO "));
     }
 
@@ -315,7 +381,7 @@ mod tests {
         for fix in [
             select_fix(&asker(10), Kind::Tables, &all, &makers),
             usage_fix(&asker(10), &all),
-            large_objects_fix(&asker(14), &all),
+            large_objects_fix(&asker(14), &all, &[]),
         ] {
             assert!(fix.len() < 2 * LIST_MAX && fix.contains("DO $grant$ "), "{fix}");
         }
@@ -329,6 +395,18 @@ mod tests {
             assert_eq!(block.matches(tag).count(), 2, "{block}");
             assert!(block.ends_with(&format!("END {tag};")) && block.contains(&quote::literal(role)), "{block}");
         }
+    }
+
+    #[test]
+    fn large_objects_that_are_still_to_come_can_be_read_where_the_server_knows_how() {
+        let objects = found(&["4711", "4712"], 2);
+        let before = large_objects_fix(&asker(17), &objects, &[]);
+        assert!(before.ends_with("GRANT SELECT ON LARGE OBJECT 4711, 4712 TO \"back \"\"up\"\"\";"), "{before}");
+        let since = large_objects_fix(&asker(18), &objects, &["app".to_owned()]);
+        let default = "\nALTER DEFAULT PRIVILEGES FOR ROLE app GRANT SELECT ON LARGE OBJECTS TO \"back \"\"up\"\"\";";
+        assert_eq!(since, format!("{before}{default}"));
+        let many: Vec<String> = (0..100).map(|number| format!("\"{}{number}\"", "n".repeat(60))).collect();
+        assert!(large_objects_fix(&asker(18), &objects, &many).len() <= 2 * LIST_MAX + 100);
     }
 
     #[test]

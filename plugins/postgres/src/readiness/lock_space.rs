@@ -8,6 +8,8 @@ use tokio_postgres::Error;
 use vaultferry_plugin_sdk::Finding;
 use vaultferry_proto::Reason;
 
+use super::Asker;
+use super::managed::{Counts, Managed, Place};
 use crate::connection::Session;
 
 /// What pg_dump locks: tables and sequences, without those that an extension made, which it does not dump. And the room for them.
@@ -20,13 +22,13 @@ select (select count(*) from pg_class c join pg_namespace n on n.oid = c.relname
        current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8";
 
 /// Told when there are more of them than the server promises room for.
-pub(super) async fn look(session: &Session) -> Result<Option<Finding>, Error> {
+pub(super) async fn look(session: &Session, asker: &Asker) -> Result<Option<Finding>, Error> {
     let row = session.client().query_one(SPACE, &[]).await?;
-    Ok(finding(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
+    Ok(finding(asker.managed, &asker.host, row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
 }
 
 /// `transactions` is for how many of them `per_transaction` locks are set aside.
-fn finding(needed: i64, per_transaction: i64, transactions: i64) -> Option<Finding> {
+fn finding(managed: Managed, host: &str, needed: i64, per_transaction: i64, transactions: i64) -> Option<Finding> {
     let room = per_transaction.saturating_mul(transactions);
     if needed <= room {
         return None;
@@ -37,9 +39,8 @@ fn finding(needed: i64, per_transaction: i64, transactions: i64) -> Option<Findi
     );
     // Half as much again: for the other sessions, and for tables that are still to come.
     let wanted = (needed.saturating_add(needed / 2) / transactions.max(1) + 1).max(per_transaction + 1);
-    let fix = format!(
-        "-- as a superuser; it counts after a restart of the server:\nALTER SYSTEM SET max_locks_per_transaction = {wanted};"
-    );
+    let settings = [("max_locks_per_transaction", wanted.to_string())];
+    let fix = managed.set(host, &settings, Place::Server, Counts::AfterARestart);
     Some(Finding::warning(Reason::TooFewLocks, message).with_fix(fix))
 }
 
@@ -49,6 +50,9 @@ mod tests {
 
     #[test]
     fn only_more_than_the_room_is_told_and_the_fix_is_enough() {
+        let finding = |needed, per_transaction, transactions| {
+            super::finding(Managed::Nobody, "h", needed, per_transaction, transactions)
+        };
         assert_eq!(finding(0, 64, 100), None);
         assert_eq!(finding(6400, 64, 100), None);
         for (needed, per_transaction, transactions) in

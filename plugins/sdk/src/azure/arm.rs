@@ -6,14 +6,17 @@
 //! ```
 //! Invariants:
 //! - The token goes to the configured host only. A `nextLink`, a `Location` and an `Azure-AsyncOperation` that point anywhere else are
-//!   refused before anything is sent; redirects are not followed.
+//!   refused before anything is sent, as is one with a user in it; redirects are not followed.
+//! - A list ends: a `nextLink` to a page that was read already is refused, and a list of ever new pages is ended by its deadline.
 //! - One retry layer, here: busy (429), failing (408, 5xx) and silent services are asked again, jittered, never before `Retry-After` is over,
 //!   until one deadline for the whole call. A POST whose answer was lost is not sent again: it may have been done.
-//! - An answer is read up to 8 MiB, a list up to 10,000 items; more is an error, and never a part of it.
+//! - An answer is read up to 8 MiB, a list up to 10,000 items (page by page: up to what its reader takes); more is an error, and never a
+//!   part of it.
 //! - Every error that Azure answers has its code, its words and its correlation id. None holds a token.
 //!
 //! What is not here: what the resources mean, and which api-version a provider wants. That is for whoever asks.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +56,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// A page has some hundred items of a few KB.
 const LARGEST_ANSWER: usize = 8 << 20;
-/// Of one list, over all of its pages.
+/// Of one list that is kept as a whole, over all of its pages.
 const MOST_ITEMS: usize = 10_000;
 
 /// How Resource Manager is asked.
@@ -172,39 +175,47 @@ impl Client {
         api_version: &str,
         cancel: &CancellationToken,
     ) -> Result<Vec<T>, Problem> {
-        self.pages(self.url(path, api_version), cancel).await
+        let mut items = Vec::new();
+        let keep = |page: Vec<T>| {
+            items.extend(page);
+            if items.len() <= MOST_ITEMS {
+                return Ok(());
+            }
+            let message = format!("{path} has more than {MOST_ITEMS} items");
+            Err(Problem::new(Reason::InvalidRequest, message).with_fix("Ask for a resource group: --resource-group."))
+        };
+        self.list_pages(path, api_version, &[], keep, cancel).await?;
+        Ok(items)
     }
 
-    /// The same of those items that Azure's `$filter` leaves, where the list takes one. What it means differs from list to list.
-    pub async fn list_filtered<T: DeserializeOwned>(
+    /// The items of a list, page after page as they come; memory holds one page. `parameters` are the list's own, besides the
+    /// api-version (`$filter`, `$maxpagesize`). The first error of `each` ends it, and is the answer. All of the pages have one deadline.
+    pub async fn list_pages<T: DeserializeOwned>(
         &self,
         path: &str,
         api_version: &str,
-        filter: &str,
+        parameters: &[(&str, &str)],
+        mut each: impl FnMut(Vec<T>) -> Result<(), Problem>,
         cancel: &CancellationToken,
-    ) -> Result<Vec<T>, Problem> {
+    ) -> Result<(), Problem> {
         let mut url = self.url(path, api_version);
-        url.query_pairs_mut().append_pair("$filter", filter);
-        self.pages(url, cancel).await
-    }
-
-    async fn pages<T: DeserializeOwned>(&self, mut url: Url, cancel: &CancellationToken) -> Result<Vec<T>, Problem> {
-        let (path, end) = (url.path().to_owned(), self.end());
-        let mut items = Vec::new();
+        for (name, value) in parameters {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        let end = self.end();
+        // Some dozens of addresses; a list of 10,000 pages would not come to its end in time.
+        let mut read = HashSet::new();
         loop {
             let answer = self.send(&Method::GET, &url, None, end, cancel).await?;
             let page: Page<T> = serde_json::from_value(answer.body)
                 .map_err(|error| self.refused(&format!("a page of {path} cannot be read: {error}")))?;
-            // A page that is empty and has a next one is Azure's way; one that never ends is ended by the deadline.
-            items.extend(page.value);
-            if items.len() > MOST_ITEMS {
-                let message = format!("{path} has more than {MOST_ITEMS} items");
-                let fix = "Ask for a resource group: --resource-group.";
-                return Err(Problem::new(Reason::InvalidRequest, message).with_fix(fix));
-            }
-            match page.next_link.filter(|link| !link.is_empty()) {
-                Some(link) => url = self.same_host(&link, "nextLink")?,
-                None => return Ok(items),
+            // A page that is empty and has a next one is Azure's way.
+            each(page.value)?;
+            let Some(link) = page.next_link.filter(|link| !link.is_empty()) else { return Ok(()) };
+            let next = self.same_host(&link, "nextLink")?;
+            read.insert(std::mem::replace(&mut url, next));
+            if read.contains(&url) {
+                return Err(self.refused(&format!("nextLink leads back to a page of {path} that was read already")));
             }
         }
     }
@@ -277,6 +288,8 @@ impl Client {
         let ours = &self.config.endpoint;
         let is_ours = |url: &Url| {
             url.scheme() == ours.scheme()
+                && url.username().is_empty()
+                && url.password().is_none()
                 && url.host() == ours.host()
                 && url.port_or_known_default() == ours.port_or_known_default()
         };
@@ -431,35 +444,4 @@ async fn read(mut response: reqwest::Response) -> Result<Option<Vec<u8>>, String
 }
 
 #[cfg(test)]
-mod tests {
-    use secrecy::SecretString;
-
-    use super::super::token::FixedToken;
-    use super::*;
-
-    #[test]
-    fn an_endpoint_is_a_host_and_nothing_more() {
-        for good in [PUBLIC, "https://management.chinacloudapi.cn", "https://h:8443/", "http://127.0.0.1:8080/"] {
-            assert!(endpoint(good).is_ok(), "{good}");
-        }
-        for bad in ["", "h", "http://h/", "https://u:p@h/", "https://h/arm", "https://h/?x=y", "https://h/#x"] {
-            let problem = endpoint(bad).expect_err(bad);
-            assert_eq!(problem.reason, Reason::InvalidConfiguration, "{bad}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_token_that_no_header_can_hold_is_refused_at_once() {
-        let endpoint = endpoint("http://127.0.0.1:1/").expect("an address");
-        let deadline = Duration::from_secs(60);
-        let config = Config { endpoint, deadline, role: "Reader", role_scope: "/subscriptions/s".to_owned() };
-        let token = FixedToken(SecretString::from("eyJ0hunter2\n(expires in an hour)"));
-        let client = Client::new(config, Arc::new(token)).expect("a client");
-        let cancel = CancellationToken::new();
-        let asked = client.get("/subscriptions/s", "1", &cancel);
-        let problem =
-            tokio::time::timeout(Duration::from_secs(10), asked).await.expect("at once").expect_err("refused");
-        assert_eq!(problem.reason, Reason::AzureRefused, "{problem}");
-        assert!(problem.message.contains("token alone") && !format!("{problem:?}").contains("hunter2"), "{problem:?}");
-    }
-}
+mod tests;

@@ -14,12 +14,12 @@ use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
 use zeroize::Zeroizing;
 
+use super::retry_after::retry_after;
+
 /// Bound of the first wait; the metadata service answers within milliseconds when it is there.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Bound of every later wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// A longer `Retry-After` is beyond every deadline here.
-const LONGEST_RETRY_AFTER_S: u64 = 3600;
 /// A token has a few thousand bytes, a secret 25 KiB at most.
 const LARGEST_ANSWER: usize = 128 << 10;
 /// The service's words are cut here.
@@ -119,9 +119,7 @@ impl Service {
         };
         let mut response = request.send().await.map_err(lost)?;
         let status = response.status().as_u16();
-        let header = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        let seconds = header.and_then(|value| value.parse().ok()).unwrap_or(0_u64);
-        let not_before = Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER_S));
+        let not_before = retry_after(response.headers()).unwrap_or_default();
         // Its final size at once: growing would leave copies behind.
         let mut body = Zeroizing::new(Vec::with_capacity(LARGEST_ANSWER));
         while let Some(piece) = response.chunk().await.map_err(lost)? {

@@ -1,9 +1,10 @@
 //! The containers of storage accounts, as Resource Manager tells them: what files can be restored to (P64-P66). The same for every plugin.
 //!
 //! - All of it has 90 s, however many accounts there are; eight of them are asked at a time.
-//! - Azure is asked for the names that are wanted alone: an account with more containers than one list may have ([`super::arm`]) can
-//!   be asked for those whose names begin alike.
+//! - Azure is asked for the names that are wanted alone, page after page. Of a page nothing is kept but names; of them, over all accounts,
+//!   [`MOST_CONTAINERS`] at most, which is what one answer to the agent holds. More is an error, and never a part of it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -20,6 +21,10 @@ const API_VERSION: &str = "2023-01-01";
 const AT_ONCE: usize = 8;
 /// Below the 120 s that the agent waits for a plugin's answer.
 const LIMIT: Duration = Duration::from_secs(90);
+/// Containers of one page. Azure tells some 1 KB of each, and an answer is read up to 8 MiB.
+const PAGE: &str = "2000";
+/// 150 bytes each at most, with long names: an answer to the agent may have 16 MiB.
+pub const MOST_CONTAINERS: usize = 100_000;
 
 /// A container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,12 +93,12 @@ async fn find_patiently(
             return Err(Problem::new(Reason::AzureNotFound, message));
         }
     }
-    let mut asked = Vec::new();
+    let (mut asked, count) = (Vec::new(), AtomicUsize::new(0));
     // Accounts for files only have no containers.
     for known in accounts.into_iter().filter(|known| known.kind != "FileStorage") {
-        let client = &client;
+        let (client, count) = (&client, &count);
         asked.push(async move {
-            match containers_of(client, &known, prefix, cancel).await {
+            match containers_of(client, &known, prefix, count, cancel).await {
                 // It was deleted since the accounts were listed; the others are told all the same.
                 Err(problem) if problem.reason == Reason::AzureNotFound && account.is_empty() => Ok(Vec::new()),
                 found => found,
@@ -106,25 +111,42 @@ async fn find_patiently(
     Ok(found)
 }
 
+/// `count` is of all accounts.
 async fn containers_of(
     client: &arm::Client,
     account: &Account,
     prefix: &str,
+    count: &AtomicUsize,
     cancel: &CancellationToken,
 ) -> Result<Vec<Container>, Problem> {
     let path = format!("{}/blobServices/default/containers", account.id);
-    let listed = match prefix {
-        "" => client.list(&path, API_VERSION, cancel).await,
+    let mut parameters = vec![("$maxpagesize", PAGE)];
+    if !prefix.is_empty() {
         // Of this list it is the beginning of a name.
-        prefix => client.list_filtered(&path, API_VERSION, prefix, cancel).await,
-    };
-    let items: Vec<Item> = listed.map_err(|problem| match problem.reason {
-        // Too many for one list.
-        Reason::InvalidRequest => problem.with_fix("Ask for a part of them: --prefix BEGINNING, or --account ACCOUNT."),
-        _ => problem,
-    })?;
-    let items = items.into_iter().filter(|item| !item.properties.deleted && item.name.starts_with(prefix));
+        parameters.push(("$filter", prefix));
+    }
     let region = super::region(&account.location);
-    let found = items.map(|item| Container { account: account.name.clone(), name: item.name, region: region.clone() });
-    Ok(found.collect())
+    let mut found = Vec::new();
+    let keep = |page: Vec<Item>| {
+        let items = page.into_iter().filter(|item| !item.properties.deleted && item.name.starts_with(prefix));
+        let before = found.len();
+        found.extend(items.map(|item| Container {
+            account: account.name.clone(),
+            name: item.name,
+            region: region.clone(),
+        }));
+        let new = found.len() - before;
+        match count.fetch_add(new, Ordering::Relaxed) + new > MOST_CONTAINERS {
+            true => Err(too_many()),
+            false => Ok(()),
+        }
+    };
+    client.list_pages(&path, API_VERSION, &parameters, keep, cancel).await?;
+    Ok(found)
+}
+
+fn too_many() -> Problem {
+    let message = format!("there are more than {MOST_CONTAINERS} containers");
+    let fix = "Ask for a part of them: --account ACCOUNT, --prefix BEGINNING, or --resource-group GROUP.";
+    Problem::new(Reason::InvalidRequest, message).with_fix(fix)
 }

@@ -1,5 +1,5 @@
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use vaultferry_vault::writer::{Staged, StreamSummary};
 
 use super::*;
 use crate::report::{Reporter, Warning};
-use crate::workload::{BackupJob, CleanUpJob, RestoreJob, RestoreTarget, Source, Validated};
+use crate::workload::{BackupJob, CleanUpJob, Discovered, DiscoveredSource, RestoreJob, RestoreTarget, Validated};
 
 /// Does what the instance's name says.
 #[derive(Default)]
@@ -30,6 +30,36 @@ impl Workload for Scripted {
 
     async fn validate(&self, source: Source, _: &str, _: &CancellationToken) -> Result<Validated, Problem> {
         Err(Problem::new(Reason::UserErrorDBNotFound, source.uri).with_fix("the fix"))
+    }
+
+    /// Four sources: one tells, one does not, one has an obstacle, and one hangs.
+    async fn discover(&self, server: Source, _: &str, _: &CancellationToken) -> Result<Discovered, Problem> {
+        let warning = Warning { reason: "R".into(), message: "m".into(), fix: "f".into() };
+        let sources = ["tells", "refuses", "closed", "hangs"].map(|name| DiscoveredSource {
+            uri: name.to_owned(),
+            source_identity: name.to_owned(),
+            name: name.to_owned(),
+            size: None,
+            encoding: String::new(),
+            allows_connections: true,
+            obstacle: (name == "closed").then(|| warning.clone()),
+        });
+        Ok(Discovered {
+            server_identity: server.uri.clone(),
+            server_name: server.uri,
+            server_version: String::new(),
+            replica: false,
+            sources: sources.to_vec(),
+        })
+    }
+
+    async fn extensions(&self, source: Source, _: &str, _: &CancellationToken) -> Result<Vec<String>, Problem> {
+        match source.uri.as_str() {
+            "tells" => Ok(vec!["plpgsql 1.0".to_owned()]),
+            "refuses" => Err(Problem::new(Reason::UserErrorDBUserAuthFailed, "no").with_fix("the fix")),
+            "hangs" => std::future::pending().await,
+            other => panic!("{other} is not to be asked"),
+        }
     }
 
     async fn backup(&self, job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) -> Result<Staged, Problem> {
@@ -153,10 +183,30 @@ async fn progress_flows_while_nothing_moves_and_dropping_the_call_cancels() {
     }
 }
 
+/// A source that does not tell its extensions says why, and none is waited for for ever.
+#[tokio::test(start_paused = true)]
+async fn extensions_that_are_not_known_have_a_reason() {
+    let runner = Runner::new(CancellationToken::new(), TaskTracker::new());
+    let service = Service { workload: Arc::new(Scripted::default()), runner, own_process: false };
+    let server = proto::Source { uri: "x://y".into(), ..Default::default() };
+    let request = proto::DiscoverRequest { server: Some(server), settings_json: String::new(), extensions: true };
+    let answer = service.discover(Request::new(request)).await.unwrap().into_inner();
+    let told: Vec<(usize, String)> = answer
+        .sources
+        .into_iter()
+        .map(|source| (source.extensions.len(), source.extensions_problem.unwrap_or_default().reason))
+        .collect();
+    let reason = |count, reason: &str| (count, reason.to_owned());
+    assert_eq!(
+        told,
+        [reason(1, ""), reason(0, "UserErrorDBUserAuthFailed"), reason(0, ""), reason(0, "PluginTimeout")]
+    );
+}
+
 #[tokio::test]
 async fn failures_have_reasons_even_a_panic() {
     let mut fixture = fixture().await;
-    let request = proto::ValidateRequest { source: backup("").source, settings_json: String::new() };
+    let request = proto::ValidateRequest { source: backup("").source, settings_json: String::new(), former: None };
     let problem = Problem::from_status(&fixture.client.validate(request).await.unwrap_err(), Reason::PluginCrashed);
     assert_eq!(problem, Problem::new(Reason::UserErrorDBNotFound, "x://y").with_fix("the fix"));
     let mut events = fixture.client.backup(backup("panic")).await.unwrap().into_inner();

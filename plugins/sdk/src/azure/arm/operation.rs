@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use vaultferry_proto::{Problem, Reason};
 
-use super::refusal::{Words, correlation_id, retry_after};
+use super::refusal::{Words, correlation_id};
 use super::{Answer, Client};
+use crate::azure::retry_after::retry_after;
 use crate::workload::unless_cancelled;
 
 /// Between two polls, when Azure names no time.

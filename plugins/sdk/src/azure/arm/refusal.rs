@@ -6,10 +6,10 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
+use crate::azure::retry_after::retry_after;
+
 /// Azure's words are cut here.
 const DETAIL_CHARS: usize = 400;
-/// A longer `Retry-After` is beyond every deadline here, and one without bounds is beyond what the clock can count.
-const LONGEST_RETRY_AFTER_S: u64 = 3600;
 
 /// What Azure said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,12 +93,6 @@ pub(super) fn correlation_id(headers: &HeaderMap) -> String {
     short(named.and_then(|value| value.to_str().ok()).unwrap_or_default())
 }
 
-/// In seconds, as Azure writes it; an hour at most.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER_S)))
-}
-
 #[cfg(test)]
 mod tests {
     use reqwest::header::HeaderValue;
@@ -124,16 +118,5 @@ mod tests {
         assert_eq!(told(br#"{"error": {"code": "Conflict", "message": null}}"#), "409 Conflict");
         assert_eq!(told(br#"{"error": {"code": null, "message": "somebody else"}}"#), "409 somebody else");
         assert_eq!(told(br#"{"error": null, "code": "Conflict", "message": null}"#), "409 Conflict");
-    }
-
-    #[test]
-    fn a_wait_has_a_bound() {
-        for (text, seconds) in
-            [("17", Some(17)), ("3600", Some(3600)), ("10000000000000000000", Some(3600)), ("-1", None), ("soon", None)]
-        {
-            let mut headers = HeaderMap::new();
-            headers.insert("retry-after", HeaderValue::from_static(text));
-            assert_eq!(retry_after(&headers), seconds.map(Duration::from_secs), "{text}");
-        }
     }
 }

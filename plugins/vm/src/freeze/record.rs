@@ -72,7 +72,7 @@ impl Record {
         let boot_id = boot_id()?;
         let content = Content { version: VERSION, boot_id, mounts: mounts.iter().map(recorded).collect() };
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unfinished)?;
-        file.try_lock()?;
+        file.lock()?;
         file.write_all(&serde_json::to_vec(&content)?)?;
         file.sync_all()?;
         fs::rename(&unfinished, &path)?;

@@ -8,7 +8,7 @@
 //!              │  └────── socket ──▶ guardian ◀─▶ guardian                  (guardian.rs)
 //!              └── a watching thread, which reaps the three and helps        (caller.rs)
 //! ```
-//! Each holds the mount points open and shares a page of memory ([`board::Board`]) that says what is frozen. Each polls the others' process
+//! Each holds the mount points open and shares a page of memory (board.rs) that says what is frozen. Each polls the others' process
 //! handles, the socket and the clock. Who sees that another one has ended, that the caller is gone, that freezing takes too long or that the
 //! deadline has passed, kills the helper and thaws what was frozen.
 //!
@@ -16,7 +16,7 @@
 //! - A file system is frozen at most until the deadline, counted from the first freezing call's return, and a tenth of a second: whichever
 //!   one of the processes was killed or stopped, and when agent and plugin were killed together.
 //! - Thawed is what this freeze has frozen. What another one froze is refused (`EBUSY`) and left as it is.
-//! - What will be frozen is on disk before it is ([`record`]): when every process was killed, [`thaw_leftovers`] thaws it.
+//! - What will be frozen is on disk before it is (record.rs): when every process was killed, [`thaw_leftovers`] thaws it.
 //! - [`Thawed::held`] is true only when everything was frozen from before [`freeze`] came back until [`Frozen::thaw`] was called.
 //! - Between the freeze and the thaw the helper makes no allocation, log or disk access, and all its memory is locked.
 //!
@@ -96,7 +96,7 @@ pub struct Thawed {
 impl Frozen {
     /// Where the frozen file systems are mounted, in the order of freezing.
     pub fn mounts(&self) -> &[PathBuf] {
-        self.session.as_ref().map_or(&[], Session::mounts)
+        self.session.as_ref().map(Session::mounts).unwrap_or_default()
     }
 
     /// Thaws, in reverse, and says how it went. A call that is dropped thaws too. An error means that a file system refuses to thaw.
@@ -163,7 +163,7 @@ pub fn thaw_leftovers() -> Result<Vec<PathBuf>, Problem> {
         .with_fix("Thaw by hand what is frozen (fsfreeze --unfreeze MOUNT), then remove the named file in /run/vaultferry/frozen."))
 }
 
-/// `vaultferry plugin vm-freeze …`, with what comes after those words; see [`command`] in the source. Must be called while the process has one
+/// `vaultferry plugin vm-freeze …`, with what comes after those words (command.rs has a list). Must be called while the process has one
 /// thread: before a runtime is made.
 pub fn helper_main<A: Into<OsString>>(arguments: impl IntoIterator<Item = A>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();

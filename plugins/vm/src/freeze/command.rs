@@ -9,7 +9,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,7 +35,8 @@ const THAW_PATIENCE: Duration = Duration::from_secs(65);
 
 /// Runs one command to its end.
 pub(super) fn run(arguments: &[OsString]) -> ExitCode {
-    let (name, rest) = arguments.split_first().map_or((OsStr::new(""), arguments), |(name, rest)| (name, rest));
+    let (name, rest) =
+        arguments.split_first().map_or((OsStr::new(""), arguments), |(name, rest)| (name.as_os_str(), rest));
     if name == HELPER {
         return helper::run();
     }
@@ -129,7 +130,7 @@ async fn hold(options: Options) -> Result<bool, Problem> {
     let Options { mounts, seconds, deadline, stall, state, .. } = options;
     let cancel = CancellationToken::new();
     super::check(&mounts, &[]).await?;
-    let frozen = super::freeze_in(Path::new(&state), FreezeRequest { mounts, deadline, stall }, &cancel).await?;
+    let frozen = super::freeze_in(&state, FreezeRequest { mounts, deadline, stall }, &cancel).await?;
     say("frozen");
     tokio::time::sleep(seconds).await;
     let thawed = frozen.thaw().await?;
@@ -168,6 +169,8 @@ fn say_error(line: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn read(arguments: &[&str]) -> Result<Options, Problem> {

@@ -103,7 +103,7 @@ impl Role {
 
     /// Says one byte; a caller that has gone is noticed by its end.
     pub(super) fn say(&self, word: u8) {
-        let _ = (&self.socket).write(&[word]);
+        let _ = (&self.socket).write_all(&[word]);
     }
 
     /// Waits a tick at most. Says who has something: the caller, the first and the second that are watched.

@@ -61,7 +61,7 @@ impl Cause {
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Deadline => "the deadline passed",
-            Self::Stalled => "freezing took too long",
+            Self::Stalled => "freezing took too long, or one of its processes was stopped",
             Self::CallerEnded => "whoever asked for it went away",
             Self::HelperEnded => "the process that froze has ended",
             Self::GuardianEnded => "a guardian has ended",

@@ -17,6 +17,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
@@ -30,7 +32,7 @@ use super::{FreezeRequest, Thawed, command, role};
 const PROGRAM: &str = "/proc/self/exe";
 
 /// Starting and locking a program into memory takes some hundredths of a second; more on a machine that reads it from a slow disk.
-const READY_LIMIT: Duration = Duration::from_secs(20);
+const READY_LIMIT: Duration = Duration::from_secs(10);
 
 /// A cancellation is looked for this often.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
@@ -307,7 +309,8 @@ fn watch(
         let (mut children, handles): (Vec<Child>, Vec<OwnedFd>) =
             members.into_iter().map(|member| (member.child, member.handle)).unzip();
         if let [helper, first, second] = handles.as_slice() {
-            look_after(&board, [helper.as_fd(), first.as_fd(), second.as_fd()], &mounts);
+            let pids: Vec<Pid> = children.iter().map(|child| Pid::from_raw(child.id().cast_signed())).collect();
+            look_after(&board, [helper.as_fd(), first.as_fd(), second.as_fd()], &pids, &mounts);
         }
         if board.is_thawed() {
             let _ = record::remove(record.path());
@@ -319,14 +322,16 @@ fn watch(
 }
 
 /// Until the freeze has ended.
-fn look_after(board: &SharedBoard, processes: [BorrowedFd<'_>; 3], mounts: &[OwnedFd]) {
+fn look_after(board: &SharedBoard, processes: [BorrowedFd<'_>; 3], pids: &[Pid], mounts: &[OwnedFd]) {
     let mut trouble: Option<Instant> = None;
     loop {
         let ended = role::wait_for_end(processes);
         if board.is_ended() {
             return;
         }
-        let late = board.lateness(sys::now_ns());
+        // Only the parent sees that one is stopped: before the freeze, when no clock runs, nobody else would.
+        let stopped = pids.iter().any(|pid| is_stopped(*pid)).then_some(Cause::Stalled);
+        let late = board.lateness(sys::now_ns()).or(stopped);
         if late.is_some() || ended.contains(&true) {
             let since = *trouble.get_or_insert_with(Instant::now);
             if since.elapsed() >= GRACE || !ended.contains(&false) {
@@ -339,6 +344,12 @@ fn look_after(board: &SharedBoard, processes: [BorrowedFd<'_>; 3], mounts: &[Own
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// A child that was not reaped, so that its number is its own.
+fn is_stopped(child: Pid) -> bool {
+    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    matches!(waitid(Id::Pid(child), flags), Ok(WaitStatus::Stopped(..)))
 }
 
 /// They end by themselves, but for one that is stopped.

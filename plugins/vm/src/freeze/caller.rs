@@ -97,21 +97,11 @@ impl Session {
         let record = Record::create(state_dir, planned).map_err(|error| {
             failed(format!("what is frozen cannot be written down in {}: {error}", state_dir.display()))
         })?;
-        let crew = match Crew::start(&record, &board, &opened, cancel) {
-            Ok(crew) => crew,
-            Err(problem) => {
-                // Nobody was told to freeze.
-                let _ = record::remove(record.path());
-                return Err(problem);
-            }
-        };
-        let mut session = Self {
-            sockets: crew.sockets().map_err(|error| failed(format!("no more open files: {error}")))?,
-            board: Arc::new(board),
-            watch: None,
-            mounts: planned.iter().map(|mount| mount.mount_point.clone()).collect(),
-        };
-        session.watch = Some(watch(crew, Arc::clone(&session.board), opened, record)?);
+        let path = record.path().to_path_buf();
+        let mut session = Self::start_crew(planned, board, opened, record, cancel).inspect_err(|_| {
+            // Nobody was told to freeze.
+            let _ = record::remove(&path);
+        })?;
         match session.freeze(cancel) {
             Ok(()) => Ok(session),
             Err(problem) => {
@@ -119,6 +109,22 @@ impl Session {
                 Err(problem)
             }
         }
+    }
+
+    /// Everybody is there and watches; nothing is frozen yet.
+    fn start_crew(
+        planned: &[Mount],
+        board: SharedBoard,
+        opened: Vec<OwnedFd>,
+        record: Record,
+        cancel: &CancellationToken,
+    ) -> Result<Self, Problem> {
+        let crew = Crew::start(&record, &board, &opened, cancel)?;
+        let sockets = crew.sockets().map_err(|error| failed(format!("no more open files: {error}")))?;
+        let board = Arc::new(board);
+        let watch = Some(watch(crew, Arc::clone(&board), opened, record)?);
+        let mounts = planned.iter().map(|mount| mount.mount_point.clone()).collect();
+        Ok(Self { sockets, board, watch, mounts })
     }
 
     /// Closes the sockets, and waits for the end of the freeze, but not longer than `limit`.

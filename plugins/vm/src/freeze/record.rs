@@ -116,7 +116,10 @@ pub(super) fn thaw_all(dir: &Path, patience: Duration) -> Leftovers {
     let mut leftovers = Leftovers::default();
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return leftovers,
+        // Whoever may not read it has frozen nothing.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return leftovers;
+        }
         Err(error) => {
             leftovers.faults.push(format!("{} cannot be read: {error}", dir.display()));
             return leftovers;

@@ -89,8 +89,6 @@ pub struct Thawed {
     pub frozen: Duration,
     /// False: it was thawed before [`Frozen::thaw`] (a guardian did, or somebody by hand), so a snapshot is not of one instant.
     pub held: bool,
-    /// Why it was thawed before, when a guardian or the helper did.
-    pub given_up: Option<&'static str>,
 }
 
 impl Frozen {
@@ -100,16 +98,19 @@ impl Frozen {
     }
 
     /// Thaws, in reverse, and says how it went. A call that is dropped thaws too. An error means that a file system refuses to thaw.
-    pub async fn thaw(mut self) -> Result<Thawed, Problem> {
+    pub async fn thaw(self) -> Result<Thawed, Problem> {
+        let (thawed, _) = self.end().await?;
+        Ok(thawed)
+    }
+
+    /// With the words for why it was thawed before, when a guardian or the helper did.
+    async fn end(mut self) -> Result<(Thawed, Option<&'static str>), Problem> {
         match self.session.take() {
             Some(session) => blocking(move || session.thaw()).await,
-            None => Ok(Thawed {
-                freezing: Duration::ZERO,
-                synced: Duration::ZERO,
-                frozen: Duration::ZERO,
-                held: true,
-                given_up: None,
-            }),
+            None => {
+                let none = Duration::ZERO;
+                Ok((Thawed { freezing: none, synced: none, frozen: none, held: true }, None))
+            }
         }
     }
 }

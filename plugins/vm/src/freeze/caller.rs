@@ -174,11 +174,11 @@ impl Session {
     }
 
     fn cause(&self) -> &'static str {
-        self.board.given_up().map_or("the process that freezes has ended", |cause| cause.text())
+        self.board.given_up().map_or("the process that freezes has ended", Cause::text)
     }
 
-    /// Thaws, and says how it went. An error means that something may be frozen still.
-    pub(super) fn thaw(mut self) -> Result<Thawed, Problem> {
+    /// Thaws, and says how it went, and why it was given up if it was. An error means that something may be frozen still.
+    pub(super) fn thaw(mut self) -> Result<(Thawed, Option<&'static str>), Problem> {
         let answer = match self.sockets.first_mut() {
             None => None,
             Some(helper) => match helper.write_all(&[role::THAW]) {
@@ -198,13 +198,13 @@ impl Session {
             // A panic there has left nothing frozen: the board says so.
             let _ = watch.join();
         }
-        Ok(Thawed {
+        let thawed = Thawed {
             freezing: self.board.freezing(sys::now_ns()),
             synced: self.board.synced_for(),
             frozen: self.board.frozen_for(),
             held: answer == Some(role::THAWED) && self.board.was_held(),
-            given_up: self.board.given_up().map(|cause| cause.text()),
-        })
+        };
+        Ok((thawed, self.board.given_up().map(Cause::text)))
     }
 }
 

@@ -133,14 +133,14 @@ async fn hold(options: Options) -> Result<bool, Problem> {
     let frozen = super::freeze_in(&state, FreezeRequest { mounts, deadline, stall }, &cancel).await?;
     say("frozen");
     tokio::time::sleep(seconds).await;
-    let thawed = frozen.thaw().await?;
+    let (thawed, given_up) = frozen.end().await?;
     say(&format!(
         "thawed held={} synced_ms={} freezing_ms={} frozen_ms={} given_up={}",
         thawed.held,
         thawed.synced.as_millis(),
         thawed.freezing.as_millis(),
         thawed.frozen.as_millis(),
-        thawed.given_up.unwrap_or("no")
+        given_up.unwrap_or("no")
     ));
     Ok(thawed.held)
 }

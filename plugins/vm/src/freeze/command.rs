@@ -87,7 +87,7 @@ impl Options {
         while let Some(name) = arguments.next() {
             let name = name.to_string_lossy();
             let value = arguments.next().ok_or_else(|| usage(format!("{name} has no value")))?;
-            match name.as_ref() {
+            match &*name {
                 "--mount" => options.mounts.push(value.into()),
                 "--state" => options.state = value.into(),
                 "--seconds" => options.seconds = seconds(value)?,

@@ -119,7 +119,7 @@ impl Load {
                 let name = dir.join(format!("name-{}", round % 8));
                 std::fs::write(&name, b"x").expect("write a file");
                 std::fs::remove_file(&name).expect("remove a file");
-                if round % 32 == 0 {
+                if round.is_multiple_of(32) {
                     file.sync_data().expect("sync");
                 }
                 round += 1;

@@ -95,7 +95,7 @@ impl Role {
         } else {
             sys::normal_priority()
         }
-        sys::become_io_flusher().map_err(|error| why("become an I/O flusher (needs CAP_SYS_RESOURCE)", error))?;
+        sys::become_io_flusher();
         sys::lock_memory()
             .map_err(|error| why("lock its memory (needs CAP_IPC_LOCK, or a larger RLIMIT_MEMLOCK)", error))?;
         Ok(Self { socket, board, watched: [first, second], mounts, _record: record })

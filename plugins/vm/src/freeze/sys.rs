@@ -176,14 +176,12 @@ fn touch_stack() {
     std::hint::black_box(&stack);
 }
 
-/// Tells the kernel that its own memory for this process must not come from writing to disks. Kernels before 5.6 cannot; they go without.
-pub(super) fn become_io_flusher() -> Result<(), Errno> {
+/// Tells the kernel that its own memory for this process must not come from writing to disks. Best effort: kernels before 5.6 cannot, and a
+/// container's root may lack CAP_SYS_RESOURCE. A role asks for next to no such memory while something is frozen.
+pub(super) fn become_io_flusher() {
     let (on, unused): (c_ulong, c_ulong) = (1, 0);
     // SAFETY: the call takes numbers only.
-    match Errno::result(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) }) {
-        Ok(_) | Err(Errno::EINVAL) => Ok(()),
-        Err(error) => Err(error),
-    }
+    let _ = unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) };
 }
 
 /// Runs before whatever else wants a processor: a guardian does next to nothing, and a backup may have lowered the priority that it inherits.

@@ -61,6 +61,10 @@ pub(super) struct Record {
 impl Record {
     /// Writes it, locked. What fails leaves an unfinished file at most, which [`thaw_all`] removes.
     pub(super) fn create(dir: &Path, mounts: &[Mount]) -> io::Result<Self> {
+        // The agent's socket may come to lie beside it, so only the folder itself is closed to others.
+        if let Some(parent) = dir.parent() {
+            fs::create_dir_all(parent)?;
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let name = format!("{}-{}", std::process::id(), sys::now_ns());
         let unfinished = dir.join(format!(".{name}.new"));

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 
 use super::board::Board;
-use super::sys::{self, FDS_FIRST, SharedBoard};
+use super::sys::{self, SharedBoard};
 
 /// To the helper: write out what is dirty.
 pub(super) const SYNC: u8 = b's';
@@ -82,6 +82,7 @@ impl Role {
         }
         let mut fds = sys::receive_fds(&socket).map_err(|error| why("receive the open files", error))?.into_iter();
         let mut next = || fds.next().ok_or("the caller sent too few open files");
+        // So many as `sys::FDS_FIRST` says.
         let (memory, record, first, second) = (next()?, next()?, next()?, next()?);
         let board = SharedBoard::open(memory).map_err(|error| why("map the board", error))?;
         let mounts: Vec<OwnedFd> = fds.collect();
@@ -115,9 +116,6 @@ impl Role {
 fn why(what: &str, error: impl std::fmt::Display) -> String {
     format!("{what}: {error}")
 }
-
-/// How many open files a role is sent before those of the mount points, checked against what [`Role::prepare`] takes.
-const _: () = assert!(FDS_FIRST == 4);
 
 /// Who of them is readable, or has ended, within so many milliseconds.
 fn wait_for<const N: usize>(fds: [BorrowedFd<'_>; N], milliseconds: u8) -> [bool; N] {

@@ -22,7 +22,6 @@
 //!
 //! What it does not do: it does not keep others from thawing (it notices), and it cannot end a freezing call that the kernel does not come
 //! back from. docs/freeze.md is for who runs it.
-#![cfg(target_os = "linux")]
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

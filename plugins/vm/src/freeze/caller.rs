@@ -127,12 +127,17 @@ impl Session {
         Ok(Self { sockets, board, watch, mounts })
     }
 
-    /// Closes the sockets, and waits for the end of the freeze, but not longer than `limit`.
+    /// Closes the sockets, by which the guardians and the watching thread see that nobody wants the freeze any more, and waits for its end, but
+    /// not longer than `limit`.
     fn let_go(&mut self, limit: Duration) {
         self.sockets.clear();
         let until = Instant::now() + limit;
         while !self.board.is_ended() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.board.is_ended() {
+            // The record is removed and the processes are gone when it comes back. What a panic there leaves is no frozen file system.
+            let _ = self.watch.take().map(JoinHandle::join);
         }
     }
 
@@ -187,16 +192,11 @@ impl Session {
                 Err(_) => None,
             },
         };
-        // The guardians and the watching thread see by it that nobody wants the freeze any more.
         self.let_go(THAW_LIMIT);
         if !self.board.is_thawed() {
             let names: Vec<String> = self.mounts.iter().map(|mount| mount.display().to_string()).collect();
             return Err(failed(format!("{} may still be frozen", names.join(", ")))
                 .with_fix("Thaw them by hand: fsfreeze --unfreeze MOUNT for each, then look at the kernel's log."));
-        }
-        if let Some(watch) = self.watch.take() {
-            // A panic there has left nothing frozen: the board says so.
-            let _ = watch.join();
         }
         let thawed = Thawed {
             freezing: self.board.freezing(sys::now_ns()),

@@ -141,16 +141,17 @@ pub(super) fn wait_for_end(processes: [BorrowedFd<'_>; 3]) -> [bool; 3] {
 ///
 /// Several may do it at the same time.
 pub(super) fn rescue(board: &Board, helper: BorrowedFd<'_>, mounts: &[OwnedFd]) -> bool {
+    let thaw = |index: usize| mounts.get(index).map_or(Err(Errno::EBADF), |mount| sys::thaw(mount.as_fd()));
     // What runs on freezes the next one, and what is stopped now may run later.
     sys::kill(helper);
     // What is surely frozen first: thawing what is being frozen may have to wait for that.
     while !has_ended(helper, 0) {
-        thaw_where(board, mounts, false);
-        thaw_where(board, mounts, true);
+        thaw_where(board, false, &thaw);
+        thaw_where(board, true, &thaw);
         has_ended(helper, RESCUE_TICK_MS);
     }
     for _ in 0..THAW_ATTEMPTS {
-        if thaw_finally(board, mounts) {
+        if thaw_finally(board, &thaw) {
             board.end();
             return true;
         }
@@ -162,22 +163,22 @@ pub(super) fn rescue(board: &Board, helper: BorrowedFd<'_>, mounts: &[OwnedFd]) 
 }
 
 /// In the order of thawing: the reverse of freezing.
-fn thaw_where(board: &Board, mounts: &[OwnedFd], begun: bool) {
-    for (index, mount) in mounts.iter().enumerate().rev() {
+fn thaw_where(board: &Board, begun: bool, thaw: &dyn Fn(usize) -> Result<(), Errno>) {
+    for index in (0..board.count()).rev() {
         // EINVAL is no answer yet: it may be in the middle of being frozen.
-        if board.is_to_thaw(index, begun) && sys::thaw(mount.as_fd()).is_ok() {
+        if board.is_to_thaw(index, begun) && thaw(index).is_ok() {
             board.thaw(index, sys::now_ns());
         }
     }
 }
 
 /// With the helper dead, what is not frozen now never will be. True when nothing is.
-fn thaw_finally(board: &Board, mounts: &[OwnedFd]) -> bool {
-    for (index, mount) in mounts.iter().enumerate().rev() {
+fn thaw_finally(board: &Board, thaw: &dyn Fn(usize) -> Result<(), Errno>) -> bool {
+    for index in (0..board.count()).rev() {
         if !board.is_to_thaw(index, true) {
             continue;
         }
-        if let Ok(()) | Err(Errno::EINVAL) = sys::thaw(mount.as_fd()) {
+        if let Ok(()) | Err(Errno::EINVAL) = thaw(index) {
             board.thaw(index, sys::now_ns());
         }
     }
@@ -187,4 +188,127 @@ fn thaw_finally(board: &Board, mounts: &[OwnedFd]) -> bool {
 /// The path that a role was started with, when it is one.
 pub(super) fn record_path(argument: Option<&std::ffi::OsStr>) -> Option<&Path> {
     argument.map(Path::new).filter(|path| path.is_absolute())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::time::Duration;
+
+    use super::*;
+
+    const COUNT: usize = 3;
+
+    /// What the kernel knows: frozen or not.
+    #[derive(Default)]
+    struct Kernel(RefCell<[bool; COUNT]>);
+
+    impl Kernel {
+        fn freeze(&self, index: usize) {
+            let was = std::mem::replace(&mut self.0.borrow_mut()[index], true);
+            assert!(!was, "frozen twice");
+        }
+
+        fn thaw(&self, index: usize) -> Result<(), Errno> {
+            let was = std::mem::replace(&mut self.0.borrow_mut()[index], false);
+            if was { Ok(()) } else { Err(Errno::EINVAL) }
+        }
+
+        fn frozen(&self) -> Vec<usize> {
+            let state = self.0.borrow();
+            (0..COUNT).filter(|index| state[*index]).collect()
+        }
+    }
+
+    fn board() -> Board {
+        let board = Board::empty();
+        board.set_up(COUNT, Duration::from_secs(10), Duration::from_secs(10));
+        board
+    }
+
+    /// A helper's life, cut off after so many steps.
+    fn helper(board: &Board, kernel: &Kernel, steps: usize) {
+        let mut left = steps;
+        let mut go_on = || {
+            left = left.saturating_sub(1);
+            left > 0
+        };
+        for index in 0..COUNT {
+            if !go_on() {
+                return;
+            }
+            board.begin(index, 1);
+            if !go_on() {
+                return;
+            }
+            kernel.freeze(index);
+            if !go_on() {
+                return;
+            }
+            board.freeze(index, 2);
+        }
+        for index in (0..COUNT).rev() {
+            if !go_on() {
+                return;
+            }
+            kernel.thaw(index).expect("it is frozen");
+            if !go_on() {
+                return;
+            }
+            board.thaw(index, 3);
+        }
+    }
+
+    #[test]
+    fn a_helper_that_dies_after_any_step_leaves_nothing_frozen() {
+        for steps in 0..=COUNT * 5 + 1 {
+            let (board, kernel) = (board(), Kernel::default());
+            helper(&board, &kernel, steps);
+            thaw_where(&board, false, &|index| kernel.thaw(index));
+            thaw_where(&board, true, &|index| kernel.thaw(index));
+            assert!(thaw_finally(&board, &|index| kernel.thaw(index)), "{steps} steps");
+            assert_eq!(kernel.frozen(), [] as [usize; 0], "{steps} steps");
+        }
+    }
+
+    #[test]
+    fn what_is_frozen_only_after_the_first_thaw_is_thawed_by_the_last() {
+        let (board, kernel) = (board(), Kernel::default());
+        board.begin(0, 1);
+        kernel.freeze(0);
+        board.freeze(0, 2);
+        board.begin(1, 3);
+        // The helper is killed in the middle of the call, which goes on.
+        thaw_where(&board, false, &|index| kernel.thaw(index));
+        thaw_where(&board, true, &|index| kernel.thaw(index));
+        assert_eq!(kernel.frozen(), [] as [usize; 0]);
+        assert!(!board.is_thawed(), "the second one may still come to be frozen");
+        kernel.freeze(1);
+        assert!(thaw_finally(&board, &|index| kernel.thaw(index)));
+        assert_eq!(kernel.frozen(), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn what_others_froze_stays_frozen_whoever_comes_late() {
+        for steps in 0..=COUNT * 3 {
+            let (board, kernel) = (board(), Kernel::default());
+            helper(&board, &kernel, steps);
+            assert!(thaw_finally(&board, &|index| kernel.thaw(index)));
+            // Another tool's freeze, and a guardian that was stopped all the time.
+            (0..COUNT).for_each(|index| kernel.freeze(index));
+            thaw_where(&board, true, &|index| kernel.thaw(index));
+            assert!(thaw_finally(&board, &|index| kernel.thaw(index)));
+            assert_eq!(kernel.frozen(), [0, 1, 2], "{steps} steps");
+        }
+    }
+
+    #[test]
+    fn a_file_system_that_refuses_to_thaw_is_asked_again() {
+        let (board, kernel) = (board(), Kernel::default());
+        helper(&board, &kernel, COUNT * 3 + 1);
+        assert!(!thaw_finally(&board, &|index| if index == 1 { Err(Errno::EIO) } else { kernel.thaw(index) }));
+        assert_eq!(kernel.frozen(), [1]);
+        assert!(thaw_finally(&board, &|index| kernel.thaw(index)));
+        assert_eq!(kernel.frozen(), [] as [usize; 0]);
+    }
 }

@@ -145,7 +145,7 @@ fn instant(
         assert_eq!(thawed.code, 0, "{what}: {} {}", thawed.text(), thawed.stderr);
         tally.thawed_by_command += u64::from(thawed.text().contains("thawed "));
         let before = writer.writes();
-        wait_for("a write after the thaw", Duration::from_secs(1), || (writer.writes() > before + 1).then_some(()));
+        wait_for("a write after the thaw", LIMIT, || (writer.writes() > before + 1).then_some(()));
     }
     // No write waits longer than the limit while the freeze and its processes go.
     let start = Instant::now();
@@ -342,7 +342,7 @@ fn a_loop_mount_and_what_its_file_lies_on_are_refused_together() {
     assert!(ended.code == 1 && ended.errors.contains("FreezeRefused"), "{ended:?}");
     assert!(ended.errors.contains("stands on the file"), "{ended:?}");
     // Alone it can be.
-    assert_eq!(Hold::start(&[inner.0.clone()], &state, HOLD).end().code, 0);
+    assert_eq!(Hold::start(std::slice::from_ref(&inner.0), &state, HOLD).end().code, 0);
     let ended = Hold::start(&[scratch.path().to_owned()], &state, HOLD).end();
     assert!(ended.errors.contains("is no mount point"), "{ended:?}");
 }

@@ -55,8 +55,8 @@ impl Writer {
                 let began = epoch.elapsed();
                 own.began_us.store(micros(began).max(1), SeqCst);
                 file.write_all_at(b"x", 0).expect("write a byte");
-                own.began_us.store(0, SeqCst);
                 own.longest_us.fetch_max(micros(epoch.elapsed() - began), SeqCst);
+                own.began_us.store(0, SeqCst);
                 own.writes.fetch_add(1, SeqCst);
                 std::thread::sleep(Duration::from_millis(2));
             }

@@ -101,6 +101,10 @@ reasons! {
     PluginTimeout => DeadlineExceeded, "Start the job again; if it happens again, look at the load of this machine.";
     /// The plugin speaks another protocol, or broke it.
     PluginProtocol => Internal, "Install plugin and agent of the same version.";
+    /// A file system cannot be frozen for a snapshot: of its type, its place, or because an image lies on it.
+    FreezeRefused => FailedPrecondition, "Name other mount points to freeze, or choose another provider of snapshots; docs/freeze.md says what can be frozen.";
+    /// File systems could not be frozen this time, or did not stay frozen until the snapshot was taken.
+    FreezeFailed => Aborted, "Start the backup again when less is written; docs/freeze.md says how to see what is frozen, and how to thaw it.";
     // Vault
     /// There is no vault at the configured location.
     VaultNotFound => FailedPrecondition, "Create it with: vaultferry vault init --config FILE.";

@@ -49,6 +49,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         Reason::Interrupted
         | Reason::PluginCrashed
         | Reason::PluginTimeout
+        | Reason::FreezeFailed
         | Reason::StagedIncomplete
         | Reason::PrunedMeanwhile => true,
         // pg_dump may have met a table that was just dropped, a deadlock, or a machine without memory; so may we.
@@ -90,6 +91,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::JobAlreadyCommitted
         | Reason::PointArchived
         | Reason::DataProtected
+        | Reason::FreezeRefused
         | Reason::VaultUnsupported
         | Reason::VaultSettingsLocked
         | Reason::VaultOwnedByOther

@@ -44,6 +44,7 @@ fn every_reason_is_sorted_in() {
         "Interrupted",
         "PluginCrashed",
         "PluginTimeout",
+        "FreezeFailed",
         "VaultUnavailable",
         "KeyVaultUnavailable",
         "StagedIncomplete",

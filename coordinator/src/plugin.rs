@@ -133,6 +133,7 @@ impl Plugin {
                 command.env(name, value);
             }
         }
+        command.envs(vaultferry_vault::network::for_plugins());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         #[cfg(unix)]
         command.process_group(0);

@@ -19,6 +19,8 @@ mod job;
 mod list;
 mod login;
 mod maintenance;
+#[path = "command/network.rs"]
+mod network_check;
 mod point;
 mod policy;
 mod restore;

@@ -19,7 +19,6 @@ mod job;
 mod list;
 mod login;
 mod maintenance;
-#[path = "command/network.rs"]
 mod network_check;
 mod point;
 mod policy;

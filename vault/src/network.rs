@@ -111,9 +111,7 @@ impl Proxy {
         }
         let login = match (url.username(), url.password()) {
             ("", None) => None,
-            (user, password) => {
-                Some((unescaped(user), SecretString::from(unescaped(password.unwrap_or_default()))))
-            }
+            (user, password) => Some((unescaped(user), SecretString::from(unescaped(password.unwrap_or_default())))),
         };
         url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| wrong())?;
         Ok(Self { url, login, bypass, origin: origin.to_owned() })
@@ -160,9 +158,8 @@ impl Network {
     /// Works the settings out in these surroundings. Reads files, sends nothing.
     pub fn new(settings: &Settings, surroundings: &Surroundings) -> Result<Self, Invalid> {
         let authorities = settings.ca_file.as_deref().map(authorities).transpose()?;
-        let mut bypass = Bypass::new(&settings.no_proxy).map_err(|entry| {
-            Invalid(format!("network.no_proxy: {entry:?} is no name, address, network or \"*\""))
-        })?;
+        let mut bypass = Bypass::new(&settings.no_proxy)
+            .map_err(|entry| Invalid(format!("network.no_proxy: {entry:?} is no name, address, network or \"*\"")))?;
         let Some(proxy) = settings.proxy.as_deref() else {
             if settings.credential.is_some() {
                 return Err(Invalid("network: a proxy's credential needs proxy = \"http://host:port\"".to_owned()));
@@ -206,9 +203,7 @@ impl Network {
         for (scheme, proxy) in [("https", &self.https), ("http", &self.http)] {
             let Some(proxy) = proxy else { continue };
             let chosen = proxy.clone();
-            let way = move |url: &Url| {
-                (url.scheme() == scheme && chosen.is_for(url)).then(|| chosen.url.clone())
-            };
+            let way = move |url: &Url| (url.scheme() == scheme && chosen.is_for(url)).then(|| chosen.url.clone());
             let mut way = reqwest::Proxy::custom(way);
             if let Some((user, password)) = &proxy.login {
                 way = way.basic_auth(user, password.expose_secret());

@@ -19,7 +19,8 @@ pub(super) async fn check(context: &Context, command: NetworkCheck) -> Result<Ou
     let mut access = settings.access();
     if let Some(text) = &command.vault {
         let location = text.parse::<Location>();
-        let location = location.map_err(|error: InvalidLocation| Problem::new(Reason::InvalidRequest, error.to_string()))?;
+        let location =
+            location.map_err(|error: InvalidLocation| Problem::new(Reason::InvalidRequest, error.to_string()))?;
         if location != access.location {
             access.endpoint = None;
         }
@@ -29,7 +30,9 @@ pub(super) async fn check(context: &Context, command: NetworkCheck) -> Result<Ou
     let place = Place { region, disks: command.disks.kind(), deny_priority: command.deny_priority };
     let Some(endpoint) = endpoint(&access) else {
         let value = json!({ "network": { "vault": access.location.to_string(), "target": Value::Null } });
-        context.output.value(&value, || format!("The vault is the folder {}: no network is needed.", access.location))?;
+        context
+            .output
+            .value(&value, || format!("The vault is the folder {}: no network is needed.", access.location))?;
         return Ok(Outcome::Done);
     };
     // Ctrl-C ends the process, which holds nothing.
@@ -56,7 +59,9 @@ fn as_text(location: &Location, diagnosis: &Diagnosis) -> String {
     }
     match &diagnosis.failure {
         Some(failure) => text.push_str(&format!("\n  {:<6} ends here", failure.stage.to_string())),
-        None => text.push_str("\nThe vault can be reached. Whether its credential is right, vaultferry vault show says."),
+        None => {
+            text.push_str("\nThe vault can be reached. Whether its credential is right, vaultferry vault show says.")
+        }
     }
     text
 }

@@ -326,7 +326,10 @@ fn the_way_out_is_named_without_secrets() {
     };
     assert_eq!(network, expected);
     assert_eq!(read(text, &user(), Purpose::Client).unwrap().network, expected, "a client needs no login");
-    assert_eq!(faults(text, &[]), ["network.proxy_credential_env: the environment has no variable PROXY_LOGIN, or it is empty"]);
+    assert_eq!(
+        faults(text, &[]),
+        ["network.proxy_credential_env: the environment has no variable PROXY_LOGIN, or it is empty"]
+    );
     for (wrong, key) in [
         ("proxy = \"https://proxy:1\"", "network.proxy: must be http://host:port"),
         ("proxy = \"http://kim:geheim@proxy:1\"", "network.proxy: must not hold a login"),
@@ -337,6 +340,9 @@ fn the_way_out_is_named_without_secrets() {
         ("prxy = \"none\"", "network.prxy: unknown key"),
     ] {
         let faults = faults(&format!("[network]\n{wrong}"), &[]);
-        assert!(faults.len() == 1 && faults[0].starts_with(key) && !faults[0].contains("geheim"), "{wrong}: {faults:?}");
+        assert!(
+            faults.len() == 1 && faults[0].starts_with(key) && !faults[0].contains("geheim"),
+            "{wrong}: {faults:?}"
+        );
     }
 }

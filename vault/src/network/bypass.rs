@@ -108,19 +108,35 @@ mod tests {
 
     #[test]
     fn names_networks_and_this_machine() {
-        let list: Vec<String> = ["example.com", ".corp", "10.0.0.0/8", "192.168.1.7", "fd00::/8"].map(str::to_owned).into();
+        let list: Vec<String> =
+            ["example.com", ".corp", "10.0.0.0/8", "192.168.1.7", "fd00::/8"].map(str::to_owned).into();
         let bypass = Bypass::new(&list).expect("all can be read");
         let matches = |host: &str| {
             let url = Url::parse(&format!("http://{host}/")).expect("a url");
             bypass.matches(&url.host().expect("a host"))
         };
         for host in [
-            "example.com", "A.Example.com", "b.corp", "corp", "10.200.3.4", "192.168.1.7", "[fd12::1]", "localhost", "127.0.0.9",
+            "example.com",
+            "A.Example.com",
+            "b.corp",
+            "corp",
+            "10.200.3.4",
+            "192.168.1.7",
+            "[fd12::1]",
+            "localhost",
+            "127.0.0.9",
             "[::1]",
         ] {
             assert!(matches(host), "{host}");
         }
-        for host in ["notexample.com", "example.com.evil", "11.0.0.1", "192.168.1.8", "[fe80::1]", "account.blob.core.windows.net"] {
+        for host in [
+            "notexample.com",
+            "example.com.evil",
+            "11.0.0.1",
+            "192.168.1.8",
+            "[fe80::1]",
+            "account.blob.core.windows.net",
+        ] {
             assert!(!matches(host), "{host}");
         }
         for wrong in ["10.0.0.0/33", "fd00::/129", "a b", "", "http://x"] {

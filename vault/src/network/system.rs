@@ -66,7 +66,9 @@ impl Surroundings {
             found.map(|(value, origin)| Proxy::parse(&value, &origin, Arc::clone(bypass))).transpose()
         };
         let known = |fault: Invalid| {
-            Invalid(format!("{fault}; name a proxy with [network] proxy = \"http://host:port\", or say proxy = \"none\""))
+            Invalid(format!(
+                "{fault}; name a proxy with [network] proxy = \"http://host:port\", or say proxy = \"none\""
+            ))
         };
         Ok((parse(https).map_err(known)?, parse(http).map_err(known)?))
     }

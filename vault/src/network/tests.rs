@@ -17,7 +17,11 @@ fn chosen(network: &Network, target: &str) -> Option<(String, String)> {
 
 #[test]
 fn the_configuration_wins_over_the_system() {
-    let system = Surroundings::new(&[("HTTPS_PROXY", "http://env:1")], "http_proxy=http://file:2", "HttpProxy.Host=a\nHttpProxy.Port=3");
+    let system = Surroundings::new(
+        &[("HTTPS_PROXY", "http://env:1")],
+        "http_proxy=http://file:2",
+        "HttpProxy.Host=a\nHttpProxy.Port=3",
+    );
     let network = Network::new(&settings("http://configured:3128"), &system).expect("right");
     let expected = ("http://configured:3128/".to_owned(), "[network] proxy".to_owned());
     assert_eq!(chosen(&network, TARGET), Some(expected.clone()));

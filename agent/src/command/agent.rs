@@ -153,7 +153,10 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("limits.maintenance_jobs", settings.limits.jobs.maintenance_jobs.to_string()),
             ("limits.store_deadline", format!("{deadline_s}s")),
             ("network.proxy", settings.network.proxy.clone().unwrap_or_else(|| "as the system says".to_owned())),
-            ("network.ca_file", settings.network.ca_file.as_ref().map_or(String::new(), |path| path.display().to_string())),
+            (
+                "network.ca_file",
+                settings.network.ca_file.as_ref().map_or(String::new(), |path| path.display().to_string()),
+            ),
             ("service.endpoint", service.map_or("none".to_owned(), |service| service.endpoint.clone())),
         ]);
         format!("The configuration is right.\n\n{text}")

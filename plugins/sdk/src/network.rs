@@ -148,7 +148,8 @@ pub async fn diagnose(
         // An error means that nobody waits any more.
         let _ = answer.send(probe::run(&endpoint, &network, limits));
     };
-    let lost = |error: &dyn fmt::Display| Problem::new(Reason::Internal, format!("cannot look at the network: {error}"));
+    let lost =
+        |error: &dyn fmt::Display| Problem::new(Reason::Internal, format!("cannot look at the network: {error}"));
     std::thread::Builder::new().name("network-check".into()).spawn(run).map_err(|error| lost(&error))?;
     tokio::select! {
         biased;
@@ -168,7 +169,9 @@ impl Diagnosis {
         let Failure { stage, message, .. } = failure;
         let message = format!("the vault at {} cannot be reached{way}: {stage}: {message}", self.target);
         let fix = match self.rule(place) {
-            Some(Ok(rule)) => format!("{} Where a network security group denies what goes out, this allows it: {rule}", failure.fix),
+            Some(Ok(rule)) => {
+                format!("{} Where a network security group denies what goes out, this allows it: {rule}", failure.fix)
+            }
             // Nobody can make that rule: what is to be done first stands in its place.
             Some(Err(problem)) => format!("{} {}; {}", failure.fix, problem.message, problem.fix),
             None => failure.fix.clone(),

@@ -133,7 +133,9 @@ impl Way<'_> {
         let mut addresses = match receiver.recv_timeout(self.limits.name) {
             Err(_) => {
                 let waited = self.limits.name.as_secs_f64();
-                return Err(failed(format!("the resolver did not answer for the {whose}'s name {name} within {waited} s")));
+                return Err(failed(format!(
+                    "the resolver did not answer for the {whose}'s name {name} within {waited} s"
+                )));
             }
             Ok(Err(error)) => return Err(failed(format!("the {whose}'s name {name} has no address: {error}"))),
             Ok(Ok(addresses)) if addresses.is_empty() => {
@@ -161,15 +163,25 @@ impl Way<'_> {
         }
         let (address, error) = last.ok_or_else(|| End::Internal(internal("there is no address to connect to")))?;
         let (whose, answers) = match self.proxy {
-            Some(_) => ("the proxy", "Look whether the proxy runs and listens there, and lets this machine in (V48: its inbound firewall)."),
-            None => ("the vault", "Outbound access to the vault must be allowed: by a security group's rule, by a proxy ([network] proxy), or by a firewall's FQDN tag."),
+            Some(_) => (
+                "the proxy",
+                "Look whether the proxy runs and listens there, and lets this machine in (V48: its inbound firewall).",
+            ),
+            None => (
+                "the vault",
+                "Outbound access to the vault must be allowed: by a security group's rule, by a proxy ([network] proxy), or by a firewall's FQDN tag.",
+            ),
         };
         let host = authority(next).unwrap_or_default();
         let message = match error.kind() {
-            ErrorKind::ConnectionRefused => format!("{host} ({address}) refuses connections: nobody listens, or a firewall rejects them"),
+            ErrorKind::ConnectionRefused => {
+                format!("{host} ({address}) refuses connections: nobody listens, or a firewall rejects them")
+            }
             kind if is_silence(kind) => {
                 let waited = self.limits.connect.as_secs_f64();
-                format!("{host} ({address}) does not answer within {waited} s: a firewall or a security group drops what goes there")
+                format!(
+                    "{host} ({address}) does not answer within {waited} s: a firewall or a security group drops what goes there"
+                )
             }
             _ => format!("{host} ({address}) cannot be connected to: {error}"),
         };
@@ -192,7 +204,12 @@ impl Way<'_> {
         question.push_str("\r\n");
         let head = ask(&mut stream, &question, self.limits.answer).map_err(|error| {
             let fix = "Look at what listens there: it has to be an HTTP proxy that lets CONNECT through.";
-            End::at(Stage::Proxy, format!("the proxy gives no answer to CONNECT {}: {error}", self.target), fix, Missing::Nothing)
+            End::at(
+                Stage::Proxy,
+                format!("the proxy gives no answer to CONNECT {}: {error}", self.target),
+                fix,
+                Missing::Nothing,
+            )
         })?;
         if (200..300).contains(&head.status) {
             self.pass(Stage::Proxy, began, format!("lets us through to {}", self.target));
@@ -238,7 +255,8 @@ impl Way<'_> {
         let name = ServerName::try_from(host.clone());
         let name = name.map_err(|_| End::Internal(internal(format!("{host} is no name of a server"))))?;
         let connection = ClientConnection::new(config, name);
-        let mut connection = connection.map_err(|error| End::Internal(internal(format!("TLS cannot begin: {error}"))))?;
+        let mut connection =
+            connection.map_err(|error| End::Internal(internal(format!("TLS cannot begin: {error}"))))?;
         while connection.is_handshaking() {
             match connection.complete_io(&mut stream) {
                 // The other side has closed the connection without a word.
@@ -342,7 +360,11 @@ impl Way<'_> {
                 Missing::Nothing,
             )),
             (true, status) => {
-                self.pass(Stage::Http, began, format!("the storage answers ({status}, to a question without a credential)"));
+                self.pass(
+                    Stage::Http,
+                    began,
+                    format!("the storage answers ({status}, to a question without a credential)"),
+                );
                 Ok(())
             }
             (false, status) => {

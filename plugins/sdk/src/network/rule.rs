@@ -148,7 +148,8 @@ fn priority(usual: u16, priorities: &Priorities, deny: Option<u16>) -> Result<u1
     let Some(deny) = deny else { return Ok(usual) };
     let before = deny.min(priorities.last + 1).saturating_sub(1);
     if before < priorities.first {
-        let message = format!("no rule can go before a deny rule of priority {deny}: {} is the first", priorities.first);
+        let message =
+            format!("no rule can go before a deny rule of priority {deny}: {} is the first", priorities.first);
         let fix = "Give the deny rule a higher number, for example 1000, and try again.";
         return Err(Problem::new(Reason::InvalidRequest, message).with_fix(fix));
     }
@@ -201,7 +202,10 @@ mod tests {
             assert_eq!(rule, expected);
         }
         let command = to_vault(&Place::default()).expect("a rule").to_string();
-        assert!(command.contains("--destination-address-prefixes Storage.REGION --destination-port-ranges 443"), "{command}");
+        assert!(
+            command.contains("--destination-address-prefixes Storage.REGION --destination-port-ranges 443"),
+            "{command}"
+        );
         let proxy = of_proxy(&Place::default(), None).expect("a rule");
         let facts = [&proxy.source, &proxy.source_ports, &proxy.destination, &proxy.destination_ports, &proxy.protocol];
         assert_eq!(facts, ["10.0.0.5/32", "*", "Internet", "80-443", "Tcp"]);

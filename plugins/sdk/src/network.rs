@@ -132,7 +132,7 @@ pub fn endpoint(access: &Access) -> Option<Url> {
     }
 }
 
-/// Goes the way to `endpoint` (http or https; its path and query are not asked for). Cancel safe.
+/// Goes the way to `endpoint` (http or https). Cancel safe.
 ///
 /// Errors: [`Reason::Cancelled`]; [`Reason::Internal`] when the machine is out of threads. That the vault cannot be reached is no error here:
 /// [`Diagnosis::problem`] makes one of it.

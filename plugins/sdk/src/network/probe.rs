@@ -332,9 +332,11 @@ impl Way<'_> {
     fn http(&mut self, line: &mut dyn Line) -> Result<(), End> {
         let began = Instant::now();
         let plain_proxy = self.proxy.filter(|_| self.endpoint.scheme() == "http");
+        // An emulator's has the account in it.
+        let path = self.endpoint.path().trim_end_matches('/');
         let place = if plain_proxy.is_some() { format!("http://{}", self.target) } else { String::new() };
         let mut question = Zeroizing::new(format!(
-            "GET {place}/?comp=list HTTP/1.1\r\nHost: {}\r\nUser-Agent: vaultferry-network-check\r\nConnection: close\r\n",
+            "GET {place}{path}/?comp=list HTTP/1.1\r\nHost: {}\r\nUser-Agent: vaultferry-network-check\r\nConnection: close\r\n",
             self.target
         ));
         if let Some(proxy) = plain_proxy {

@@ -6,8 +6,8 @@
 # While FLUSH waits for a long query, every other query waits behind it: so it waits for WAIT seconds only, and then the script fails.
 #
 # Parameters: WAIT (default 10) and HOLD (default 300), in seconds.
-# The login is the system's root by its socket, or what /etc/vaultferry/mysql.cnf says ([client] user, password; root's, chmod 600). Its rights:
-# RELOAD, CONNECTION_ADMIN (MariaDB: RELOAD, CONNECTION ADMIN) and no more.
+# The login is the system's root by its socket, or what /etc/vaultferry/mysql.cnf says ([client] user, password; root's, chmod 600). It needs the
+# right RELOAD and no other.
 set -eu
 umask 077
 wait=${1:-10}
@@ -18,7 +18,7 @@ login=/etc/vaultferry/mysql.cnf
 mkdir -p "$state"
 if [ -e "$state/pid" ]; then
     # A backup before this one was lost.
-    "$VAULTFERRY_SCRIPT_DIR/post.sh" || true
+    "${VAULTFERRY_SCRIPT_DIR:-$(dirname "$0")}/post.sh" || true
 fi
 rm -f "$state/out" "$state/err"
 set --

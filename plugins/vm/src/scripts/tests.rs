@@ -314,3 +314,16 @@ async fn a_cancelled_pre_script_is_killed_and_owes_its_post_script() {
     assert!(scripts.post().await.expect("post").succeeded());
     assert_eq!(bench.logged(), ["pre", "post"]);
 }
+
+#[test]
+fn the_ready_made_configurations_are_right() {
+    for json in [
+        include_str!("../../../../deploy/vm-scripts/postgresql/VMSnapshotScriptPluginConfig.json"),
+        include_str!("../../../../deploy/vm-scripts/mysql/VMSnapshotScriptPluginConfig.json"),
+    ] {
+        let bench = Bench::new();
+        bench.config(json);
+        let scripts = bench.load();
+        assert!(scripts.has_pre() && scripts.freezes());
+    }
+}

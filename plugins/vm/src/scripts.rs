@@ -288,12 +288,14 @@ impl Scripts {
                 ended = &mut finish => Some(ended),
                 () = tokio::time::sleep_until(deadline) => None,
             };
-            if in_time.is_none() {
-                stop.cancel();
-                // Asks its group to end, then kills it.
-                let _ = finish.await;
+            match in_time {
+                Some(ended) => Some(ended),
+                None => {
+                    // Asks its group to end, then kills it. One that had ended, and whose outputs were waited for, was in time.
+                    stop.cancel();
+                    finish.await.ok().map(Ok)
+                }
             }
-            in_time
         };
         drop(file);
         let said = match output {

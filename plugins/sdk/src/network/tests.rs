@@ -5,7 +5,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -179,7 +178,7 @@ async fn a_port_that_is_silent_lacks_a_rule() {
         waiting.push(stream);
         assert!(waiting.len() < 64, "the queue takes everybody");
     }
-    let began = Instant::now();
+    let began = std::time::Instant::now();
     let found = way(&format!("https://{address}/"), &Network::default()).await;
     ends(&found, Stage::Tcp, "does not answer within 2 s");
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());

@@ -150,6 +150,13 @@ reasons! {
     MaintenanceBusy => Aborted, "Wait until it has ended: vaultferry job list.";
     /// Another agent works with this vault.
     VaultOwnedByOther => FailedPrecondition, "Stop the other agent, then take the vault over: vaultferry vault attach --take-over.";
+    // Machines
+    /// The machine cannot reach its vault: outbound access has to be allowed (V38).
+    ExtensionSnapshotFailedNoNetwork => Unavailable, "vaultferry agent network-check, run on that machine, says at which stage the way to the vault ends and prints the rule that may be missing.";
+    /// A script of the folder, or its configuration, may not be run: it is missing, or others than its owner could change it.
+    ScriptNotAllowed => FailedPrecondition, "Give folder, configuration and scripts to root: chmod 700 for folder and scripts, 600 for the configuration.";
+    /// A pre-script or post-script failed, or took longer than it may.
+    ScriptFailed => Aborted, "Read what the script says, and mend it; docs/vm-scripts.md shows how to try it by hand.";
     // PostgreSQL
     /// The server does not answer, or its name is not known: no network line of sight (P76).
     UserErrorMissingNetworkSecurityPermissions => FailedPrecondition, "Look at host name and port, that the server runs and listens there, and that firewalls let this machine in.";

@@ -12,6 +12,7 @@ use crate::config::Endpoint;
 mod grants;
 mod instance;
 mod maintenance;
+mod network;
 mod policy;
 mod restore;
 mod source;
@@ -25,6 +26,7 @@ pub use maintenance::{
     PointArchive, PointDelete, PointHold, PointList, PointRelease, PointUndelete, PointVerify, VaultCheck, VaultPrune,
     VaultSettings,
 };
+pub use network::NetworkCheck;
 pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
 pub use restore::{Restore, RestoreDatabase, RestoreFiles};
 pub use source::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};
@@ -129,6 +131,8 @@ pub enum Agent {
     Run,
     /// Check the configuration: print what is used, or every fault (exit code 78)
     CheckConfig,
+    /// Go the way to the vault stage by stage, and say where it ends
+    NetworkCheck(NetworkCheck),
 }
 
 #[derive(Debug, Subcommand)]

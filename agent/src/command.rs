@@ -1,5 +1,6 @@
 //! The commands: each makes one request of the agent (or works on the vault's configuration) and prints the answer.
 
+use vaultferry_coordinator::vault::network;
 use vaultferry_proto::control::v1::GetSummaryRequest;
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
@@ -18,6 +19,7 @@ mod job;
 mod list;
 mod login;
 mod maintenance;
+mod network_check;
 mod point;
 mod policy;
 mod restore;
@@ -45,7 +47,12 @@ pub struct Context {
 impl Context {
     /// The whole configuration.
     fn settings(&self, purpose: Purpose) -> Result<Settings, Problem> {
-        config::load(self.global.config.as_deref(), &self.surroundings, purpose)
+        let settings = config::load(self.global.config.as_deref(), &self.surroundings, purpose)?;
+        if purpose == Purpose::Agent {
+            // Before the first client of the vault or its key is made.
+            network::install(&settings.network).map_err(|fault| wrong_network(&fault))?;
+        }
+        Ok(settings)
     }
 
     /// The agent at --endpoint, or at the configuration's first listener.
@@ -65,6 +72,9 @@ impl Context {
 
 /// Runs the command that the arguments name.
 pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Result<Outcome, Problem> {
+    if matches!(args.command, Command::Plugin(_)) {
+        network::install_in_plugin().map_err(|fault| wrong_network(&fault))?;
+    }
     let context = Context { global: args.global, surroundings, output };
     match args.command {
         Command::Agent(command) => agent::run(&context, command).await,
@@ -89,6 +99,10 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
             Ok(Outcome::Done)
         }
     }
+}
+
+fn wrong_network(fault: &network::Invalid) -> Problem {
+    Problem::new(Reason::InvalidConfiguration, fault.to_string())
 }
 
 async fn summary(context: &Context, command: Summary) -> Result<Outcome, Problem> {

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
-use vaultferry_coordinator::vault::{KeyUrl, Location};
+use vaultferry_coordinator::vault::{KeyUrl, Location, network};
 use vaultferry_proto::{Problem, Reason};
 
 mod coordinator;
 mod endpoint;
+mod network_section;
 mod reader;
 mod service;
 mod surroundings;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub limits: Limits,
     /// The backup service; none: the agent works for itself.
     pub service: Option<Service>,
+    /// The way out: proxy and authorities. Without secrets.
+    pub network: network::Settings,
 }
 
 /// `[vault]`
@@ -243,10 +246,11 @@ fn parse(
     let postgres = postgres(root.section("postgres", faults), faults);
     let limits = limits(root.section("limits", faults), faults);
     let service = service::read(&mut root, surroundings, purpose, faults);
+    let network = network_section::read(root.section("network", faults), surroundings, purpose, faults);
     root.refuse("tls", "this version listens on unix sockets only; leave [tls] out", faults);
     root.refuse("http", "this version serves no HTTP; leave [http] out", faults);
     root.finish(faults);
-    Some(Settings { file, state_dir, listen, vault, postgres, limits, service })
+    Some(Settings { file, state_dir, listen, vault, postgres, limits, service, network })
 }
 
 fn listen(root: &mut Section, surroundings: &Surroundings, state_dir: &Path, faults: &mut Faults) -> Vec<Endpoint> {

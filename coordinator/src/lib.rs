@@ -44,5 +44,6 @@ pub mod vault {
     pub use vaultferry_vault::admin::{Cleaned, InstanceKey, KeyList, KeyPlace, RecoveryKey, Rotated};
     pub use vaultferry_vault::keys::{AzureKeyVault, FixedToken, InvalidKeyUrl, KeyUrl, TokenFile, TokenSource};
     pub use vaultferry_vault::location::{Access, InvalidLocation, Location};
+    pub use vaultferry_vault::network;
     pub use vaultferry_vault::store::azure::Credential;
 }

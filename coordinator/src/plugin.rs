@@ -135,6 +135,7 @@ impl Plugin {
                 command.env(name, value);
             }
         }
+        command.envs(vaultferry_vault::network::for_plugins());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         #[cfg(unix)]
         session::of_its_own(&mut command);

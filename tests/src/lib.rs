@@ -20,6 +20,7 @@ pub mod folder;
 mod http;
 pub mod imds;
 pub mod key_vault;
+pub mod login_proxy;
 pub mod policy;
 pub mod pooler;
 pub mod postgres;

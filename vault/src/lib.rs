@@ -22,6 +22,7 @@ pub mod location;
 pub mod manifest;
 pub mod memory;
 pub mod meter;
+pub mod network;
 pub mod percent;
 pub mod points;
 pub mod process;

@@ -17,6 +17,7 @@ fn every_promised_command_parses() {
     for words in [
         "agent run --config /etc/a.toml",
         "agent check-config",
+        "agent network-check --vault azure://account/name --region koreacentral --disks managed --deny-priority 1000",
         "vault init --config a.toml",
         "vault show --output json",
         "vault settings --output json",

@@ -6,17 +6,17 @@ use tracing::{info, warn};
 use vaultferry_coordinator::Service;
 use vaultferry_proto::{Problem, Reason};
 
-use super::{Context, Outcome};
+use super::{Context, Outcome, network_check};
 use crate::args::Agent;
 use crate::config::{Purpose, Settings};
 use crate::output::table::fields;
 use crate::output::units::size;
 
 pub(super) async fn run(context: &Context, command: Agent) -> Result<Outcome, Problem> {
-    let settings = context.settings(Purpose::Agent)?;
     match command {
-        Agent::Run => serve(&settings).await,
-        Agent::CheckConfig => check_config(context, &settings),
+        Agent::Run => serve(&context.settings(Purpose::Agent)?).await,
+        Agent::CheckConfig => check_config(context, &context.settings(Purpose::Agent)?),
+        Agent::NetworkCheck(command) => network_check::check(context, command).await,
     }
 }
 
@@ -142,6 +142,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             "maintenance_jobs": settings.limits.jobs.maintenance_jobs,
             "store_deadline_s": deadline_s,
         },
+        "network": settings.network,
         "service": service.map(|service| json!({
             "endpoint": service.endpoint,
             "ca": service.ca,
@@ -168,6 +169,11 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("limits.jobs_per_server", settings.limits.jobs.jobs_per_server.to_string()),
             ("limits.maintenance_jobs", settings.limits.jobs.maintenance_jobs.to_string()),
             ("limits.store_deadline", format!("{deadline_s}s")),
+            ("network.proxy", settings.network.proxy.clone().unwrap_or_else(|| "as the system says".to_owned())),
+            (
+                "network.ca_file",
+                settings.network.ca_file.as_ref().map_or(String::new(), |path| path.display().to_string()),
+            ),
             ("service.endpoint", service.map_or("none".to_owned(), |service| service.endpoint.clone())),
         ]);
         format!("The configuration is right.\n\n{text}")

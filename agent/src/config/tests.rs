@@ -308,3 +308,41 @@ fn the_backup_service_is_plain_on_this_machine_only() {
     let text = "[service]\nendpoint = \"https://h\"\nca = \"/nonexistent\"\ntoken_env = \"NONE\"";
     assert!(read(text, &Surroundings::new(&[], true), Purpose::Client).is_ok());
 }
+
+#[test]
+fn the_way_out_is_named_without_secrets() {
+    use vaultferry_coordinator::vault::network::{Credential, Settings as Network};
+
+    assert_eq!(read("", &user(), Purpose::Agent).unwrap().network, Network::default());
+    let text = "[network]\nproxy = \"http://proxy.corp:3128\"\nproxy_credential_env = \"PROXY_LOGIN\"\n\
+                no_proxy = [\"corp\", \"10.0.0.0/8\"]\nca_file = \"/dev/null\"";
+    let surroundings = Surroundings::new(&[("PROXY_LOGIN", "kim:geheim")], true);
+    let network = read(text, &surroundings, Purpose::Agent).unwrap().network;
+    let expected = Network {
+        proxy: Some("http://proxy.corp:3128".to_owned()),
+        credential: Some(Credential::Env("PROXY_LOGIN".to_owned())),
+        no_proxy: vec!["corp".to_owned(), "10.0.0.0/8".to_owned()],
+        ca_file: Some("/dev/null".into()),
+    };
+    assert_eq!(network, expected);
+    assert_eq!(read(text, &user(), Purpose::Client).unwrap().network, expected, "a client needs no login");
+    assert_eq!(
+        faults(text, &[]),
+        ["network.proxy_credential_env: the environment has no variable PROXY_LOGIN, or it is empty"]
+    );
+    for (wrong, key) in [
+        ("proxy = \"https://proxy:1\"", "network.proxy: must be http://host:port"),
+        ("proxy = \"http://kim:geheim@proxy:1\"", "network.proxy: must not hold a login"),
+        ("proxy_credential_file = \"/dev/null\"", "network: a proxy's credential needs"),
+        ("proxy = \"none\"\nproxy_credential_file = \"/dev/null\"", "network: a proxy's credential needs"),
+        ("no_proxy = [\"http://x\"]", "network.no_proxy: "),
+        ("ca_file = \"/does/not/exist\"", "network.ca_file: cannot be read"),
+        ("prxy = \"none\"", "network.prxy: unknown key"),
+    ] {
+        let faults = faults(&format!("[network]\n{wrong}"), &[]);
+        assert!(
+            faults.len() == 1 && faults[0].starts_with(key) && !faults[0].contains("geheim"),
+            "{wrong}: {faults:?}"
+        );
+    }
+}

@@ -37,6 +37,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::AzureUnavailable
         | Reason::IdentityUnavailable
         | Reason::UserErrorMissingNetworkSecurityPermissions
+        | Reason::ExtensionSnapshotFailedNoNetwork
         | Reason::UserErrorServerConnectionClosed
         | Reason::LockTimeout
         | Reason::ReplicaConflict
@@ -54,6 +55,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::PrunedMeanwhile => true,
         // pg_dump may have met a table that was just dropped, a deadlock, or a machine without memory; so may we.
         Reason::DumpFailed | Reason::Internal => true,
+        // An application was too busy to be quieted.
+        Reason::ScriptFailed => true,
         // Somebody asked for something that cannot be.
         Reason::InvalidRequest
         | Reason::InvalidPolicy
@@ -95,6 +98,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::VaultUnsupported
         | Reason::VaultSettingsLocked
         | Reason::VaultOwnedByOther
+        | Reason::ScriptNotAllowed
         | Reason::UserErrorDBUserAuthFailed
         | Reason::UserErrorMSIMissingPermissions
         | Reason::UserErrorBackupUserAuthFailed

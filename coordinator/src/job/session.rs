@@ -62,17 +62,13 @@ pub(crate) fn command<'a>(shared: &'a Shared, source_type: &str) -> Result<&'a p
     })
 }
 
-/// What an identity in Entra is found by, and the way there: plugins/sdk/src/azure/identity.rs reads these.
-const IDENTITY_VARIABLES: [&str; 9] = [
+/// What an identity in Entra is found by: plugins/sdk/src/azure/identity.rs reads these.
+const IDENTITY_VARIABLES: [&str; 5] = [
     "AZURE_POD_IDENTITY_AUTHORITY_HOST",
     "AZURE_TENANT_ID",
     "AZURE_CLIENT_ID",
     "AZURE_FEDERATED_TOKEN_FILE",
     "AZURE_AUTHORITY_HOST",
-    "HTTPS_PROXY",
-    "https_proxy",
-    "NO_PROXY",
-    "no_proxy",
 ];
 
 /// The variables that a credential needs.

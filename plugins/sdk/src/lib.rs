@@ -15,6 +15,7 @@ pub mod azure;
 pub mod child;
 pub mod files;
 mod host;
+pub mod network;
 pub mod priority;
 pub mod readiness;
 pub mod report;

@@ -53,6 +53,11 @@ impl Pki {
         (self.path("agent.crt"), self.path("agent.key"))
     }
 
+    /// The certificate of 127.0.0.1 for a service, and its key.
+    pub fn service(&self) -> (PathBuf, PathBuf) {
+        (self.path("service.crt"), self.path("service.key"))
+    }
+
     /// A server that shows its certificate, and wants one of this authority.
     pub(super) fn server(&self) -> ServerTlsConfig {
         let identity = Identity::from_pem(read(&self.path("service.crt")), read(&self.path("service.key")));

@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use super::{KeyWrap, WrapKey, Wrapped};
 use crate::error::Error;
+use crate::network;
 use crate::store::{self, retry};
 
 const ALGORITHM: &str = "RSA-OAEP-256+AES-256-GCM";
@@ -154,15 +155,11 @@ struct Answer {
 impl AzureKeyVault {
     /// Sends nothing. `deadline` is how long one operation is tried.
     pub fn new(key: KeyUrl, token: Box<dyn TokenSource>, deadline: Duration) -> Result<Self, Error> {
-        let mut builder = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none());
-        // Proxies are for the way out, not for an emulator on this machine.
-        if is_local(&key.key) {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(Error::internal)?;
+        let client = network::client(builder).map_err(Error::internal)?;
         Ok(Self { key, token, retry: retry::Config { deadline }, client })
     }
 

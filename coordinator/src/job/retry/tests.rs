@@ -51,6 +51,8 @@ fn every_reason_is_sorted_in() {
         "PrunedMeanwhile",
         "VaultSettingsRaced",
         "MaintenanceBusy",
+        "ExtensionSnapshotFailedNoNetwork",
+        "ScriptFailed",
         "UserErrorMissingNetworkSecurityPermissions",
         "IdentityUnavailable",
         "LockTimeout",

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::network;
 
 use super::token::{RESOURCE_MANAGER, TokenSource};
 use super::{is_local, is_safe};
@@ -145,15 +146,11 @@ impl From<Problem> for Failure {
 impl Client {
     /// Sends nothing.
     pub fn new(config: Config, tokens: Arc<dyn TokenSource>) -> Result<Self, Problem> {
-        let mut builder = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none());
-        // Proxies are for the way out, not for an emulator on this machine.
-        if is_local(&config.endpoint) {
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
+        let http = network::client(builder).map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
         let token_scope = match config.endpoint.host_str() {
             Some(host) if config.endpoint.as_str() != PUBLIC && !is_local(&config.endpoint) => {
                 format!("https://{host}/.default")

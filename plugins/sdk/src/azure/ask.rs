@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use vaultferry_proto::status::chain;
 use vaultferry_proto::{Problem, Reason};
+use vaultferry_vault::network;
 use zeroize::Zeroizing;
 
 use super::retry_after::retry_after;
@@ -28,7 +29,7 @@ const DETAIL_CHARS: usize = 300;
 /// How one service is spoken to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Settings {
-    /// The environment's proxies are for the way out of here, not for what is next door.
+    /// Proxies are for the way out of here, not for what is next door.
     pub(super) direct: bool,
     /// For a connection to come about.
     pub(super) connect: Duration,
@@ -73,14 +74,12 @@ pub(super) fn busy(status: u16) -> bool {
 impl Service {
     /// Sends nothing.
     pub(super) fn new(settings: Settings) -> Result<Self, Problem> {
-        let mut builder = Client::builder()
+        let builder = Client::builder()
             .connect_timeout(settings.connect)
             .timeout(settings.deadline)
             .redirect(reqwest::redirect::Policy::none());
-        if settings.direct {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
+        let client = if settings.direct { builder.no_proxy().build() } else { network::client(builder) };
+        let client = client.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
         Ok(Self { client, settings })
     }
 

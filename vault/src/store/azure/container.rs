@@ -1,6 +1,5 @@
 //! One container: its clients, the time limits of their requests, and its name for messages.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +9,12 @@ use azure_storage_blob::{
     BlobServiceClientOptions, BlockBlobClient, BlockBlobClientOptions,
 };
 use secrecy::ExposeSecret as _;
-use url::{Host, Url};
+use url::Url;
 
 use super::failure::Failure;
 use super::shared_key::SharedKey;
 use super::{Config, Credential};
+use crate::network;
 use crate::store::Error;
 
 /// For a connection to come about.
@@ -49,8 +49,8 @@ impl Container {
         }
         let mut url = match &config.endpoint {
             Some(endpoint) => endpoint.clone(),
-            None => Url::parse(&format!("https://{}.blob.core.windows.net", config.account))
-                .map_err(|error| rejected(error.to_string()))?,
+            None => network::blob_endpoint(&config.account)
+                .ok_or_else(|| rejected("its account has no address".to_owned()))?,
         };
         url.set_query(None);
         url.path_segments_mut()
@@ -58,7 +58,7 @@ impl Container {
             .pop_if_empty()
             .push(&config.container);
         let mut options = ClientOptions { retry: RetryOptions::none(), ..Default::default() };
-        options.transport = Some(transport(&url).map_err(rejected)?);
+        options.transport = Some(transport().map_err(rejected)?);
         let denied = |detail: &str| Error::AccessDenied { store: location.clone(), detail: detail.to_owned() };
         match &config.credential {
             Credential::AccountKey(key) => {
@@ -146,23 +146,14 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
     Err(format!("{name:?} is not the name of a storage {what}: 3 to 63 lower-case letters, digits and hyphens"))
 }
 
-fn transport(url: &Url) -> Result<Transport, String> {
-    let mut builder = reqwest::Client::builder()
+/// The process's way out: its proxy, and whom it trusts.
+fn transport() -> Result<Transport, String> {
+    let builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         // Azure closes idle connections after some minutes; one that it closed must not be taken for the next upload.
         .pool_idle_timeout(Duration::from_secs(30))
         .redirect(reqwest::redirect::Policy::none());
-    // Proxies are for the way out, not for an emulator on this machine.
-    let local = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => IpAddr::from(address).is_loopback(),
-        Some(Host::Ipv6(address)) => IpAddr::from(address).is_loopback(),
-        None => false,
-    };
-    if local {
-        builder = builder.no_proxy();
-    }
-    let client = builder.build().map_err(|error| format!("no HTTP client: {error}"))?;
+    let client = network::client(builder).map_err(|error| format!("no HTTP client: {error}"))?;
     Ok(Transport::new(Arc::new(client)))
 }
 

@@ -62,6 +62,7 @@ fn record() -> commit::Record {
             stored_bytes: 5,
             sealed_snapshot: String::new(),
             prune_epoch: 0,
+            capture: None,
         },
     }
 }
@@ -80,6 +81,7 @@ pub(super) fn point(n: u8, time_s: i64) -> Point {
         stored_bytes: 5,
         slot: None,
         keep_until: None,
+        capture: None,
         standing: Standing::default(),
     }
 }

@@ -49,6 +49,17 @@ pub enum Work {
         /// A variable of the agent's environment; empty: none.
         credential_env: String,
     },
+    /// Disk images into new files, or one onto a block device.
+    RestoreDisk {
+        /// What is restored.
+        point_id: Id,
+        /// An absolute path.
+        to: String,
+        /// Which disk; empty: the only one, or all.
+        disk: String,
+        /// The block device whose content may be lost; empty: none.
+        overwrite: String,
+    },
     /// Protection was configured.
     ConfigureProtection,
     /// Protection was stopped.
@@ -168,6 +179,7 @@ impl Work {
             Self::Backup { .. } => "backup",
             Self::RestoreDatabase { .. } => "restore-database",
             Self::RestoreFiles { .. } => "restore-files",
+            Self::RestoreDisk { .. } => "restore-disk",
             Self::ConfigureProtection => "configure-protection",
             Self::StopProtection { .. } => "stop-protection",
             Self::UndeleteInstance => "undelete-instance",
@@ -188,6 +200,7 @@ impl Work {
             Self::Backup { .. } => Some(Exclusive::Backup),
             Self::RestoreDatabase { .. }
             | Self::RestoreFiles { .. }
+            | Self::RestoreDisk { .. }
             | Self::ConfigureProtection
             | Self::StopProtection { purge_time: None }
             | Self::ChangePolicy { .. } => None,
@@ -208,6 +221,7 @@ impl Work {
         match self {
             Self::RestoreDatabase { point_id, .. }
             | Self::RestoreFiles { point_id, .. }
+            | Self::RestoreDisk { point_id, .. }
             | Self::VerifyPoint { point_id }
             | Self::DeletePoint { point_id, .. }
             | Self::UndeletePoint { point_id }

@@ -83,6 +83,11 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
             Ok(Outcome::Done)
         }
+        Command::Plugin(Plugin::Vm) => {
+            let served = vaultferry_plugin_sdk::serve(vaultferry_plugin_vm::Vm).await;
+            served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
+            Ok(Outcome::Done)
+        }
         Command::Plugin(Plugin::Maintenance) => {
             let served = vaultferry_plugin_maintenance::serve().await;
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;

@@ -171,7 +171,8 @@ fn record(
 
 fn capture(told: wire::Capture) -> Result<Capture, Problem> {
     let consistency = Consistency::from_name(&told.consistency).ok_or_else(|| {
-        let message = format!("the plugin broke the protocol: no level of consistency is called {:?}", told.consistency);
+        let message =
+            format!("the plugin broke the protocol: no level of consistency is called {:?}", told.consistency);
         Problem::new(Reason::PluginProtocol, message)
     })?;
     Ok(Capture {

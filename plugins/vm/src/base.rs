@@ -1,7 +1,7 @@
 //! The point before, as far as the next backup can build on it.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -28,6 +28,8 @@ pub(crate) struct Base {
     pub(crate) tracking: Option<Tracking>,
     /// Why there is no tracking; empty when there is.
     pub(crate) untracked: String,
+    /// It told of a snapshot to compare with: that it cannot be is worth a warning.
+    pub(crate) was_tracked: bool,
     disks: HashMap<String, BaseDisk>,
 }
 
@@ -37,7 +39,7 @@ pub(crate) struct BaseDisk {
     pub(crate) size: u64,
     /// One for each [`IMAGE_CHUNK`] bytes.
     pub(crate) chunks: Arc<[Id]>,
-    path: std::path::PathBuf,
+    path: PathBuf,
 }
 
 impl Base {
@@ -60,6 +62,7 @@ impl Base {
             }
             disks.insert(disk.name.clone(), BaseDisk { size: disk.size, chunks, path: disk.path.clone() });
         }
+        let was_tracked = machine.tracking.is_some();
         let (tracking, untracked) = match machine.tracking {
             None => (None, format!("snapshots by {} are not compared with each other", machine.capture.provider)),
             Some(tracking) => match serde_json::from_value::<Tracking>(tracking) {
@@ -70,17 +73,12 @@ impl Base {
                 Err(error) => (None, format!("what the point before tells of its snapshot cannot be read: {error}")),
             },
         };
-        Ok(Self { id, tracking, untracked, disks })
+        Ok(Self { id, tracking, untracked, was_tracked, disks })
     }
 
     /// What it has of the disk, if it had it in the same place.
     pub(crate) fn disk(&self, name: &str, path: &Path) -> Option<&BaseDisk> {
         self.disks.get(name).filter(|disk| disk.path == path)
-    }
-
-    /// True when somebody relies on comparing: then it is worth a warning that nothing can be compared.
-    pub(crate) fn was_tracked(&self) -> bool {
-        self.tracking.is_some()
     }
 }
 

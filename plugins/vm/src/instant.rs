@@ -80,7 +80,7 @@ pub(crate) async fn catch(
         let report = scripts.pre(cancel).await?;
         ran = Some(report.ran);
         warnings.extend(told(report));
-        Ok(())
+        Ok::<(), Problem>(())
     };
     let taken = match before.await {
         Ok(()) if cancel.is_cancelled() => Err(cancelled()),
@@ -98,7 +98,7 @@ pub(crate) async fn catch(
     for warning in warnings {
         reporter.warn(warning).await;
     }
-    let (prepared, taken) = (prepared, taken?);
+    let taken = taken?;
     let snapshot = prepared.open().await?;
     match level(&plan, taken, ran.unwrap_or_default(), wanted.settings, wanted.provider.name()) {
         Ok((capture, said)) => {
@@ -117,7 +117,6 @@ pub(crate) async fn catch(
 }
 
 /// What was seen between the scripts.
-#[derive(Debug)]
 enum Taken {
     /// Nothing was frozen.
     Running,

@@ -3,7 +3,8 @@
 //! What fails behind the snapshot lets it go; what cannot be let go, or was left by a kill, is removed by the next backup. The snapshot of
 //! the newest point stays, so that the next one can be compared with it.
 
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -48,43 +49,45 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     let provider = provider::choose(&disks, settings.provider.as_deref())?;
     reporter.phase("opening the vault");
     let repository = job.vault.open(cancel).await?;
-    let (base, no_base) = look_back(&job, &repository, provider.name(), cancel).await?;
-    let keep = base.iter().filter_map(|base| base.tracking.clone()).collect::<Vec<_>>();
-    for removed in provider.remove_leftovers(&disks, &keep).await? {
+    let before = look_back(&job, &repository, provider.name(), cancel).await?;
+    let tracking = before.base.as_ref().and_then(|base| base.tracking.as_ref());
+    for removed in provider.remove_leftovers(&disks, tracking.map_or(&[], std::slice::from_ref)).await? {
         tracing::info!("what an earlier backup left is removed: {removed}");
     }
-    let wanted = Wanted {
-        job_id: &job.job_id,
-        disks: &disks,
-        provider: &*provider,
-        base: base.as_ref().and_then(|base| base.tracking.as_ref()),
-        settings: &settings,
-    };
+    let wanted =
+        Wanted { job_id: &job.job_id, disks: &disks, provider: &*provider, base: tracking, settings: &settings };
     let Caught { snapshot, capture } = instant::catch(wanted, reporter, cancel).await?;
-    let store = Store { job: &job, settings: &settings, repository, reporter };
-    let (written, machine, snapshot) = match store.disks(snapshot, capture, &disks, base, no_base, cancel).await {
-        Ok(written) => written,
-        Err((problem, snapshot)) => {
+    let store = Store { job: &job, settings: &settings, disks: &disks, repository, reporter };
+    match store.disks(&snapshot, capture, &before, cancel).await {
+        Ok((backup, machine)) => store.finish(backup, machine, snapshot, cancel).await,
+        Err(problem) => {
             let_go(snapshot).await;
-            return Err(problem);
+            Err(problem)
         }
-    };
-    store.finish(written, machine, snapshot, cancel).await
+    }
 }
 
-/// The newest point, if the next one can build on it; otherwise why not, for people: empty when there is none.
+/// The newest point, if the next one can build on it.
+struct Before {
+    base: Option<Base>,
+    /// Why it cannot, for people; empty when there is none.
+    why_not: String,
+}
+
 async fn look_back(
     job: &BackupJob,
     repository: &Arc<Repository>,
     provider: &str,
     cancel: &CancellationToken,
-) -> Result<(Option<Base>, String), Problem> {
-    let Some(id) = job.base else { return Ok((None, String::new())) };
+) -> Result<Before, Problem> {
+    let Some(id) = job.base else { return Ok(Before { base: None, why_not: String::new() }) };
     match Base::read(repository, id, provider, cancel).await {
-        Ok(base) => Ok((Some(base), String::new())),
+        Ok(base) => Ok(Before { base: Some(base), why_not: String::new() }),
         Err(_) if cancel.is_cancelled() => Err(cancelled()),
         Err(problem) if problem.reason == Reason::VaultUnavailable => Err(problem),
-        Err(problem) => Ok((None, format!("the point before cannot be read: {}", problem.message))),
+        Err(problem) => {
+            Ok(Before { base: None, why_not: format!("the point before cannot be read: {}", problem.message) })
+        }
     }
 }
 
@@ -107,68 +110,59 @@ struct Reading {
 struct Store<'a> {
     job: &'a BackupJob,
     settings: &'a Settings,
+    disks: &'a [Disk],
     repository: Arc<Repository>,
     reporter: &'a Reporter,
 }
 
 impl Store<'_> {
-    /// Writes every disk. The snapshot comes back whatever happens, so that it is let go.
+    /// Writes every disk.
     async fn disks(
         &self,
-        snapshot: Snapshot,
+        snapshot: &Snapshot,
         mut capture: Capture,
-        disks: &[Disk],
-        base: Option<Base>,
-        no_base: String,
+        before: &Before,
         cancel: &CancellationToken,
-    ) -> Result<(Backup, Machine, Snapshot), (Problem, Snapshot)> {
+    ) -> Result<(Backup, Machine), Problem> {
         let options = self.job.vault.write_options(self.job.compression);
         let meter = self.reporter.meter().clone();
-        let backup = match Backup::begin(self.repository.clone(), options, meter, cancel).await {
-            Ok(backup) => backup,
-            Err(error) => return Err((error.into(), snapshot)),
-        };
+        let backup = Backup::begin(self.repository.clone(), options, meter, cancel).await?;
+        let streams = backup.streams();
         let written = async {
-            let streams = backup.streams();
-            let readings = self.readings(&snapshot, &mut capture, disks, base, no_base, &streams, cancel).await?;
-            self.write(&snapshot, &mut capture, disks, readings, &streams, cancel).await
+            let readings = self.readings(snapshot, &mut capture, before, &streams, cancel).await?;
+            self.write(snapshot, &mut capture, readings, &streams, cancel).await
         };
-        match written.await {
-            Ok(machine_disks) => {
+        let written: Result<Vec<MachineDisk>, Problem> = written.await;
+        match written {
+            Ok(disks) => {
                 let name = self.job.instance_name.clone();
-                let machine = Machine::new(name, snapshot.taken_at, capture, machine_disks);
-                Ok((backup, machine, snapshot))
+                Ok((backup, Machine::new(name, snapshot.taken_at, capture, disks)))
             }
             Err(problem) => {
                 backup.abandon(cancel).await;
-                Err((problem, snapshot))
+                Err(problem)
             }
         }
     }
 
     /// What is read of each disk: what has changed since the point before, or everything.
-    #[expect(clippy::too_many_arguments, reason = "each is one thing that the decision needs")]
     async fn readings(
         &self,
         snapshot: &Snapshot,
         capture: &mut Capture,
-        disks: &[Disk],
-        base: Option<Base>,
-        no_base: String,
+        before: &Before,
         streams: &Streams,
         cancel: &CancellationToken,
     ) -> Result<Vec<Reading>, Problem> {
-        let mut full = no_base;
+        let mut full = before.why_not.clone();
         let mut is_loss = !full.is_empty();
-        if let Some(base) = &base {
-            match reuse(base, &snapshot.disks, disks) {
+        if let Some(base) = &before.base {
+            match self.reuse(base, snapshot) {
                 Ok(reused) => {
-                    let plan = |(disk, (before, changes)): (&SnapshotDisk, (&BaseDisk, &[std::ops::Range<u64>]))| {
-                        partly(disk, before, changes, streams)
-                    };
-                    let readings: Vec<Reading> = snapshot.disks.iter().zip(reused).map(plan).collect();
-                    self.reporter.phase("comparing a sample");
-                    match sample::compare(snapshot, &readings, self.settings.sample_percent, self.job, cancel).await? {
+                    let disks = snapshot.disks.iter().zip(reused);
+                    let readings: Vec<Reading> =
+                        disks.map(|(disk, (earlier, changes))| partly(disk, earlier, changes, streams)).collect();
+                    match self.compare(snapshot, &readings, cancel).await? {
                         Ok(read) => {
                             capture.read_bytes += read;
                             capture.base = base.id.to_string();
@@ -190,11 +184,52 @@ impl Store<'_> {
         Ok(snapshot.disks.iter().map(fully).collect())
     }
 
+    /// Reads a sample of what is to be taken over, when the settings want one. The bytes that were read, or what differs.
+    async fn compare(
+        &self,
+        snapshot: &Snapshot,
+        readings: &[Reading],
+        cancel: &CancellationToken,
+    ) -> Result<Result<u64, String>, Problem> {
+        match self.settings.sample_percent {
+            0 => Ok(Ok(0)),
+            percent => {
+                self.reporter.phase("comparing a sample");
+                sample::compare(snapshot, readings, percent, &self.job.job_id, cancel).await
+            }
+        }
+    }
+
+    /// What the point before has of each disk, and what may differ from it. The error is why everything is read, for people.
+    fn reuse<'b>(
+        &self,
+        base: &'b Base,
+        snapshot: &'b Snapshot,
+    ) -> Result<Vec<(&'b BaseDisk, &'b [Range<u64>])>, String> {
+        if !base.untracked.is_empty() {
+            return Err(base.untracked.clone());
+        }
+        let one = |disk: &'b SnapshotDisk| {
+            let path = self.path_of(&disk.name);
+            let before = base.disk(&disk.name, &path);
+            let before =
+                before.ok_or_else(|| format!("the point before has no {} at {}", disk.name, path.display()))?;
+            match &disk.changes {
+                Changes::Since(changes) => Ok((before, changes.as_slice())),
+                Changes::Unknown(why) => Err(format!("what has changed of {} is not known: {why}", disk.name)),
+            }
+        };
+        snapshot.disks.iter().map(one).collect()
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.disks.iter().find(|disk| disk.name == name).map(|disk| disk.path.clone()).unwrap_or_default()
+    }
+
     async fn write(
         &self,
         snapshot: &Snapshot,
         capture: &mut Capture,
-        disks: &[Disk],
         readings: Vec<Reading>,
         streams: &Streams,
         cancel: &CancellationToken,
@@ -208,7 +243,7 @@ impl Store<'_> {
         let throttle = self.settings.read_limit_bytes_per_s.map(|limit| Arc::new(Throttle::new(limit)));
         let mut machine_disks = Vec::new();
         for ((disk, reading), (read_bytes, same_bytes)) in snapshot.disks.iter().zip(readings).zip(figures) {
-            let path = path_of(disks, &disk.name);
+            let path = self.path_of(&disk.name);
             let file = disk.file.try_clone().map_err(|error| unreadable(&path, &error))?;
             let extents = reading::extents(file, reading.pieces, reading.chunks, throttle.clone());
             let stream = stream_of(&disk.name);
@@ -251,7 +286,8 @@ impl Store<'_> {
             })?;
             Ok::<(), Problem>(())
         };
-        if let Err(problem) = finished.await {
+        let finished = finished.await;
+        if let Err(problem) = finished {
             backup.abandon(cancel).await;
             return Err(problem);
         }
@@ -264,29 +300,8 @@ impl Store<'_> {
     }
 }
 
-/// What the point before has of each disk, and what may differ from it. The error is why everything is read, for people.
-fn reuse<'a>(
-    base: &'a Base,
-    snapshot: &'a [SnapshotDisk],
-    disks: &[Disk],
-) -> Result<Vec<(&'a BaseDisk, &'a [std::ops::Range<u64>])>, String> {
-    if !base.untracked.is_empty() {
-        return Err(base.untracked.clone());
-    }
-    let one = |disk: &'a SnapshotDisk| {
-        let path = path_of(disks, &disk.name);
-        let before = base.disk(&disk.name, &path);
-        let before = before.ok_or_else(|| format!("the point before has no {} at {}", disk.name, path.display()))?;
-        match &disk.changes {
-            Changes::Since(changes) => Ok((before, changes.as_slice())),
-            Changes::Unknown(why) => Err(format!("what has changed of {} is not known: {why}", disk.name)),
-        }
-    };
-    snapshot.iter().map(one).collect()
-}
-
 /// What has changed, and what the vault does not have for sure.
-fn partly(disk: &SnapshotDisk, before: &BaseDisk, changes: &[std::ops::Range<u64>], streams: &Streams) -> Reading {
+fn partly(disk: &SnapshotDisk, before: &BaseDisk, changes: &[Range<u64>], streams: &Streams) -> Reading {
     let earlier = Earlier { size: before.size, changes };
     let is_known = |number: u64| {
         let start = number * IMAGE_CHUNK as u64;
@@ -308,11 +323,7 @@ fn allocated(disk: &SnapshotDisk) -> u64 {
     plan::normal(&disk.allocated, disk.size).iter().map(|range| range.end - range.start).sum()
 }
 
-fn path_of(disks: &[Disk], name: &str) -> PathBuf {
-    disks.iter().find(|disk| disk.name == name).map(|disk| disk.path.clone()).unwrap_or_default()
-}
-
-fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Problem {
+fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
     Problem::new(Reason::DiskUnreadable, format!("{} cannot be read: {error}", path.display()))
 }
 

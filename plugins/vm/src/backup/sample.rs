@@ -5,7 +5,6 @@
 use std::os::unix::fs::FileExt as _;
 
 use tokio_util::sync::CancellationToken;
-use vaultferry_plugin_sdk::BackupJob;
 use vaultferry_plugin_sdk::workload::cancelled;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
@@ -21,7 +20,7 @@ pub(super) async fn compare(
     snapshot: &Snapshot,
     readings: &[Reading],
     percent: u32,
-    job: &BackupJob,
+    job_id: &str,
     cancel: &CancellationToken,
 ) -> Result<Result<u64, String>, Problem> {
     let mut read = 0;
@@ -31,7 +30,7 @@ pub(super) async fn compare(
             .iter()
             .filter_map(|piece| if let Piece::Same(chunks) = piece { Some(chunks.clone()) } else { None })
             .flatten()
-            .filter(|number| is_drawn(&job.job_id, *number, percent))
+            .filter(|number| is_drawn(job_id, *number, percent))
             .collect();
         if drawn.is_empty() {
             continue;

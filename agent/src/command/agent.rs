@@ -29,6 +29,7 @@ async fn serve(settings: &Settings) -> Result<Outcome, Problem> {
     let signals = Signals::listen()?;
     tokio::spawn(shut_down_on_signal(signals, shutdown.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), state_dir = %settings.state_dir.display(), "starting");
+    super::thaw_leftovers();
     let service = tokio::select! {
         opened = Service::open(settings.to_coordinator()?) => opened?,
         // A start may wait long for a store that does not answer; whatever it left half-done the next start finds.

@@ -41,6 +41,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::LockTimeout
         | Reason::ReplicaConflict
         | Reason::DdlWaits
+        | Reason::ConsistencyNotReached
         | Reason::InstanceBusy
         | Reason::MaintenanceBusy
         | Reason::PolicyRaced
@@ -117,6 +118,9 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::SizeAboveRecommended
         | Reason::SnapshotTooOld
         | Reason::ReplicaBehind
+        | Reason::DiskUnreadable
+        | Reason::ChangeTrackingLost
+        | Reason::TargetInUse
         | Reason::TargetExists
         | Reason::TargetNotWritable
         | Reason::UserErrorContainerNotAccessible

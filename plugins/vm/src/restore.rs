@@ -47,7 +47,7 @@ pub(crate) async fn restore(
 /// A cancelled restore says what it has left, if it has.
 fn told(problem: &Problem) -> String {
     match problem.message.contains(INCOMPLETE) {
-        true => format!("{}; {}", cancelled().message, problem.message),
+        true => problem.message.clone(),
         false => cancelled().message,
     }
 }

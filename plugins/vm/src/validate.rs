@@ -1,6 +1,6 @@
 //! The answer to "is it ready?": the disks are there, somebody can take their snapshot, and what can be frozen is told.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::workload::cancelled;
@@ -55,7 +55,7 @@ pub(crate) async fn validate(
 }
 
 /// The disk's own path. It must be an image or a block device that can be read.
-fn resolved(disk: &PathBuf) -> Result<PathBuf, Problem> {
+fn resolved(disk: &Path) -> Result<PathBuf, Problem> {
     let problem = |detail: String| {
         Problem::new(Reason::DiskUnreadable, format!("{} cannot be backed up: {detail}", disk.display()))
     };

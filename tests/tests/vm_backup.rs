@@ -31,6 +31,10 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// An agent with a section `[vm]` that protects these disks as `machine`.
 fn machine(section: &str, disks: &[PathBuf]) -> Agent {
     let agent = Setup::new().config(&format!("[vm]\n{section}\n")).start();
+    // Of jobs that are to fail.
+    for reason in ["TargetExists", "TargetInUse", "TargetFull", "InvalidRequest", "ConsistencyNotReached"] {
+        agent.expect_log(reason);
+    }
     let policy = policy::quiet("machines").replace("\"postgres\"", "\"vm\"");
     let policy = agent.write("machines.toml", &policy);
     agent.cli(&["policy", "create", "-f", &policy.display().to_string()]).success();
@@ -70,7 +74,8 @@ fn assert_same(one: &Path, other: &Path) {
         other.display()
     );
     let (mut left, mut right) = (vec![0; MIB as usize], vec![0; MIB as usize]);
-    (a.rewind().expect("rewound"), b.rewind().expect("rewound"));
+    a.rewind().expect("rewound");
+    b.rewind().expect("rewound");
     for at in (0..length).step_by(MIB as usize) {
         let size = (length - at).min(MIB) as usize;
         a.read_exact(&mut left[..size]).expect("read");

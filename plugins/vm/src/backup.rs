@@ -51,7 +51,8 @@ async fn run(job: BackupJob, reporter: &Reporter, cancel: &CancellationToken) ->
     let repository = job.vault.open(cancel).await?;
     let before = look_back(&job, &repository, provider.name(), cancel).await?;
     let tracking = before.base.as_ref().and_then(|base| base.tracking.as_ref());
-    for removed in provider.remove_leftovers(&disks, tracking.map_or(&[], std::slice::from_ref)).await? {
+    let keep = tracking.map(std::slice::from_ref).unwrap_or_default();
+    for removed in provider.remove_leftovers(&disks, keep).await? {
         tracing::info!("what an earlier backup left is removed: {removed}");
     }
     let wanted =

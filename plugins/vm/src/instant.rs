@@ -31,6 +31,9 @@ use crate::usage;
 /// A helper that gives no sign for so long is taken for dead.
 const STALL: Duration = Duration::from_secs(2);
 
+/// Why a point is as after a power cut though nothing went wrong.
+const NOBODY: &str = "nobody had the disks open for writing: they are as a machine that is off left them";
+
 /// What is to be caught.
 pub(crate) struct Wanted<'a> {
     pub(crate) job_id: &'a str,
@@ -198,23 +201,18 @@ pub(crate) async fn plan(disks: &[Disk], provider: &dyn Provider, settings: &Set
         Problem::new(Reason::DiskUnreadable, format!("cannot see what of the disks is mounted: {error}"))
     })?;
     if matches!(freezable, Freezable::Nothing) {
-        let is_mounted = async |disk: &PathBuf| {
-            let disk = disk.clone();
-            let looked = tokio::task::spawn_blocking(move || {
-                matches!(usage::device(&disk), Ok(Some(_)))
-                    && usage::mounts_on(std::slice::from_ref(&disk)).is_ok_and(|mounts| !mounts.is_empty())
-            });
-            looked.await.unwrap_or(false)
-        };
         for disk in &paths {
-            if !is_mounted(disk).await {
-                let reason = format!(
-                    "{} holds {} as it lay on the disk; what is in it was not frozen",
-                    provider.name(),
-                    disk.display()
-                );
-                return Ok(Plan::Leave(Consistency::Crash, reason));
+            if is_mounted_device(disk.clone()).await {
+                continue;
             }
+            if !is_written {
+                return Ok(Plan::Leave(Consistency::Crash, NOBODY.to_owned()));
+            }
+            let (name, disk) = (provider.name(), disk.display());
+            let message =
+                format!("{name} catches {disk} as it lies on the disk, and what is in it cannot be frozen with it");
+            let fix = "Shut the machine down, or try another provider ([vm] provider), or run an agent in the machine itself.";
+            return Ok(Plan::CannotFreeze(Problem::new(Reason::ConsistencyNotReached, message).with_fix(fix)));
         }
         let reason = format!("{} froze the file systems on the disks by itself", provider.name());
         return Ok(Plan::Leave(Consistency::FileSystem, reason));
@@ -229,8 +227,7 @@ pub(crate) async fn plan(disks: &[Disk], provider: &dyn Provider, settings: &Set
     };
     if mounts.is_empty() {
         if !is_written {
-            let reason = "nobody had the disks open for writing: they are as a machine that is off left them";
-            return Ok(Plan::Leave(Consistency::Crash, reason.to_owned()));
+            return Ok(Plan::Leave(Consistency::Crash, NOBODY.to_owned()));
         }
         let message =
             "nothing of the disks is mounted on this machine, so nothing can be frozen, and somebody may write to them";
@@ -244,6 +241,15 @@ pub(crate) async fn plan(disks: &[Disk], provider: &dyn Provider, settings: &Set
     }
 }
 
+/// True for a block device that is mounted here, or a part of it.
+async fn is_mounted_device(disk: PathBuf) -> bool {
+    let looked = tokio::task::spawn_blocking(move || {
+        matches!(usage::device(&disk), Ok(Some(_)))
+            && usage::mounts_on(std::slice::from_ref(&disk)).is_ok_and(|mounts| !mounts.is_empty())
+    });
+    looked.await.unwrap_or(false)
+}
+
 /// What can be relied on, and what of it is worth a warning.
 fn level(
     plan: &Plan,
@@ -255,7 +261,7 @@ fn level(
     let mut said = None;
     let (mut consistency, mut reason, times) = match (plan, taken) {
         (_, Taken::Frozen(thawed)) if thawed.held => {
-            let mounts = match plan {
+            let mounts: Vec<String> = match plan {
                 Plan::Freeze(mounts) => mounts.iter().map(|mount| mount.display().to_string()).collect(),
                 Plan::Leave(..) | Plan::CannotFreeze(_) => Vec::new(),
             };

@@ -75,7 +75,8 @@ impl Uri {
 
     /// What the instance is called when nobody says.
     pub fn suggested_name(&self) -> String {
-        let first = self.disks.first().and_then(|disk| disk.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
+        let first =
+            self.disks.first().and_then(|disk| disk.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
         self.name.clone().or(first).unwrap_or_else(|| "machine".to_owned())
     }
 }

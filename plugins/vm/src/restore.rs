@@ -144,12 +144,17 @@ fn place(target: &DiskTarget, mut disks: Vec<MachineDisk>) -> Result<Place, Prob
             let message = format!("{} exists", to.display());
             Err(Problem::new(Reason::TargetExists, message).with_fix("Name a file that is not there yet."))
         }
-        Err(_) if disks.len() > 1 => in_folder(to, disks),
+        Err(_) if disks.len() > 1 || is_called_a_folder(to) => in_folder(to, disks),
         Err(_) => match disks.pop() {
             Some(disk) => Ok(Place::Files { folder: None, files: vec![(disk, to.clone())] }),
             None => invalid("the point has no disks".to_owned(), "Restore it as files."),
         },
     }
+}
+
+/// True with a slash at its end.
+fn is_called_a_folder(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
 fn in_folder(folder: &Path, disks: Vec<MachineDisk>) -> Result<Place, Problem> {
@@ -445,6 +450,8 @@ mod tests {
         assert_eq!(names(place(&target(dir.path()), one()).unwrap()), [dir.path().join("disk0.raw")]);
         let both = [folder.join("disk0.raw"), folder.join("disk1.raw")];
         assert_eq!(names(place(&target(&folder), two()).unwrap()), both);
+        let slash = PathBuf::from(format!("{}/", folder.display()));
+        assert_eq!(names(place(&target(&slash), one()).unwrap()), [folder.join("disk0.raw")]);
         assert!(!folder.exists(), "nothing was made");
         std::fs::write(&file, "x").unwrap();
         let reason = |target: &DiskTarget, disks| place(target, disks).err().map(|problem| problem.reason);

@@ -396,3 +396,42 @@ pub fn staged_to(staged: Staged, cost: SourceCost, capture: Option<Capture>) -> 
     })));
     events
 }
+
+#[cfg(test)]
+mod tests {
+    use vaultferry_vault::records::Consistency;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_target_is_an_absolute_path() {
+        let target = |to: &str| proto::DiskTarget { to: to.into(), ..proto::DiskTarget::default() };
+        let plain = disk_from(target("/srv/disk.raw")).unwrap();
+        assert_eq!(plain, DiskTarget { to: "/srv/disk.raw".into(), disk: None, overwrite: None });
+        let device = proto::DiskTarget { disk: "disk1".into(), overwrite: "/dev/vdb".into(), ..target("/dev/vdb") };
+        let device = disk_from(device).unwrap();
+        assert_eq!((device.disk.as_deref(), device.overwrite), (Some("disk1"), Some(PathBuf::from("/dev/vdb"))));
+        for wrong in ["", "disk.raw", "./disk.raw"] {
+            assert_eq!(disk_from(target(wrong)).unwrap_err().reason, Reason::InvalidRequest, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn how_a_source_was_caught_is_told_whole() {
+        let capture = Capture {
+            consistency: Consistency::FileSystem,
+            reason: "frozen".into(),
+            provider: "reflink".into(),
+            synced_ms: 1,
+            freezing_ms: 2,
+            frozen_ms: 3,
+            read_bytes: 4,
+            base: "b".into(),
+            full_read_reason: "f".into(),
+        };
+        let told = capture_to(capture);
+        assert_eq!((told.consistency.as_str(), told.reason.as_str()), ("file-system", "frozen"));
+        assert_eq!((told.synced_ms, told.freezing_ms, told.frozen_ms, told.read_bytes), (1, 2, 3, 4));
+        assert_eq!((told.base_snapshot_id.as_str(), told.full_read_reason.as_str()), ("b", "f"));
+    }
+}

@@ -6,6 +6,10 @@ use vaultferry_vault::Id;
 
 use super::Credential;
 
+mod options;
+
+pub use options::RestoreOptions;
+
 /// What a job does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "operation", rename_all = "kebab-case")]
@@ -116,28 +120,6 @@ pub enum Work {
         /// It leaves the vault store when its copy is complete.
         remove_from_vault: bool,
     },
-}
-
-/// What of a point is restored into a database, and how. The default is everything, and nothing beside it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RestoreOptions {
-    /// Only these schemas; with no tables either: everything.
-    pub schemas: Vec<String>,
-    /// Only these tables.
-    pub tables: Vec<String>,
-    /// Missing roles are made.
-    pub globals: bool,
-    /// What fails is left under its temporary name.
-    pub keep_failed: bool,
-    /// `full`, `sample`, `none`, or empty: by size.
-    pub verify: String,
-}
-
-impl RestoreOptions {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// Operations of which one job per instance runs at a time.

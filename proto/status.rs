@@ -222,7 +222,16 @@ reasons! {
     TargetFull => ResourceExhausted, "Make space where the target server keeps its data, then start the restore again.";
     /// A warning: the database is larger than what a logical backup is recommended for (P16, D20).
     SizeAboveRecommended => FailedPrecondition, "Measure how long backup and restore take; a physical backup of the server restores faster.";
+    // Machines' disks
+    /// A disk is not there, or cannot be read.
+    DiskUnreadable => FailedPrecondition, "Look at the path in the message: it must be a raw image or a block device of the agent's machine that the agent may read.";
+    /// File systems could not be frozen, or did not stay so, and the settings want no less.
+    ConsistencyNotReached => FailedPrecondition, "Mend what the message says, or allow points as after a power cut: [vm] on_freeze_failure = \"crash-consistent\".";
+    /// A warning: what has changed since the last point is not known for sure, so everything was read.
+    ChangeTrackingLost => FailedPrecondition, "Nothing, if it happens once: the point is whole, and the next backup compares again. If it happens again, look at what the message names.";
     // Restore targets
+    /// A block device is in use, or was not confirmed, so nothing is written to it.
+    TargetInUse => FailedPrecondition, "Unmount it and take it out of what uses it; if what is on it may be lost, name it again with --yes-overwrite.";
     /// A file of that name exists in the target.
     TargetExists => FailedPrecondition, "Choose an empty folder or container.";
     /// The target folder cannot be written, or is full; or the target server is a standby.

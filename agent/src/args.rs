@@ -28,13 +28,13 @@ pub use maintenance::{
 };
 pub use network::NetworkCheck;
 pub use policy::{Policy, PolicyCreate, PolicyShow, PolicyUpdate, Product, Simulation};
-pub use restore::{Restore, RestoreDatabase, RestoreFiles};
-pub use source::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};
+pub use restore::{Restore, RestoreDatabase, RestoreDisk, RestoreFiles};
+pub use source::{Azure, Discover, DiscoverContainers, DiscoverPostgres, DiscoverVm, Server, ServerAdd};
 
 #[cfg(test)]
 mod tests;
 
-/// Ferries PostgreSQL databases straight into a vault, and back.
+/// Ferries PostgreSQL databases and machines' disks straight into a vault, and back.
 #[derive(Debug, Parser)]
 #[command(
     name = "vaultferry",
@@ -356,7 +356,7 @@ pub struct JobList {
     /// InProgress, Completed, CompletedWithWarnings, Failed, Cancelling or Cancelled
     #[arg(long)]
     pub status: Option<String>,
-    /// Backup, RestoreAsDatabase, RestoreAsFiles, ConfigureBackup, StopProtection, UndeleteInstance, ChangePolicy, Check,
+    /// Backup, RestoreAsDatabase, RestoreAsFiles, RestoreAsDisk, ConfigureBackup, StopProtection, UndeleteInstance, ChangePolicy, Check,
     /// VerifyPoint, Prune, DeletePoint, UndeletePoint, ArchivePoint or Tier
     #[arg(long)]
     pub operation: Option<String>,
@@ -372,6 +372,8 @@ pub struct JobList {
 pub enum Plugin {
     /// The PostgreSQL plugin
     Postgres,
+    /// The plugin for machines' disks
+    Vm,
     /// The maintenance plugin
     Maintenance,
 }

@@ -93,6 +93,12 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
             Ok(Outcome::Done)
         }
+        Command::Plugin(Plugin::Vm) => {
+            thaw_leftovers();
+            let served = vaultferry_plugin_sdk::serve(vaultferry_plugin_vm::Vm).await;
+            served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
+            Ok(Outcome::Done)
+        }
         Command::Plugin(Plugin::Maintenance) => {
             let served = vaultferry_plugin_maintenance::serve().await;
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
@@ -103,6 +109,19 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
 
 fn wrong_network(fault: &network::Invalid) -> Problem {
     Problem::new(Reason::InvalidConfiguration, fault.to_string())
+}
+
+/// Thaws file systems that were frozen by processes which are no more. What nobody can thaw is told; the start goes on.
+fn thaw_leftovers() {
+    #[cfg(target_os = "linux")]
+    match vaultferry_plugin_vm::freeze::thaw_leftovers() {
+        Ok(mounts) => {
+            for mount in mounts {
+                tracing::warn!(mount = %mount.display(), "thawed what an earlier process had left frozen");
+            }
+        }
+        Err(problem) => tracing::error!("a file system may be frozen: {}", problem.message),
+    }
 }
 
 async fn summary(context: &Context, command: Summary) -> Result<Outcome, Problem> {

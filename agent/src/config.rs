@@ -19,6 +19,7 @@ mod reader;
 mod service;
 mod surroundings;
 mod values;
+mod vm;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use endpoint::Endpoint;
 pub use service::Service;
 pub use surroundings::Surroundings;
 pub use values::{is_variable_name, read_limit};
+pub use vm::Vm;
 
 use reader::{Faults, Section};
 
@@ -64,6 +66,8 @@ pub struct Settings {
     pub vault: Vault,
     /// The PostgreSQL plugin's section.
     pub postgres: Postgres,
+    /// The section of the plugin for machines' disks.
+    pub vm: Vm,
     /// Bounds of memory, processes and patience.
     pub limits: Limits,
     /// The backup service; none: the agent works for itself.
@@ -244,13 +248,14 @@ fn parse(
     let listen = listen(&mut root, surroundings, &state_dir, faults);
     let vault = vault(root.section("vault", faults), surroundings, purpose, faults);
     let postgres = postgres(root.section("postgres", faults), faults);
+    let vm = vm::read(root.section("vm", faults), faults);
     let limits = limits(root.section("limits", faults), faults);
     let service = service::read(&mut root, surroundings, purpose, faults);
     let network = network_section::read(root.section("network", faults), surroundings, purpose, faults);
     root.refuse("tls", "this version listens on unix sockets only; leave [tls] out", faults);
     root.refuse("http", "this version serves no HTTP; leave [http] out", faults);
     root.finish(faults);
-    Some(Settings { file, state_dir, listen, vault, postgres, limits, service, network })
+    Some(Settings { file, state_dir, listen, vault, postgres, vm, limits, service, network })
 }
 
 fn listen(root: &mut Section, surroundings: &Surroundings, state_dir: &Path, faults: &mut Faults) -> Vec<Endpoint> {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::records::{PointStream, Protection};
+use vaultferry_vault::records::{Capture, PointStream, Protection};
 use vaultferry_vault::{Id, commit};
 
 pub(crate) mod copy;
@@ -146,6 +146,9 @@ pub struct Point {
     pub source_bytes: u64,
     /// Bytes that the backup added to the vault.
     pub stored_bytes: u64,
+    /// How the source was caught; `None` for sources that tell nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Capture>,
     /// What has happened to it since.
     #[serde(default)]
     pub standing: Standing,

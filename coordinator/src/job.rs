@@ -276,7 +276,9 @@ impl Jobs {
             Work::Backup { rule, slot, keep_until, .. } => {
                 backup::run(self, job, backup::Kept { rule, slot: *slot, keep_until: *keep_until }, cancel).await
             }
-            Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } => restore::run(self, job, cancel).await,
+            Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } | Work::RestoreDisk { .. } => {
+                restore::run(self, job, cancel).await
+            }
             Work::StopProtection { purge_time: Some(purge_time) } => {
                 whole::delete(self, job, *purge_time, cancel).await
             }

@@ -138,6 +138,7 @@ pub(crate) fn point_of(instance_id: &str, id: Id, time: jiff::Timestamp, created
         streams: created.streams,
         source_bytes: created.source_bytes,
         stored_bytes: created.stored_bytes,
+        capture: created.capture,
         standing: Standing::default(),
     }
 }

@@ -15,6 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vaultferry-plugin-sdk", &["vaultferry-proto", "vaultferry-vault"]),
     ("vaultferry-plugin-postgres", &["vaultferry-plugin-sdk", "vaultferry-proto", "vaultferry-vault"]),
     ("vaultferry-plugin-maintenance", &["vaultferry-plugin-sdk", "vaultferry-proto", "vaultferry-vault"]),
+    ("vaultferry-plugin-vm", &["vaultferry-plugin-sdk", "vaultferry-proto", "vaultferry-vault"]),
     ("vaultferry-coordinator", &["vaultferry-proto", "vaultferry-vault"]),
     (
         "vaultferry-agent",
@@ -23,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "vaultferry-plugin-maintenance",
             "vaultferry-plugin-postgres",
             "vaultferry-plugin-sdk",
+            "vaultferry-plugin-vm",
             "vaultferry-proto",
         ],
     ),

@@ -92,6 +92,12 @@ impl PointReader {
         Ok(self.read(self.stream(name)?.blobs(), cancel))
     }
 
+    /// The stream's chunks, in order: 32 bytes of memory for each. What has been written as an image has one for each
+    /// [`crate::writer::IMAGE_CHUNK`] bytes.
+    pub fn chunk_ids(&self, name: &str) -> Result<Vec<Id>, Error> {
+        Ok(self.stream(name)?.blobs().collect())
+    }
+
     /// The bytes `range` of the stream, in order; only the chunks that hold them are read. A range that is turned round or reaches past
     /// the stream's end is the caller's fault ([`Error::Internal`]). Errors end the bytes as in [`PointReader::chunks`].
     pub fn range(

@@ -27,9 +27,11 @@ use crate::id::Id;
 use crate::keys::Wrapped;
 use crate::store::{self, Key, Put, Store};
 
+mod capture;
 mod protection;
 mod server;
 
+pub use capture::{Capture, Consistency};
 pub use protection::Protection;
 pub use server::{SERVERS, ServerRecord, server, server_id};
 
@@ -254,6 +256,9 @@ pub struct PointCreated {
     /// The prune epoch that the backup saw when it began.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub prune_epoch: u64,
+    /// How the source was caught; `None` for sources that tell nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<Capture>,
 }
 
 fn is_zero(value: &u64) -> bool {

@@ -27,8 +27,10 @@ use crate::store::{self, azure, retry};
 mod container;
 mod containers;
 mod folder;
+mod image;
 
 pub use containers::containers;
+pub use image::{ImageFile, data_runs, remove_unfinished};
 
 /// Longest name of a file, in bytes: the limit of common file systems is 255.
 const MAX_NAME_LEN: usize = 200;

@@ -286,8 +286,9 @@ impl Streams {
         Ok(self.done(number, node, name))
     }
 
-    /// Writes a disk image of `length` bytes, of which `extents` tells which are data and which are zeros that nobody needs to read. They
-    /// follow each other without gaps. As for [`Streams::write`]; [`WriteError::Input`] when they are more or less than `length`.
+    /// Writes a disk image of `length` bytes, of which `extents` tells which are data, which are zeros that nobody needs to read, and which
+    /// are chunks of an earlier point. They follow each other without gaps. As for [`Streams::write`]; [`WriteError::Input`] when they are
+    /// more or less than `length`, or name a chunk wrongly ([`Extent::Same`]).
     pub async fn write_image<S: Stream<Item = std::io::Result<Extent>> + Unpin + Send>(
         &self,
         name: &str,
@@ -298,6 +299,12 @@ impl Streams {
         let mut chunks = Image::new(extents, length);
         let (number, node) = self.write_chunks(name, &mut chunks, cancel).await?;
         Ok(self.done(number, node, name))
+    }
+
+    /// Bytes of a chunk that [`Extent::Same`] may name in this backup: the store has its pack, whole, and no prune has marked it. `None`: the
+    /// chunk has to be read and written. The answer holds until the backup's end.
+    pub fn known_chunk(&self, id: &Id) -> Option<u64> {
+        self.shared.core.known(id)
     }
 
     async fn write_chunks<C: Chunks>(

@@ -56,6 +56,7 @@ fn created() -> PointCreated {
         stored_bytes: 900,
         sealed_snapshot: String::new(),
         prune_epoch: 0,
+        capture: None,
     }
 }
 

@@ -41,6 +41,7 @@ fn created(job: &str) -> PointCreated {
         stored_bytes: 3,
         sealed_snapshot: String::new(),
         prune_epoch: 0,
+        capture: None,
     }
 }
 

@@ -62,7 +62,7 @@ nor protected. A password inside a URI is refused.")]
 
 #[derive(Debug, clap::Args)]
 pub struct InstanceCreate {
-    /// What to protect: postgres://user@host:port/database; may be given several times
+    /// What to protect: postgres://user@host:port/database, or disk:///path/to/image-or-device; may be given several times
     #[arg(long = "source", required_unless_present = "file", num_args = 1.., value_name = "URI")]
     pub sources: Vec<String>,
     /// A list of sources, a URI in each line; # begins a comment, - reads standard input

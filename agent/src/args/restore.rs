@@ -24,6 +24,16 @@ and privileges out.")]
 
 A PostgreSQL point is database.dump, which pg_restore reads, and what belongs to it.")]
     Files(RestoreFiles),
+    /// Restore a machine's disk as a new image file or onto a block device
+    #[command(after_help = "Examples:
+  vaultferry restore disk machine --to /srv/restored/machine.raw --wait
+  vaultferry restore disk machine --to /srv/restored/ --point 3f9a01 --wait
+  vaultferry restore disk machine --disk disk0 --to /dev/vdb --yes-overwrite /dev/vdb --wait
+
+A file that exists is never overwritten. Holes of the image stay holes of the file. Of several disks, name one with --disk, or a folder for
+all of them. A block device must be named twice, be as large as the image at least, and be used by nobody: neither it nor a part of it is
+mounted, swap, or part of another device.")]
+    Disk(RestoreDisk),
 }
 
 #[derive(Debug, clap::Args)]
@@ -89,6 +99,26 @@ impl Verify {
             Self::None => "none",
         }
     }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RestoreDisk {
+    /// Name or id of the instance to restore
+    pub instance: String,
+    /// A new file, a block device, or a folder for all disks, on the agent's machine
+    #[arg(long, value_name = "FILE|DEVICE|FOLDER")]
+    pub to: String,
+    /// Which disk: disk0, disk1, … [default: the only one, or all of them into a folder]
+    #[arg(long, value_name = "NAME")]
+    pub disk: Option<String>,
+    /// An id, the beginning of one, or latest
+    #[arg(long, value_name = "ID", default_value = "latest")]
+    pub point: String,
+    /// What is on this block device may be lost; the same path as --to
+    #[arg(long, value_name = "DEVICE")]
+    pub yes_overwrite: Option<String>,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Debug, clap::Args)]

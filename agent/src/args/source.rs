@@ -10,6 +10,8 @@ use super::{Grants, Login};
 pub enum Discover {
     /// The databases of PostgreSQL servers, and which of them are protected
     Postgres(Box<DiscoverPostgres>),
+    /// The disk images and block devices of the agent's machine, and which of them are protected
+    Vm(DiscoverVm),
     /// The containers of storage accounts that files can be restored to
     Containers(DiscoverContainers),
 }
@@ -62,6 +64,18 @@ pub struct DiscoverPostgres {
     pub login: Login,
     #[command(flatten)]
     pub grants: Grants,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vaultferry discover vm
+  vaultferry discover vm /var/lib/libvirt/images --output json
+
+Nothing is changed. Images are files whose name ends with .raw or .img. The column SOURCE is what instance create takes.")]
+pub struct DiscoverVm {
+    /// Folders with images; /dev stands for the block devices
+    #[arg(value_name = "FOLDER", default_value = "/dev")]
+    pub folders: Vec<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,5 +1,7 @@
 //! `vaultferry agent`: the service itself, and a look at its configuration.
 
+use std::path::PathBuf;
+
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -30,6 +32,7 @@ async fn serve(settings: &Settings) -> Result<Outcome, Problem> {
     let signals = Signals::listen()?;
     tokio::spawn(shut_down_on_signal(signals, shutdown.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), state_dir = %settings.state_dir.display(), "starting");
+    super::thaw_leftovers();
     let service = tokio::select! {
         opened = Service::open(settings.to_coordinator()?) => opened?,
         // A start may wait long for a store that does not answer; whatever it left half-done the next start finds.
@@ -112,8 +115,10 @@ impl Signals {
 /// Prints what `agent run` would use. Secrets are named by their variables only.
 fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Problem> {
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
-    let client_dirs: Vec<String> =
-        settings.postgres.client_dirs.iter().map(|path| path.display().to_string()).collect();
+    let joined = |paths: &[PathBuf]| {
+        let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        paths.join(", ")
+    };
     let azure = settings.vault.azure.as_ref();
     let endpoint = azure.and_then(|azure| azure.endpoint.as_ref()).map(ToString::to_string);
     let key = settings.to_coordinator()?.vault_key.to_string();
@@ -134,6 +139,7 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             "key": key,
         },
         "postgres": settings.postgres,
+        "vm": settings.vm,
         "limits": {
             "bytes_in_flight": settings.limits.bytes_in_flight,
             "upload_bytes_per_s": settings.limits.upload,
@@ -162,7 +168,9 @@ fn check_config(context: &Context, settings: &Settings) -> Result<Outcome, Probl
             ("vault.key", key),
             ("vault.azure.endpoint", endpoint.clone().unwrap_or_default()),
             ("vault.azure.credential", credential.unwrap_or_default()),
-            ("postgres.client_dirs", client_dirs.join(", ")),
+            ("postgres.client_dirs", joined(&settings.postgres.client_dirs)),
+            ("vm.provider", settings.vm.provider.clone().unwrap_or_else(|| "auto".to_owned())),
+            ("vm.freeze", settings.vm.freeze.as_ref().map_or("auto".to_owned(), |mounts| joined(mounts))),
             ("limits.bytes_in_flight", size(settings.limits.bytes_in_flight)),
             ("limits.upload", settings.limits.upload.map_or("no limit".to_owned(), |rate| format!("{}/s", size(rate)))),
             ("limits.jobs", settings.limits.jobs.jobs.to_string()),

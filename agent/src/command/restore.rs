@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use vaultferry_proto::control::v1::{
-    PlanRestoreDatabaseRequest, StartRestoreDatabaseRequest, StartRestoreFilesRequest,
+    PlanRestoreDatabaseRequest, StartRestoreDatabaseRequest, StartRestoreDiskRequest, StartRestoreFilesRequest,
 };
 use vaultferry_proto::{Problem, Reason};
 
 use super::{Context, Outcome, job, login};
-use crate::args::{Restore, RestoreDatabase, RestoreFiles};
+use crate::args::{Restore, RestoreDatabase, RestoreDisk, RestoreFiles};
 use crate::client::Client;
 use crate::output::readiness;
 
@@ -16,6 +16,7 @@ pub(super) async fn run(context: &Context, command: Restore) -> Result<Outcome, 
     match command {
         Restore::Database(command) => database(context, *command).await,
         Restore::Files(command) => files(context, command).await,
+        Restore::Disk(command) => disk(context, command).await,
     }
 }
 
@@ -76,6 +77,25 @@ async fn files(context: &Context, command: RestoreFiles) -> Result<Outcome, Prob
     let call = |client: Client| {
         let request = request.clone();
         async move { client.restores().start_restore_files(request).await }
+    };
+    let answer = client.idempotent(call).await?;
+    job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await
+}
+
+async fn disk(context: &Context, command: RestoreDisk) -> Result<Outcome, Problem> {
+    let overwrite = command.yes_overwrite.map(|device| login::absolute(Path::new(&device))).transpose()?;
+    let request = StartRestoreDiskRequest {
+        instance: command.instance,
+        point: command.point,
+        to: login::absolute(Path::new(&command.to))?,
+        disk: command.disk.unwrap_or_default(),
+        overwrite: overwrite.unwrap_or_default(),
+        request_id: job::new_request_id(),
+    };
+    let mut client = context.client().await?;
+    let call = |client: Client| {
+        let request = request.clone();
+        async move { client.restores().start_restore_disk(request).await }
     };
     let answer = client.idempotent(call).await?;
     job::started(context, client, &command.wait, answer, |answer| answer.job.as_ref()).await

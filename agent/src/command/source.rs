@@ -1,5 +1,7 @@
 //! `vaultferry discover` and `vaultferry server`
 
+use std::path::PathBuf;
+
 use vaultferry_proto::control::v1::{
     self as wire, AddServerRequest, AzureScope, DiscoverContainersRequest, DiscoverSourcesRequest, ListServersRequest,
     RemoveServerRequest, ScanServersRequest,
@@ -7,13 +9,14 @@ use vaultferry_proto::control::v1::{
 use vaultferry_proto::{Problem, Reason};
 
 use super::{Context, Outcome, grants, list, login};
-use crate::args::{Azure, Discover, DiscoverContainers, DiscoverPostgres, Server, ServerAdd};
+use crate::args::{Azure, Discover, DiscoverContainers, DiscoverPostgres, DiscoverVm, Server, ServerAdd};
 use crate::client::Client;
 use crate::output::source as text;
 
 pub(super) async fn discover(context: &Context, command: Discover) -> Result<Outcome, Problem> {
     match command {
         Discover::Postgres(command) => discover_postgres(context, *command).await,
+        Discover::Vm(command) => discover_vm(context, command).await,
         Discover::Containers(command) => discover_containers(context, command).await,
     }
 }
@@ -63,6 +66,19 @@ async fn discover_postgres(context: &Context, command: DiscoverPostgres) -> Resu
         ssl_mode: command.sslmode.unwrap_or_default(),
         extensions: command.extensions,
     };
+    discover_sources(context, request).await
+}
+
+/// Folders of the agent's machine, as the servers that they are here.
+async fn discover_vm(context: &Context, command: DiscoverVm) -> Result<Outcome, Problem> {
+    let uri = |folder: &PathBuf| -> Result<String, Problem> {
+        Ok(vaultferry_plugin_vm::uri::of_path(&login::absolute(folder)?))
+    };
+    let server_uris = command.folders.iter().map(uri).collect::<Result<Vec<String>, Problem>>()?;
+    discover_sources(context, DiscoverSourcesRequest { server_uris, ..Default::default() }).await
+}
+
+async fn discover_sources(context: &Context, request: DiscoverSourcesRequest) -> Result<Outcome, Problem> {
     let client = context.client().await?;
     let answer = client.sources().discover_sources(request).await;
     let answer = answer.map_err(|status| client.problem(&status))?.into_inner();

@@ -31,15 +31,19 @@ impl Settings {
         let program = std::env::current_exe().map_err(|error| {
             Problem::new(Reason::Internal, format!("cannot find the path of this program: {error}"))
         })?;
-        let settings_json = serde_json::to_string(&self.postgres).map_err(|error| {
-            let message = format!("postgres.client_dirs cannot be handed to the plugin: {error}");
+        let not_handed = |what: &str, error: serde_json::Error| {
+            let message = format!("{what} cannot be handed to the plugin: {error}");
             Problem::new(Reason::InvalidConfiguration, message)
-        })?;
+        };
+        let postgres = serde_json::to_string(&self.postgres);
+        let postgres = postgres.map_err(|error| not_handed("postgres.client_dirs", error))?;
+        let vm = serde_json::to_string(&self.vm).map_err(|error| not_handed("a path of [vm]", error))?;
         let plugin = |name: &str, settings_json: String| {
             let args = vec!["plugin".into(), name.into()];
             (name.to_owned(), Command { program: program.clone(), args, settings_json })
         };
-        let plugins = BTreeMap::from([plugin("postgres", settings_json), plugin(MAINTENANCE, String::new())]);
+        let plugins =
+            BTreeMap::from([plugin("postgres", postgres), plugin("vm", vm), plugin(MAINTENANCE, String::new())]);
         Ok(vaultferry_coordinator::Config {
             state_dir: self.state_dir.clone(),
             listen: self.listen.iter().map(|endpoint| endpoint.path().to_path_buf()).collect(),

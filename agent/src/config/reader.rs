@@ -118,6 +118,16 @@ impl Section {
         }
     }
 
+    /// As [`Section::list`]; a text alone counts as a list of one.
+    pub(super) fn list_or_text(&mut self, key: &'static str, faults: &mut Faults) -> Option<Vec<String>> {
+        match self.values.get(key) {
+            Some(value) if value.origin().is_none() && matches!(value.kind, ValueKind::String(_)) => {
+                self.parsed(key, faults, |text| Ok(vec![text.to_owned()]))
+            }
+            _ => self.list(key, faults),
+        }
+    }
+
     /// The key's list of texts; in the environment, separated by commas.
     pub(super) fn list(&mut self, key: &'static str, faults: &mut Faults) -> Option<Vec<String>> {
         let value = self.take(key)?;

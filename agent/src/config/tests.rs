@@ -126,6 +126,31 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
+fn machines_have_a_section() {
+    let json = |text: &str| serde_json::to_string(&read(text, &user(), Purpose::Client).expect(text).vm).unwrap();
+    assert_eq!(json(""), "{}");
+    assert_eq!(json("[vm]\nprovider = \"auto\"\nfreeze = \"auto\""), "{}");
+    let text = "[vm]\nprovider = \"reflink\"\nfreeze = [\"/mnt/a\", \"/mnt/b\"]\nfreeze_deadline = \"5s\"\n\
+                on_freeze_failure = \"crash-consistent\"\nscripts = \"/etc/vaultferry/vm\"\nsample_percent = 5\n\
+                read_limit = \"50MB/s\"";
+    let expected = r#"{"provider":"reflink","freeze":["/mnt/a","/mnt/b"],"freeze_deadline_s":5,"on_freeze_failure":"crash-consistent","scripts":"/etc/vaultferry/vm","sample_percent":5,"read_limit_bytes_per_s":50000000}"#;
+    assert_eq!(json(text), expected, "as the plugin reads it");
+    assert_eq!(json("[vm]\nfreeze = []"), r#"{"freeze":[]}"#, "nothing is not everything");
+    for wrong in [
+        "provider = \"zfs\"",
+        "freeze = [\"relative\"]",
+        "freeze = [\"auto\", \"/mnt\"]",
+        "freeze_deadline = \"61s\"",
+        "on_freeze_failure = \"ignore\"",
+        "scripts = \"here\"",
+        "sample_percent = 101",
+        "colour = \"blue\"",
+    ] {
+        assert_eq!(faults(&format!("[vm]\n{wrong}"), &[]).len(), 1, "{wrong}");
+    }
+}
+
+#[test]
 fn all_faults_are_told_in_one_go() {
     let text = r#"
         state_dirr = "/x"

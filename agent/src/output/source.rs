@@ -77,7 +77,11 @@ pub fn discovered(servers: &[DiscoveredServer]) -> String {
         }
         let rows: Vec<[String; 6]> = server.sources.iter().map(source).collect();
         let headings = ["NAME", "SIZE", "VERSION", "ENCODING", "STATE", "SOURCE"];
-        let sources = table(headings, &rows, "It has no databases but templates.");
+        let nothing = match server.uri.starts_with("disk:") {
+            true => "There is no image or device.",
+            false => "It has no databases but templates.",
+        };
+        let sources = table(headings, &rows, nothing);
         let asked = server.sources.iter().filter(|source| source.allows_connections && source.problem.is_none());
         let extensions: Vec<[String; 2]> = asked.map(extensions).collect();
         match with_extensions && !extensions.is_empty() {
@@ -90,6 +94,9 @@ pub fn discovered(servers: &[DiscoveredServer]) -> String {
 
 /// "db:5432: PostgreSQL 15.14, primary", and what Azure says of it: "Ready, westeurope"
 fn head(server: &DiscoveredServer) -> String {
+    if server.uri.starts_with("disk:") {
+        return printable(&server.name).into_owned();
+    }
     let kind = if server.replica { "replica" } else { "primary" };
     let mut head = format!("{}: PostgreSQL {}, {kind}", printable(&server.name), printable(&server.version));
     for word in [&server.state, &server.region] {

@@ -1,7 +1,7 @@
 //! Each response as text for people.
 
 use vaultferry_proto::control::v1::{
-    BackupInstance, Policy, Problem, RecoveryPoint, RetentionRule, Vault, VaultSettings, backup_instance,
+    BackupInstance, Capture, Policy, Problem, RecoveryPoint, RetentionRule, Vault, VaultSettings, backup_instance,
     recovery_point,
 };
 
@@ -211,31 +211,70 @@ pub fn instance(instance: Option<&BackupInstance>) -> String {
         ("last backup at", time(instance.last_backup_time.as_ref())),
         ("next backup at", time(instance.next_backup_time.as_ref())),
         ("points", instance.point_count.to_string()),
+        ("consistency", with_reason(&instance.consistency, &instance.consistency_reason)),
     ])
 }
 
 pub fn points(points: &[RecoveryPoint]) -> String {
-    let rows: Vec<[String; 11]> = points
-        .iter()
-        .map(|point| {
-            [
-                short(&point.id),
-                time(point.create_time.as_ref()),
-                if point.rule.is_empty() { "-".to_owned() } else { point.rule.clone() },
-                size(point.source_bytes),
-                size(point.stored_bytes),
-                time(point.expire_time.as_ref()),
-                point_state(point),
-                time(point.proven_time.as_ref()),
-                if point.held { "yes" } else { "-" }.to_owned(),
-                time(point.immutable_until_time.as_ref()),
-                stores(point),
-            ]
-        })
-        .collect();
-    let headings =
-        ["ID", "CREATED", "RULE", "READ", "STORED", "EXPIRES", "STATE", "PROVEN", "HELD", "IMMUTABLE UNTIL", "STORE"];
+    // Only machines have it.
+    if points.iter().any(|point| point.capture.is_some()) {
+        return captured_points(points);
+    }
+    let rows: Vec<[String; 11]> = points.iter().map(point_row).collect();
+    table(POINT_HEADINGS, &rows, "There are no points.")
+}
+
+const POINT_HEADINGS: [&str; 11] =
+    ["ID", "CREATED", "RULE", "READ", "STORED", "EXPIRES", "STATE", "PROVEN", "HELD", "IMMUTABLE UNTIL", "STORE"];
+
+/// The same with a column more.
+fn captured_points(points: &[RecoveryPoint]) -> String {
+    let row = |point: &RecoveryPoint| {
+        let [id, created, rule, read, stored, expires, state, proven, held, immutable, store] = point_row(point);
+        let level = point.capture.as_ref().map_or("-".to_owned(), |capture| capture.consistency.clone());
+        [id, created, rule, level, read, stored, expires, state, proven, held, immutable, store]
+    };
+    let [id, created, rule, read, stored, expires, state, proven, held, immutable, store] = POINT_HEADINGS;
+    let headings = [id, created, rule, "CONSISTENCY", read, stored, expires, state, proven, held, immutable, store];
+    let rows: Vec<[String; 12]> = points.iter().map(row).collect();
     table(headings, &rows, "There are no points.")
+}
+
+fn point_row(point: &RecoveryPoint) -> [String; 11] {
+    [
+        short(&point.id),
+        time(point.create_time.as_ref()),
+        if point.rule.is_empty() { "-".to_owned() } else { point.rule.clone() },
+        size(point.source_bytes),
+        size(point.stored_bytes),
+        time(point.expire_time.as_ref()),
+        point_state(point),
+        time(point.proven_time.as_ref()),
+        if point.held { "yes" } else { "-" }.to_owned(),
+        time(point.immutable_until_time.as_ref()),
+        stores(point),
+    ]
+}
+
+/// "crash: nobody wrote to it"
+fn with_reason(word: &str, reason: &str) -> String {
+    if word.is_empty() || reason.is_empty() { word.to_owned() } else { format!("{word}: {}", printable(reason)) }
+}
+
+/// What was measured of a source that was caught while it is written to.
+fn capture(capture: &Capture) -> String {
+    let mut parts = vec![format!("{} read by {}", size(capture.read_bytes), printable(&capture.provider))];
+    if capture.frozen_ms > 0 || capture.freezing_ms > 0 {
+        let (synced, freezing, frozen) = (capture.synced_ms, capture.freezing_ms, capture.frozen_ms);
+        parts.push(format!("frozen for {frozen} ms (after {synced} ms of writing out and {freezing} ms of freezing)"));
+    }
+    if !capture.base_point_id.is_empty() {
+        parts.push(format!("the rest as in {}", short(&capture.base_point_id)));
+    }
+    if !capture.full_read_reason.is_empty() {
+        parts.push(format!("read in full: {}", printable(&capture.full_read_reason)));
+    }
+    parts.join("\n")
 }
 
 fn point_state(point: &RecoveryPoint) -> String {
@@ -301,6 +340,8 @@ pub fn point(point: Option<&RecoveryPoint>) -> String {
         ("held", if point.held { format!("yes: {}", point.hold_note) } else { String::new() }),
         ("immutable until", point.immutable_until_time.as_ref().map_or(String::new(), |at| time(Some(at)))),
         ("store", stays(point)),
+        ("consistency", point.capture.as_ref().map_or(String::new(), |it| with_reason(&it.consistency, &it.reason))),
+        ("capture", point.capture.as_ref().map_or(String::new(), capture)),
         ("streams", streams.join("\n")),
     ])
 }

@@ -139,6 +139,21 @@ pub(super) fn point(point: Point, instance_name: &str, life: Option<policy::Life
         stored_bytes: point.stored_bytes,
         policy: point.policy,
         policy_version: point.policy_version,
+        capture: point.capture.map(capture),
+    }
+}
+
+fn capture(capture: vaultferry_vault::records::Capture) -> wire::Capture {
+    wire::Capture {
+        consistency: capture.consistency.as_str().to_owned(),
+        reason: capture.reason,
+        provider: capture.provider,
+        synced_ms: capture.synced_ms,
+        freezing_ms: capture.freezing_ms,
+        frozen_ms: capture.frozen_ms,
+        read_bytes: capture.read_bytes,
+        base_point_id: capture.base,
+        full_read_reason: capture.full_read_reason,
     }
 }
 
@@ -173,6 +188,7 @@ pub(super) fn job(job: Job, progress: Option<Progress>) -> wire::Job {
         Work::Backup { .. } => (Operation::Backup, "Backup of"),
         Work::RestoreDatabase { .. } => (Operation::RestoreAsDatabase, "Restore as database of"),
         Work::RestoreFiles { .. } => (Operation::RestoreAsFiles, "Restore as files of"),
+        Work::RestoreDisk { .. } => (Operation::RestoreAsDisk, "Restore as disk of"),
         Work::ConfigureProtection => (Operation::ConfigureProtection, "Configure protection of"),
         Work::StopProtection { purge_time: None } => (Operation::StopProtection, "Stop protection of"),
         Work::StopProtection { purge_time: Some(_) } => {

@@ -54,13 +54,14 @@ impl Api {
     pub(super) async fn to_wire_instance(&self, instance: Instance) -> Result<wire::BackupInstance, Problem> {
         let points = self.catalog.point_count(&instance.id).await?;
         let last_backup = self.catalog.last_backup(&instance.id).await?;
-        let newest = match last_backup {
-            Some(_) => None,
-            None => self.catalog.points(&instance.id, None, 1).await?.pop().map(|point| point.time),
-        };
+        let newest_point = self.catalog.points(&instance.id, None, 1).await?.pop();
+        let newest = newest_point.as_ref().filter(|_| last_backup.is_none()).map(|point| point.time);
         let policy = self.catalog.policy(&instance.policy).await?;
         let document = policy.map(|policy| policy::parsed(&policy.document)).transpose()?;
-        Ok(wire_of(ListedInstance { instance, points, newest, last_backup }, document.as_deref()))
+        let told = wire_of(ListedInstance { instance, points, newest, last_backup }, document.as_deref());
+        let Some(capture) = newest_point.and_then(|point| point.capture) else { return Ok(told) };
+        let consistency = capture.consistency.as_str().to_owned();
+        Ok(wire::BackupInstance { consistency, consistency_reason: capture.reason, ..told })
     }
 
     /// A page of instances, and the token of the next one.
@@ -144,6 +145,9 @@ fn wire_of(listed: ListedInstance, document: Option<&Document>) -> wire::BackupI
         point_count: points,
         protection_state_time: since.map(convert::time),
         purge_time: purge_time.map(convert::time),
+        // A list would have to read a point of each.
+        consistency: String::new(),
+        consistency_reason: String::new(),
     }
 }
 
@@ -214,8 +218,9 @@ fn holds_password(uri: &str) -> bool {
 pub(super) fn source_type(uri: &str) -> Result<&'static str, Problem> {
     match uri.split_once("://").map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => Ok("postgres"),
+        Some("disk") => Ok("vm"),
         // The URI itself is not repeated: a password may stand in it.
-        _ => Err(Problem::new(Reason::InvalidSource, "the URI does not begin with postgres://")),
+        _ => Err(Problem::new(Reason::InvalidSource, "the URI begins neither with postgres:// nor with disk://")),
     }
 }
 

@@ -106,6 +106,7 @@ fn written_operation(operation: Operation) -> &'static [&'static str] {
         Operation::Backup => &["backup"],
         Operation::RestoreAsDatabase => &["restore-database"],
         Operation::RestoreAsFiles => &["restore-files"],
+        Operation::RestoreAsDisk => &["restore-disk"],
         Operation::ConfigureProtection => &["configure-protection"],
         Operation::StopProtection => &["stop-protection"],
         Operation::UndeleteInstance => &["undelete-instance"],
@@ -130,12 +131,13 @@ fn status_of(text: &str) -> Result<Option<WireStatus>, Problem> {
 fn operation_of(text: &str) -> Result<Option<Operation>, Problem> {
     use Operation::{
         ArchivePoint, Backup, ChangePolicy, Check, ConfigureProtection, DeletePoint, Prune, RestoreAsDatabase,
-        RestoreAsFiles, StopProtection, Tier, UndeleteInstance, UndeletePoint, VerifyPoint,
+        RestoreAsDisk, RestoreAsFiles, StopProtection, Tier, UndeleteInstance, UndeletePoint, VerifyPoint,
     };
     let all = [
         Backup,
         RestoreAsDatabase,
         RestoreAsFiles,
+        RestoreAsDisk,
         ConfigureProtection,
         Check,
         VerifyPoint,

@@ -7,7 +7,7 @@ use vaultferry_proto::control::v1::backup_service_server::BackupService;
 use vaultferry_proto::control::v1::restore_service_server::RestoreService;
 use vaultferry_proto::control::v1::{
     Job as WireJob, StartBackupRequest, StartBackupResponse, StartRestoreDatabaseRequest, StartRestoreDatabaseResponse,
-    StartRestoreFilesRequest, StartRestoreFilesResponse,
+    StartRestoreDiskRequest, StartRestoreDiskResponse, StartRestoreFilesRequest, StartRestoreFilesResponse,
 };
 use vaultferry_proto::{Problem, Reason};
 
@@ -121,6 +121,33 @@ impl Api {
     }
 }
 
+impl Api {
+    /// What is said of the target is looked at by the plugin, which has the right to.
+    async fn restore_disk(&self, request: StartRestoreDiskRequest) -> Result<WireJob, Problem> {
+        let invalid = |message: String| Problem::new(Reason::InvalidRequest, message);
+        let instance = self.find_instance(&request.instance).await?;
+        if instance.source_type != "vm" {
+            let fix = "Restore it as a database or as files: vaultferry restore database, vaultferry restore files.";
+            return Err(invalid(format!("{} has no disks", instance.name)).with_fix(fix));
+        }
+        for path in [&request.to, &request.overwrite] {
+            if path.len() > MAX_TARGET || path.contains('\0') || !(path.is_empty() || Path::new(path).is_absolute()) {
+                return Err(invalid(format!("{path:?} is no absolute path")).with_fix("Correct --to."));
+            }
+        }
+        if request.to.is_empty() {
+            return Err(invalid("the restore needs a target".to_owned()).with_fix("Name it with --to."));
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric();
+        if request.disk.len() > 64 || !request.disk.bytes().all(is_plain) {
+            return Err(invalid(format!("{:?} is no name of a disk", request.disk)).with_fix("Say disk0, disk1, ...."));
+        }
+        let point = self.find_point(&instance, &request.point).await?;
+        let StartRestoreDiskRequest { to, disk, overwrite, request_id, .. } = request;
+        self.start(&instance, Work::RestoreDisk { point_id: point.id, to, disk, overwrite }, &request_id).await
+    }
+}
+
 /// Schemas or tables that a restore is to bring back. Whether the point has them is the plugin's to say.
 fn check_chosen(what: &str, names: &[String]) -> Result<(), Problem> {
     let invalid = |message: String| Err(Problem::new(Reason::InvalidRequest, message));
@@ -171,5 +198,13 @@ impl RestoreService for Api {
     ) -> Result<Response<StartRestoreFilesResponse>, Status> {
         let job = self.restore_files(request.into_inner()).await?;
         Ok(Response::new(StartRestoreFilesResponse { job: Some(job) }))
+    }
+
+    async fn start_restore_disk(
+        &self,
+        request: Request<StartRestoreDiskRequest>,
+    ) -> Result<Response<StartRestoreDiskResponse>, Status> {
+        let job = self.restore_disk(request.into_inner()).await?;
+        Ok(Response::new(StartRestoreDiskResponse { job: Some(job) }))
     }
 }

@@ -6,6 +6,10 @@ use vaultferry_vault::Id;
 
 use super::Credential;
 
+mod options;
+
+pub use options::RestoreOptions;
+
 /// What a job does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "operation", rename_all = "kebab-case")]
@@ -48,6 +52,17 @@ pub enum Work {
         to: String,
         /// A variable of the agent's environment; empty: none.
         credential_env: String,
+    },
+    /// Disk images into new files, or one onto a block device.
+    RestoreDisk {
+        /// What is restored.
+        point_id: Id,
+        /// An absolute path.
+        to: String,
+        /// Which disk; empty: the only one, or all.
+        disk: String,
+        /// The block device whose content may be lost; empty: none.
+        overwrite: String,
     },
     /// Protection was configured.
     ConfigureProtection,
@@ -107,28 +122,6 @@ pub enum Work {
     },
 }
 
-/// What of a point is restored into a database, and how. The default is everything, and nothing beside it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RestoreOptions {
-    /// Only these schemas; with no tables either: everything.
-    pub schemas: Vec<String>,
-    /// Only these tables.
-    pub tables: Vec<String>,
-    /// Missing roles are made.
-    pub globals: bool,
-    /// What fails is left under its temporary name.
-    pub keep_failed: bool,
-    /// `full`, `sample`, `none`, or empty: by size.
-    pub verify: String,
-}
-
-impl RestoreOptions {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// Operations of which one job per instance runs at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exclusive {
@@ -168,6 +161,7 @@ impl Work {
             Self::Backup { .. } => "backup",
             Self::RestoreDatabase { .. } => "restore-database",
             Self::RestoreFiles { .. } => "restore-files",
+            Self::RestoreDisk { .. } => "restore-disk",
             Self::ConfigureProtection => "configure-protection",
             Self::StopProtection { .. } => "stop-protection",
             Self::UndeleteInstance => "undelete-instance",
@@ -188,6 +182,7 @@ impl Work {
             Self::Backup { .. } => Some(Exclusive::Backup),
             Self::RestoreDatabase { .. }
             | Self::RestoreFiles { .. }
+            | Self::RestoreDisk { .. }
             | Self::ConfigureProtection
             | Self::StopProtection { purge_time: None }
             | Self::ChangePolicy { .. } => None,
@@ -208,6 +203,7 @@ impl Work {
         match self {
             Self::RestoreDatabase { point_id, .. }
             | Self::RestoreFiles { point_id, .. }
+            | Self::RestoreDisk { point_id, .. }
             | Self::VerifyPoint { point_id }
             | Self::DeletePoint { point_id, .. }
             | Self::UndeletePoint { point_id }

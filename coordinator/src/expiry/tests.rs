@@ -21,6 +21,7 @@ fn point(standing: Standing) -> Point {
         streams: Vec::new(),
         source_bytes: 0,
         stored_bytes: 0,
+        capture: None,
         standing,
     }
 }

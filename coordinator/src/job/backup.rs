@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use vaultferry_proto::plugin::v1 as wire;
 use vaultferry_proto::plugin::v1::backup_event::Event;
 use vaultferry_proto::{Problem, Reason};
-use vaultferry_vault::records::{PointCreated, PointStream};
+use vaultferry_vault::records::{Capture, Consistency, PointCreated, PointStream};
 use vaultferry_vault::store::azure::sas::Role;
 use vaultferry_vault::{Error, Id, commit, immutability, manifest};
 
@@ -53,6 +53,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         document.rule(kept.rule)?;
     }
     let vault = session::vault_access(shared, &instance.id, Role::Plugin, cancel).await?;
+    let newest = shared.catalog.points(&instance.id, None, 1).await?.pop().filter(|point| point.standing.in_vault);
     let read_bytes_per_s = if let Work::Backup { read_bytes_per_s: Some(limit), .. } = job.work { limit } else { 0 };
     let request = wire::BackupRequest {
         job_id: job.id.clone(),
@@ -63,6 +64,7 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, kept: Kept<'_>, cancel: &Cancell
         compression_level: document.compression,
         tags: vec![format!("job={}", job.id), format!("instance={}", instance.id), kept.tag()],
         read_bytes_per_s,
+        base_snapshot_id: newest.map(|point| point.id.to_string()).unwrap_or_default(),
     };
     let mut overtaken = false;
     loop {
@@ -162,7 +164,27 @@ fn record(
             // The commit fills these in, from the staged record itself.
             sealed_snapshot: String::new(),
             prune_epoch: 0,
+            capture: staged.capture.map(capture).transpose()?,
         },
+    })
+}
+
+fn capture(told: wire::Capture) -> Result<Capture, Problem> {
+    let consistency = Consistency::from_name(&told.consistency).ok_or_else(|| {
+        let message =
+            format!("the plugin broke the protocol: no level of consistency is called {:?}", told.consistency);
+        Problem::new(Reason::PluginProtocol, message)
+    })?;
+    Ok(Capture {
+        consistency,
+        reason: told.reason,
+        provider: told.provider,
+        synced_ms: told.synced_ms,
+        freezing_ms: told.freezing_ms,
+        frozen_ms: told.frozen_ms,
+        read_bytes: told.read_bytes,
+        base: told.base_snapshot_id,
+        full_read_reason: told.full_read_reason,
     })
 }
 

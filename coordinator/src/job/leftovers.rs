@@ -129,6 +129,7 @@ mod tests {
                 stored_bytes: 0,
                 sealed_snapshot: String::new(),
                 prune_epoch: 0,
+                capture: None,
             },
         };
         commit::prepare(store, &record, &never()).await.expect("prepare");

@@ -173,6 +173,7 @@ fn task(work: &Work) -> Result<Task, Problem> {
         Work::Backup { .. }
         | Work::RestoreDatabase { .. }
         | Work::RestoreFiles { .. }
+        | Work::RestoreDisk { .. }
         | Work::ConfigureProtection
         | Work::StopProtection { .. }
         | Work::UndeleteInstance

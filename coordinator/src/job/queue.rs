@@ -72,7 +72,10 @@ impl Need {
         match work {
             Work::Backup { .. } => Some(Self { lane: Lane::Jobs, server: server(source) }),
             Work::RestoreDatabase { target_uri, .. } => Some(Self { lane: Lane::Jobs, server: server(target_uri) }),
-            Work::RestoreFiles { .. } | Work::DeletePoint { .. } | Work::UndeletePoint { .. } => Some(Self::short()),
+            Work::RestoreFiles { .. }
+            | Work::RestoreDisk { .. }
+            | Work::DeletePoint { .. }
+            | Work::UndeletePoint { .. } => Some(Self::short()),
             Work::Check { .. }
             | Work::VerifyPoint { .. }
             | Work::Prune { .. }

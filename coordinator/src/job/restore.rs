@@ -24,6 +24,7 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(600);
 enum Target {
     Database(wire::DatabaseTarget),
     Files(wire::FilesTarget),
+    Disk(wire::DiskTarget),
 }
 
 struct Parts {
@@ -45,6 +46,10 @@ async fn parts(shared: &Shared, job: &Job) -> Result<Parts, Problem> {
         Work::RestoreFiles { point_id, to, credential_env } => {
             let credential = files_credential(credential_env)?;
             (*point_id, Target::Files(wire::FilesTarget { to: to.clone(), credential }), Vec::new())
+        }
+        Work::RestoreDisk { point_id, to, disk, overwrite } => {
+            let target = wire::DiskTarget { to: to.clone(), disk: disk.clone(), overwrite: overwrite.clone() };
+            (*point_id, Target::Disk(target), Vec::new())
         }
         Work::Backup { .. }
         | Work::ConfigureProtection
@@ -142,9 +147,9 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> R
 /// done with that.
 async fn after_failure(jobs: &Jobs, job: &Job, problem: Problem) -> Result<End, Problem> {
     let stop = &jobs.inner.stop;
-    // Unfinished files do not say whose they are: another restore may be at work in the same folder.
-    let is_database = matches!(job.work, Work::RestoreDatabase { .. });
-    let is_cancelled = problem.reason == Reason::Cancelled && !stop.is_cancelled() && is_database;
+    // Unfinished files of streams do not say whose they are: another restore may be at work in the same folder.
+    let says_whose = matches!(job.work, Work::RestoreDatabase { .. } | Work::RestoreDisk { .. });
+    let is_cancelled = problem.reason == Reason::Cancelled && !stop.is_cancelled() && says_whose;
     if !is_cancelled && !died(problem.reason) {
         return Err(problem);
     }
@@ -185,6 +190,7 @@ async fn with_plugin(
             }
             wire::restore_request::Target::Files(target)
         }
+        Target::Disk(target) => wire::restore_request::Target::Disk(target),
     };
     let request = wire::RestoreRequest {
         job_id: job.id.clone(),
@@ -269,6 +275,7 @@ async fn clean_up_target(
             wire::clean_up_request::Target::Database(target)
         }
         Target::Files(target) => wire::clean_up_request::Target::Files(target),
+        Target::Disk(target) => wire::clean_up_request::Target::Disk(target),
     };
     let request =
         wire::CleanUpRequest { job_id: job.id.clone(), settings_json: parts.settings_json, target: Some(target) };
@@ -281,7 +288,7 @@ async fn clean_up_target(
 
 /// True when a crash of this job may have left something at its target.
 pub(super) fn leaves_something(work: &Work) -> bool {
-    matches!(work, Work::RestoreDatabase { .. } | Work::RestoreFiles { .. })
+    matches!(work, Work::RestoreDatabase { .. } | Work::RestoreFiles { .. } | Work::RestoreDisk { .. })
 }
 
 impl Work {
@@ -289,7 +296,7 @@ impl Work {
     pub fn target(&self) -> Option<String> {
         match self {
             Self::RestoreDatabase { target_uri, database, .. } => Some(format!("{database} on {target_uri}")),
-            Self::RestoreFiles { to, .. } => Some(to.clone()),
+            Self::RestoreFiles { to, .. } | Self::RestoreDisk { to, .. } => Some(to.clone()),
             Self::ChangePolicy { policy } => Some(policy.clone()),
             Self::Backup { .. }
             | Self::ConfigureProtection

@@ -42,6 +42,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::LockTimeout
         | Reason::ReplicaConflict
         | Reason::DdlWaits
+        | Reason::ConsistencyNotReached
         | Reason::InstanceBusy
         | Reason::MaintenanceBusy
         | Reason::PolicyRaced
@@ -124,6 +125,9 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::SizeAboveRecommended
         | Reason::SnapshotTooOld
         | Reason::ReplicaBehind
+        | Reason::DiskUnreadable
+        | Reason::ChangeTrackingLost
+        | Reason::TargetInUse
         | Reason::TargetExists
         | Reason::TargetNotWritable
         | Reason::UserErrorContainerNotAccessible

@@ -178,6 +178,7 @@ async fn point(store: &store::Shared, dice: &mut Dice, instance_id: &str, listed
         stored_bytes: dice.below(1 << 20),
         sealed_snapshot: String::new(),
         prune_epoch: 0,
+        capture: None,
     };
     let event = PointEvent { version: 1, time, event: PointEventKind::Created(created.clone()) };
     records::put(&**store, &records::numbered(&records::point_events(&id), 1), &event).await.expect("event");

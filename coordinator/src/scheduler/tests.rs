@@ -61,6 +61,7 @@ fn point(instance: u32, number: u32) -> Point {
         streams: vec![PointStream { name: "database.dump".to_owned(), size: 1 << 30, sha256: String::new() }],
         source_bytes: 1 << 30,
         stored_bytes: 1 << 20,
+        capture: None,
         // The first of each is proven.
         standing: Standing { proven_time: (number == 0).then(|| time(5)), ..Standing::default() },
     }

@@ -116,12 +116,14 @@ impl Workload for Postgres {
         match &job.target {
             RestoreTarget::Database(target) => restore::restore(&job, target, reporter, cancel).await,
             RestoreTarget::Files(destination) => files::restore(&job, destination, reporter, cancel).await,
+            RestoreTarget::Disk(_) => Err(no_disk()),
         }
     }
 
     async fn plan_restore(&self, job: RestoreJob, cancel: &CancellationToken) -> Result<RestorePlan, Problem> {
         match &job.target {
             RestoreTarget::Database(target) => restore::plan(&job, target, cancel).await,
+            RestoreTarget::Disk(_) => Err(no_disk()),
             RestoreTarget::Files(_) => {
                 let message = "only a restore as a database has a plan";
                 Err(Problem::new(Reason::InvalidRequest, message).with_fix("Start the restore as files as it is."))
@@ -133,6 +135,12 @@ impl Workload for Postgres {
         match &job.target {
             RestoreTarget::Database(target) => restore::clean_up(&job.job_id, target, cancel).await,
             RestoreTarget::Files(destination) => files::clean_up(&job.job_id, destination, cancel).await,
+            RestoreTarget::Disk(_) => Err(no_disk()),
         }
     }
+}
+
+fn no_disk() -> Problem {
+    Problem::new(Reason::InvalidRequest, "a point of a database holds no disk")
+        .with_fix("Restore it as a database, or as files.")
 }

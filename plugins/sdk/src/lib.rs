@@ -32,6 +32,7 @@ pub use runner::{Event, Runner};
 pub use serve::{serve, serve_router};
 pub use service::service;
 pub use workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, FilesDestination,
-    FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify, Workload,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiscoveredSource, DiskTarget,
+    FilesDestination, FoundServer, RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess,
+    Verify, Workload,
 };

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use vaultferry_vault::meter::Meter;
+use vaultferry_vault::records::Capture;
 
 /// How many warnings may wait for the coordinator to read them; a job with more waits.
 const WARNINGS_WAITING: usize = 64;
@@ -40,6 +41,7 @@ struct State {
     told: Mutex<Told>,
     changed: Notify,
     checked: Mutex<String>,
+    capture: Mutex<Option<Capture>>,
     total: AtomicU64,
     snapshot_held_ms: AtomicU64,
     snapshot_transactions: AtomicU64,
@@ -87,6 +89,7 @@ impl Reporter {
             told: Mutex::new(told),
             changed: Notify::new(),
             checked: Mutex::default(),
+            capture: Mutex::default(),
             total: AtomicU64::new(0),
             snapshot_held_ms: AtomicU64::new(0),
             snapshot_transactions: AtomicU64::new(0),
@@ -142,6 +145,16 @@ impl Reporter {
     pub fn source_cost(&self) -> SourceCost {
         let transactions = self.state.snapshot_transactions.load(Ordering::Relaxed);
         SourceCost { snapshot_held: self.snapshot_held(), transactions }
+    }
+
+    /// Says how the source was caught, for the point that becomes of the backup.
+    pub fn set_capture(&self, capture: Capture) {
+        *self.state.capture.lock().unwrap_or_else(PoisonError::into_inner) = Some(capture);
+    }
+
+    /// What [`Reporter::set_capture`] was told last; `None` before.
+    pub fn capture(&self) -> Option<Capture> {
+        self.state.capture.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says what of a restore's result was compared with its point, for its job's end.

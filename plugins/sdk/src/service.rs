@@ -11,6 +11,8 @@ use tonic::{Request, Response, Status};
 use vaultferry_proto::Problem;
 use vaultferry_proto::plugin::v1 as proto;
 use vaultferry_proto::plugin::v1::workload_plugin_server::WorkloadPlugin;
+use vaultferry_vault::records::Capture;
+use vaultferry_vault::writer::Staged;
 
 use crate::report::SourceCost;
 use crate::runner::{Event, Runner};
@@ -152,7 +154,7 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
         let workload = Arc::clone(&self.workload);
         let events = self.runner.run(move |reporter, cancel| async move {
             let staged = workload.backup(job, &reporter, &cancel).await?;
-            Ok((staged, reporter.source_cost()))
+            Ok((staged, reporter.source_cost(), reporter.capture()))
         });
         Ok(Response::new(events.flat_map(|event| stream::iter(backup_events(event))).boxed()))
     }
@@ -192,13 +194,11 @@ impl<W: Workload> WorkloadPlugin for Service<W> {
     }
 }
 
-fn backup_events(
-    event: Event<(vaultferry_vault::writer::Staged, SourceCost)>,
-) -> Vec<Result<proto::BackupEvent, Status>> {
+fn backup_events(event: Event<(Staged, SourceCost, Option<Capture>)>) -> Vec<Result<proto::BackupEvent, Status>> {
     match event {
         Event::Progress(progress) => vec![Ok(wire::backup_progress(progress))],
         Event::Warning(warning) => vec![Ok(wire::backup_warning(warning))],
-        Event::Done((staged, cost)) => wire::staged_to(staged, cost).into_iter().map(Ok).collect(),
+        Event::Done((staged, cost, capture)) => wire::staged_to(staged, cost, capture).into_iter().map(Ok).collect(),
         Event::Failed(problem) => vec![Err(problem.into())],
     }
 }

@@ -9,6 +9,7 @@ use vaultferry_proto::plugin::v1 as proto;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
 use vaultferry_vault::location::{Access, Location};
+use vaultferry_vault::records::Capture;
 use vaultferry_vault::store::azure::Credential;
 use vaultferry_vault::writer::{Compression, Staged};
 
@@ -17,8 +18,8 @@ use crate::azure::containers::Container;
 use crate::readiness::{Finding, OBJECTS_MAX};
 use crate::report::{Progress, SourceCost, Warning};
 use crate::workload::{
-    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, FilesDestination, FoundServer, RestoreJob,
-    RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
+    BackupJob, CleanUpJob, CredentialReference, DatabaseTarget, Discovered, DiskTarget, FilesDestination, FoundServer,
+    RestoreJob, RestorePlan, RestoreTarget, ServerLogin, Source, Validated, VaultAccess, Verify,
 };
 
 /// How many packs one message holds: the protocol's number. 4096 of them are about 200 KB, far below gRPC's limit of 4 MiB.
@@ -75,6 +76,7 @@ pub fn backup_from(request: proto::BackupRequest) -> Result<BackupJob, Problem> 
         compression,
         tags: request.tags,
         read_bytes_per_s: (request.read_bytes_per_s != 0).then_some(request.read_bytes_per_s),
+        base: (!request.base_snapshot_id.is_empty()).then(|| id_from(&request.base_snapshot_id)).transpose()?,
     })
 }
 
@@ -84,6 +86,7 @@ pub fn restore_from(request: proto::RestoreRequest) -> Result<RestoreJob, Proble
     let target = match required(request.target, "target")? {
         Target::Database(database) => RestoreTarget::Database(database_from(database)?),
         Target::Files(files) => RestoreTarget::Files(files_from(files)?),
+        Target::Disk(disk) => RestoreTarget::Disk(disk_from(disk)?),
     };
     Ok(RestoreJob {
         job_id: non_empty(request.job_id, "job_id")?,
@@ -106,6 +109,7 @@ pub fn clean_up_from(request: proto::CleanUpRequest) -> Result<CleanUpJob, Probl
     let target = match required(request.target, "target")? {
         Target::Database(database) => RestoreTarget::Database(database_from(database)?),
         Target::Files(files) => RestoreTarget::Files(files_from(files)?),
+        Target::Disk(disk) => RestoreTarget::Disk(disk_from(disk)?),
     };
     Ok(CleanUpJob { job_id: non_empty(request.job_id, "job_id")?, settings_json: request.settings_json, target })
 }
@@ -154,6 +158,16 @@ fn database_from(target: proto::DatabaseTarget) -> Result<DatabaseTarget, Proble
 fn files_from(target: proto::FilesTarget) -> Result<FilesDestination, Problem> {
     let (endpoint, credential) = credential_from(target.credential.unwrap_or_default())?;
     Ok(FilesDestination { to: non_empty(target.to, "target.to")?, endpoint, credential })
+}
+
+fn disk_from(target: proto::DiskTarget) -> Result<DiskTarget, Problem> {
+    let to = PathBuf::from(non_empty(target.to, "target.to")?);
+    if !to.is_absolute() {
+        return Err(invalid("target.to is no absolute path"));
+    }
+    let disk = Some(target.disk).filter(|disk| !disk.is_empty());
+    let overwrite = Some(target.overwrite).filter(|device| !device.is_empty()).map(PathBuf::from);
+    Ok(DiskTarget { to, disk, overwrite })
 }
 
 /// Access to an instance's store for a task that opens nothing: its password may be missing.
@@ -345,8 +359,22 @@ pub fn restored_to(bytes_restored: u64, checked: String) -> proto::RestoreEvent 
     restore_event(proto::restore_event::Event::Done(proto::RestoreDone { bytes_restored, checked }))
 }
 
-/// The last events of a backup: the packs in pieces, then the rest. `cost` is told as it is.
-pub fn staged_to(staged: Staged, cost: SourceCost) -> Vec<proto::BackupEvent> {
+fn capture_to(capture: Capture) -> proto::Capture {
+    proto::Capture {
+        consistency: capture.consistency.as_str().to_owned(),
+        reason: capture.reason,
+        provider: capture.provider,
+        synced_ms: capture.synced_ms,
+        freezing_ms: capture.freezing_ms,
+        frozen_ms: capture.frozen_ms,
+        read_bytes: capture.read_bytes,
+        base_snapshot_id: capture.base,
+        full_read_reason: capture.full_read_reason,
+    }
+}
+
+/// The last events of a backup: the packs in pieces, then the rest. `cost` and `capture` are told as they are.
+pub fn staged_to(staged: Staged, cost: SourceCost, capture: Option<Capture>) -> Vec<proto::BackupEvent> {
     use proto::backup_event::Event;
     let pack_count = staged.packs.len() as u64;
     let pieces = staged.packs.chunks(PACKS_IN_MESSAGE).map(|piece| {
@@ -371,6 +399,46 @@ pub fn staged_to(staged: Staged, cost: SourceCost) -> Vec<proto::BackupEvent> {
         time_us: staged.time.as_microsecond(),
         snapshot_held_ms: u64::try_from(cost.snapshot_held.as_millis()).unwrap_or(u64::MAX),
         snapshot_transactions: cost.transactions,
+        capture: capture.map(capture_to),
     })));
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use vaultferry_vault::records::Consistency;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_target_is_an_absolute_path() {
+        let target = |to: &str| proto::DiskTarget { to: to.into(), ..proto::DiskTarget::default() };
+        let plain = disk_from(target("/srv/disk.raw")).unwrap();
+        assert_eq!(plain, DiskTarget { to: "/srv/disk.raw".into(), disk: None, overwrite: None });
+        let device = proto::DiskTarget { disk: "disk1".into(), overwrite: "/dev/vdb".into(), ..target("/dev/vdb") };
+        let device = disk_from(device).unwrap();
+        assert_eq!((device.disk.as_deref(), device.overwrite), (Some("disk1"), Some(PathBuf::from("/dev/vdb"))));
+        for wrong in ["", "disk.raw", "./disk.raw"] {
+            assert_eq!(disk_from(target(wrong)).unwrap_err().reason, Reason::InvalidRequest, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn how_a_source_was_caught_is_told_whole() {
+        let capture = Capture {
+            consistency: Consistency::FileSystem,
+            reason: "frozen".into(),
+            provider: "reflink".into(),
+            synced_ms: 1,
+            freezing_ms: 2,
+            frozen_ms: 3,
+            read_bytes: 4,
+            base: "b".into(),
+            full_read_reason: "f".into(),
+        };
+        let told = capture_to(capture);
+        assert_eq!((told.consistency.as_str(), told.reason.as_str()), ("file-system", "frozen"));
+        assert_eq!((told.synced_ms, told.freezing_ms, told.frozen_ms, told.read_bytes), (1, 2, 3, 4));
+        assert_eq!((told.base_snapshot_id.as_str(), told.full_read_reason.as_str()), ("b", "f"));
+    }
 }

@@ -269,6 +269,8 @@ pub struct BackupJob {
     pub tags: Vec<String>,
     /// Bytes of the source that are read in a second at most, on average; `None`: as the settings say.
     pub read_bytes_per_s: Option<u64>,
+    /// The instance's newest point in the vault store. It may be gone by now, as everything in a vault.
+    pub base: Option<Id>,
 }
 
 /// One restore to make.
@@ -305,6 +307,19 @@ pub enum RestoreTarget {
     Database(DatabaseTarget),
     /// A file for each stream of the point.
     Files(FilesDestination),
+    /// A disk image as a file or onto a block device.
+    Disk(DiskTarget),
+}
+
+/// A file, a block device or a folder for disk images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskTarget {
+    /// An absolute path.
+    pub to: PathBuf,
+    /// Which disk; `None`: the only one, or all of them into a folder.
+    pub disk: Option<String>,
+    /// The block device whose content may be lost.
+    pub overwrite: Option<PathBuf>,
 }
 
 /// A new database on a server.

@@ -13,6 +13,7 @@ use super::{Options, PACK_SIZE, chunker};
 use crate::error::Error;
 use crate::id::Id;
 use crate::meter::Meter;
+use crate::reader::ranges::raw_length;
 use crate::repository::Repository;
 use crate::repository::index::{Index, IndexFile, IndexPack};
 use crate::repository::pack::Finished;
@@ -131,6 +132,19 @@ impl Core {
             return Met::Known;
         }
         if known.claimed.insert(*id) { Met::New } else { Met::Known }
+    }
+
+    /// Bytes of a chunk that is in a pack which may be used again; `None`: it would have to be stored.
+    pub(super) fn known(&self, id: &Id) -> Option<u64> {
+        lock(&self.known).index.get(id).map(|place| raw_length(&place) as u64)
+    }
+
+    /// The same of a chunk that the backup needs from now on.
+    pub(super) fn reuse(&self, id: &Id) -> Option<u64> {
+        let known = &mut *lock(&self.known);
+        let place = known.index.get(id)?;
+        known.needed.insert(place.pack);
+        Some(raw_length(&place) as u64)
     }
 
     /// Compresses and seals a blob where it may take its time. `room` is given back when the blob is dropped.

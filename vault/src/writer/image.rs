@@ -1,4 +1,7 @@
 //! A disk image: chunks of one size at multiples of it, so that a block that changes changes one chunk, and holes that cost nothing.
+//!
+//! Chunks that are the same as in an earlier point are named, not read. The writer takes a name only for a chunk of the right length that
+//! the store has for sure; that the disk still has these bytes there is for the caller to know.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -19,6 +22,9 @@ pub enum Extent {
     Data(Bytes),
     /// So many zeros, which nobody needs to read.
     Hole(u64),
+    /// Chunks that an earlier image had in this place, and that nobody needs to read: each of [`IMAGE_CHUNK`] bytes, but the image's last
+    /// one, which may be shorter. The first begins at a multiple of [`IMAGE_CHUNK`]; [`super::Streams::known_chunk`] must know all of them.
+    Same(Vec<Id>),
 }
 
 /// Cuts extents that follow each other without gaps.
@@ -26,6 +32,8 @@ pub(super) struct Image<S> {
     extents: S,
     /// What is left of the extent that was read last.
     extent: Extent,
+    /// What is left of chunks that were named, instead of an extent.
+    same: std::vec::IntoIter<Id>,
     /// Bytes of the image that are not in a chunk yet.
     left: u64,
     open: Option<(Buffer, Room)>,
@@ -36,18 +44,49 @@ pub(super) struct Image<S> {
 impl<S: Stream<Item = std::io::Result<Extent>> + Unpin + Send> Image<S> {
     /// The extents must be `length` bytes together.
     pub(super) fn new(extents: S, length: u64) -> Self {
-        Self { extents, extent: Extent::Hole(0), left: length, open: None, zeros: None }
+        let same = Vec::new().into_iter();
+        Self { extents, extent: Extent::Hole(0), same, left: length, open: None, zeros: None }
     }
 
-    /// Reads until the extent is not empty. False at the end.
+    fn is_empty(&self) -> bool {
+        let extent_is_empty = match &self.extent {
+            Extent::Data(data) => data.is_empty(),
+            Extent::Hole(length) => *length == 0,
+            Extent::Same(chunks) => chunks.is_empty(),
+        };
+        extent_is_empty && self.same.as_slice().is_empty()
+    }
+
+    /// Reads until there is an extent, or a named chunk. False at the end.
     async fn refill(&mut self) -> Result<bool, WriteError> {
-        while matches!(&self.extent, Extent::Hole(0)) || matches!(&self.extent, Extent::Data(data) if data.is_empty()) {
+        while self.is_empty() {
             match self.extents.next().await {
-                Some(extent) => self.extent = extent.map_err(WriteError::Input)?,
+                Some(extent) => match extent.map_err(WriteError::Input)? {
+                    Extent::Same(chunks) => self.same = chunks.into_iter(),
+                    extent => self.extent = extent,
+                },
                 None => return Ok(false),
             }
         }
         Ok(true)
+    }
+
+    /// The chunk that was named next, of `wanted` bytes; `None`: an extent is next.
+    fn named(&mut self, core: &Core, wanted: usize) -> Result<Option<Chunk>, WriteError> {
+        let Some(id) = self.same.as_slice().first().copied() else { return Ok(None) };
+        if self.open.is_some() {
+            return Err(wrong_length("chunks are named that do not begin at a chunk's border"));
+        }
+        match core.reuse(&id) {
+            None => return Err(wrong_length("a chunk is named that the vault does not have")),
+            Some(length) if length != wanted as u64 => {
+                return Err(wrong_length("a chunk is named that has another length"));
+            }
+            Some(_) => {}
+        }
+        self.same.next();
+        self.left -= wanted as u64;
+        Ok(Some(Chunk::Same { id, length: wanted as u64 }))
     }
 
     /// Moves bytes from the extent to the open chunk, until it has `wanted` or the extent is empty.
@@ -65,6 +104,8 @@ impl<S: Stream<Item = std::io::Result<Extent>> + Unpin + Send> Image<S> {
                 let bytes = buffer.bytes_mut();
                 bytes.resize(bytes.len() + now, 0);
             }
+            // They are not kept there, but in `same`.
+            Extent::Same(_) => {}
         }
     }
 }
@@ -88,6 +129,9 @@ impl<S: Stream<Item = std::io::Result<Extent>> + Unpin + Send> Chunks for Image<
             }
             if !self.refill().await? {
                 return Err(wrong_length("the extents are shorter than the image"));
+            }
+            if let Some(chunk) = self.named(core, wanted)? {
+                return Ok(Some(chunk));
             }
             if self.open.is_none() {
                 if let (Extent::Hole(length), Some(id), IMAGE_CHUNK) = (&mut self.extent, self.zeros, wanted)

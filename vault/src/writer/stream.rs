@@ -23,6 +23,8 @@ pub(super) enum Chunk {
     Bytes { id: Id, length: u64, bytes: Buffer, room: Room },
     /// The same bytes as a chunk of this stream before.
     Repeated { id: Id, length: u64 },
+    /// A chunk of an earlier point, which nobody has read, and which the backup needs from now on.
+    Same { id: Id, length: u64 },
 }
 
 /// What cuts a stream into chunks.
@@ -97,8 +99,9 @@ impl Stream<'_> {
         if self.part == self.part_size {
             self.end_part().await?;
         }
-        let (id, length) = match chunk {
-            Chunk::Repeated { id, length } => (id, length),
+        let (id, length, read) = match chunk {
+            Chunk::Same { id, length } => (id, length, 0),
+            Chunk::Repeated { id, length } => (id, length, length),
             Chunk::Bytes { id, length, bytes, room } => {
                 match self.core.meet(&id) {
                     Met::Known => self.core.buffers.put(bytes),
@@ -107,13 +110,13 @@ impl Stream<'_> {
                         self.encoding.push_back(tokio::spawn(self.core.clone().encode(id, bytes, room)));
                     }
                 }
-                (id, length)
+                (id, length, length)
             }
         };
         self.content.push(id);
         self.part += length;
         self.size += length;
-        self.core.meter.add_read(length);
+        self.core.meter.add_read(read);
         Ok(())
     }
 

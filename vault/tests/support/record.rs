@@ -24,6 +24,7 @@ pub fn record(job: &str, staged: &Staged) -> Record {
             stored_bytes: staged.stored_bytes,
             sealed_snapshot: String::new(),
             prune_epoch: 0,
+            capture: None,
         },
     }
 }

@@ -62,6 +62,7 @@ fn record() -> commit::Record {
             stored_bytes: 5,
             sealed_snapshot: String::new(),
             prune_epoch: 0,
+            capture: None,
         },
     }
 }
@@ -80,6 +81,7 @@ pub(super) fn point(n: u8, time_s: i64) -> Point {
         stored_bytes: 5,
         slot: None,
         keep_until: None,
+        capture: None,
         standing: Standing::default(),
     }
 }
@@ -213,6 +215,11 @@ async fn a_maintenance_job_runs_alone_on_its_instance_but_beside_a_backup() {
     }
     let restore = Work::RestoreFiles { point_id, to: "/t".to_owned(), credential_env: String::new() };
     assert!(matches!(catalog.insert_job(maintenance(4, restore)).await.expect("insert"), Inserted::New));
+    let overwrite = "/dev/vdb".to_owned();
+    let disk = Work::RestoreDisk { point_id, to: overwrite.clone(), disk: "disk1".to_owned(), overwrite };
+    assert!(matches!(catalog.insert_job(maintenance(5, disk.clone())).await.expect("insert"), Inserted::New));
+    let kept = catalog.job(&maintenance(5, disk.clone()).id).await.expect("found").expect("there");
+    assert_eq!((kept.work.point_id(), kept.work), (Some(point_id), disk));
 }
 
 #[tokio::test]

@@ -60,6 +60,7 @@ fn every_reason_is_sorted_in() {
         "DdlWaits",
         "UserErrorServerConnectionClosed",
         "DumpFailed",
+        "ConsistencyNotReached",
         "AzureUnavailable",
     ];
     assert_eq!(mendable, expected);

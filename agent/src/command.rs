@@ -94,7 +94,7 @@ pub async fn run(args: Args, surroundings: Surroundings, output: Output) -> Resu
             Ok(Outcome::Done)
         }
         Command::Plugin(Plugin::Vm) => {
-            thaw_leftovers();
+            thaw_leftovers().await;
             let served = vaultferry_plugin_sdk::serve(vaultferry_plugin_vm::Vm).await;
             served.map_err(|error| Problem::new(Reason::Internal, chain(&error)))?;
             Ok(Outcome::Done)
@@ -111,16 +111,17 @@ fn wrong_network(fault: &network::Invalid) -> Problem {
     Problem::new(Reason::InvalidConfiguration, fault.to_string())
 }
 
-/// Thaws file systems that were frozen by processes which are no more. What nobody can thaw is told; the start goes on.
-fn thaw_leftovers() {
+/// Thaws what the processes of an earlier freeze left frozen that are no more. What cannot be looked after is told; the start goes on.
+async fn thaw_leftovers() {
     #[cfg(target_os = "linux")]
-    match vaultferry_plugin_vm::freeze::thaw_leftovers() {
-        Ok(mounts) => {
-            for mount in mounts {
-                tracing::warn!(mount = %mount.display(), "thawed what an earlier process had left frozen");
+    match tokio::task::spawn_blocking(vaultferry_plugin_vm::freeze::thaw_leftovers).await {
+        Ok(Ok(thawed)) => {
+            for mount in thawed {
+                tracing::warn!(mount = %mount.display(), "thawed: it was frozen for a snapshot whose processes were all killed");
             }
         }
-        Err(problem) => tracing::error!("a file system may be frozen: {}", problem.message),
+        Ok(Err(problem)) => tracing::error!(%problem, fix = problem.fix, "cannot look after what was frozen"),
+        Err(error) => tracing::error!(%error, "cannot look after what was frozen"),
     }
 }
 

@@ -25,14 +25,12 @@ pub(super) async fn run(context: &Context, command: Agent) -> Result<Outcome, Pr
 /// Serves until a signal, then drains. A second signal ends the process at once; the next start cleans up.
 async fn serve(settings: &Settings) -> Result<Outcome, Problem> {
     // Before the first line of the log, which might wait for it.
-    #[cfg(target_os = "linux")]
-    thaw_leftovers().await;
+    super::thaw_leftovers().await;
     let shutdown = CancellationToken::new();
     // Listened to before anything is opened, so that a signal ends the start too.
     let signals = Signals::listen()?;
     tokio::spawn(shut_down_on_signal(signals, shutdown.clone()));
     info!(version = env!("CARGO_PKG_VERSION"), state_dir = %settings.state_dir.display(), "starting");
-    super::thaw_leftovers();
     let service = tokio::select! {
         opened = Service::open(settings.to_coordinator()?) => opened?,
         // A start may wait long for a store that does not answer; whatever it left half-done the next start finds.
@@ -45,20 +43,6 @@ async fn serve(settings: &Settings) -> Result<Outcome, Problem> {
     service.run(shutdown).await?;
     info!("stopped");
     Ok(Outcome::Done)
-}
-
-/// What an agent left frozen that was killed together with all its processes.
-#[cfg(target_os = "linux")]
-async fn thaw_leftovers() {
-    match tokio::task::spawn_blocking(vaultferry_plugin_vm::freeze::thaw_leftovers).await {
-        Ok(Ok(thawed)) => {
-            for mount in thawed {
-                warn!(mount = %mount.display(), "thawed: it was frozen for a snapshot whose processes were all killed");
-            }
-        }
-        Ok(Err(problem)) => warn!(%problem, fix = problem.fix, "cannot look after what was frozen"),
-        Err(error) => warn!(%error, "cannot look after what was frozen"),
-    }
 }
 
 async fn shut_down_on_signal(mut signals: Signals, shutdown: CancellationToken) {

@@ -14,6 +14,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+
 use super::{Changes, TrackedDisk, Tracking, hidden, kernel};
 use crate::extents;
 
@@ -79,6 +81,10 @@ fn compare(disk: &TrackedDisk, new: &File, size: u64) -> io::Result<Result<Vec<s
     } else if base.metadata()?.dev() != new.metadata()?.dev() {
         // Addresses of two file systems have nothing to do with each other.
         return Ok(Err(format!("the last point's clone, {path}, is on another file system")));
+    }
+    let system = fstatfs(new)?.filesystem_type();
+    if ![XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC].contains(&system) {
+        return Ok(Err("addresses of data are only known to be told apart on xfs and btrfs".into()));
     }
     if kernel::is_realtime(&base)? || kernel::is_realtime(new)? {
         return Ok(Err("the image is on the realtime device of its file system, whose addresses are not told apart".into()));

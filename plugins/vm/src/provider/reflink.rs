@@ -59,8 +59,8 @@ impl Provider for Reflink {
         hidden::check_disks(disks)?;
         let (disks, base, cancel) = (disks.to_vec(), base.cloned(), cancel.clone());
         let prepared = move || -> Result<Cloning, Problem> {
-            let member = |disk: &Disk| unless_cancelled(&cancel).and_then(|()| member(&id, disk));
-            let members: Vec<Member> = disks.iter().map(member).collect::<Result<_, _>>()?;
+            let one = |disk: &Disk| unless_cancelled(&cancel).and_then(|()| member(&id, disk));
+            let members: Vec<Member> = disks.iter().map(one).collect::<Result<_, _>>()?;
             check_room(&members.iter().map(|member| (member.path.as_path(), &member.image)).collect::<Vec<_>>())?;
             for member in &members {
                 unless_cancelled(&cancel)?;

@@ -209,6 +209,15 @@ reasons! {
     TargetFull => ResourceExhausted, "Make space where the target server keeps its data, then start the restore again.";
     /// A warning: the database is larger than what a logical backup is recommended for (P16, D20).
     SizeAboveRecommended => FailedPrecondition, "Measure how long backup and restore take; a physical backup of the server restores faster.";
+    // Snapshots of disks
+    /// No snapshot can be taken of these disks as they are, or not of all of them at one instant.
+    SnapshotUnsupported => FailedPrecondition, "Choose another provider, or put the disks where snapshots are: docs/vm-snapshots.md has a table.";
+    /// A snapshot could not be taken, opened or removed.
+    SnapshotFailed => Aborted, "Mend what the message says, then start the backup again; what a failed one leaves is removed by the next.";
+    /// Somebody has the disk open for writing, and there is no snapshot of it.
+    SourceInUse => FailedPrecondition, "Turn the machine off, or unmount the device, for the backup; or use a provider with snapshots: docs/vm-snapshots.md.";
+    /// The disk changed while it was read, or its snapshot overflowed; nothing was committed.
+    SourceChanged => Aborted, "Leave the disk alone until the backup has ended, then start it again; or use a provider with snapshots: docs/vm-snapshots.md.";
     // Restore targets
     /// A file of that name exists in the target.
     TargetExists => FailedPrecondition, "Choose an empty folder or container.";

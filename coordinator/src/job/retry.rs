@@ -51,6 +51,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::PluginTimeout
         | Reason::StagedIncomplete
         | Reason::PrunedMeanwhile => true,
+        // A snapshot overflowed, or somebody was at the disk; later there may be room, and quiet.
+        Reason::SnapshotFailed | Reason::SourceInUse | Reason::SourceChanged => true,
         // pg_dump may have met a table that was just dropped, a deadlock, or a machine without memory; so may we.
         Reason::DumpFailed | Reason::Internal => true,
         // Somebody asked for something that cannot be.
@@ -117,6 +119,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::SizeAboveRecommended
         | Reason::SnapshotTooOld
         | Reason::ReplicaBehind
+        | Reason::SnapshotUnsupported
         | Reason::TargetExists
         | Reason::TargetNotWritable
         | Reason::UserErrorContainerNotAccessible

@@ -8,7 +8,6 @@
 //!   is told about an extent beside that (compressed, inline, encrypted, not yet written, a flag of tomorrow) makes it changed.
 //!
 //! What it does not do: it does not know whether a clone is still what it was when it was taken; `provider/base.rs` does.
-#![cfg(target_os = "linux")]
 
 use std::fs::File;
 use std::io;

@@ -14,7 +14,6 @@
 //! - Doubt is [`Changes::Unknown`] with its reason, or a [`Problem`]; never a guess.
 //!
 //! What is not here: freezing, and what becomes of the bytes.
-#![cfg(target_os = "linux")]
 
 use std::fmt::Debug;
 use std::fs::File;

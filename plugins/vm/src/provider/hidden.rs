@@ -24,6 +24,9 @@ use vaultferry_proto::{Problem, Reason};
 
 use super::{Disk, Tracking, failed, kernel, unreadable};
 
+#[cfg(test)]
+mod tests;
+
 /// Beside the image.
 const FOLDER: &str = ".vaultferry-snapshots";
 /// The root of every subvolume of btrfs has this inode.

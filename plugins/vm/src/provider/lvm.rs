@@ -207,7 +207,8 @@ fn volume_of<'a>(path: &Path, volumes: &'a [Volume]) -> Result<&'a Volume, Probl
 /// How large a thick snapshot becomes, in bytes.
 fn room(origin: &Volume) -> Result<u64, Problem> {
     let part = |per_cent: u64| u64::try_from(u128::from(origin.lv_size) * u128::from(per_cent) / 100).unwrap_or(u64::MAX);
-    let wanted = part(ROOM_PER_CENT).max(ROOM).min(origin.lv_size.max(ROOM)).min(origin.vg_free);
+    // Whole MiB: LVM rounds up to its extents, and refuses what is no multiple of a sector.
+    let wanted = part(ROOM_PER_CENT).max(ROOM).min(origin.vg_free) >> 20 << 20;
     if wanted > 0 && wanted >= part(LEAST_ROOM_PER_CENT) {
         return Ok(wanted);
     }

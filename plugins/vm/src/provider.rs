@@ -218,7 +218,8 @@ fn fitting(disks: &[Disk]) -> Result<&'static str, Problem> {
     if names.iter().all(|name| name == first) {
         return Ok(*first);
     }
-    let each: Vec<String> = disks.iter().zip(&names).map(|(disk, name)| format!("{}: {name}", disk.path.display())).collect();
+    let each: Vec<String> =
+        disks.iter().zip(&names).map(|(disk, name)| format!("{}: {name}", disk.path.display())).collect();
     let message = format!("no snapshot takes all of these disks at one instant ({})", each.join(", "));
     let fix = "Put the images on one file system (xfs or btrfs), protect the disks as machines of their own, or turn the machine off \
                and set provider = \"offline\".";
@@ -236,7 +237,9 @@ fn fitting_one(path: &Path) -> Result<&'static str, Problem> {
         }
     } else if !kind.is_block_device() {
         let message = format!("{} is neither a file nor a block device", path.display());
-        return Err(Problem::new(Reason::InvalidSource, message).with_fix("Name the image file, or the device of the disk."));
+        return Err(
+            Problem::new(Reason::InvalidSource, message).with_fix("Name the image file, or the device of the disk.")
+        );
     } else if is_logical_volume(found.rdev()) {
         return Ok(lvm::NAME);
     }

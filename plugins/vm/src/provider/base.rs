@@ -52,7 +52,9 @@ pub(super) fn changes(base: Option<&Tracking>, provider: &str, name: &str, new: 
     match compare(disk, new, size) {
         Ok(Ok(ranges)) => Changes::Since(ranges),
         Ok(Err(why)) => Changes::Unknown(why),
-        Err(error) => Changes::Unknown(format!("the last point's clone, {}, cannot be compared: {error}", disk.path.display())),
+        Err(error) => {
+            Changes::Unknown(format!("the last point's clone, {}, cannot be compared: {error}", disk.path.display()))
+        }
     }
 }
 
@@ -87,7 +89,9 @@ fn compare(disk: &TrackedDisk, new: &File, size: u64) -> io::Result<Result<Vec<s
         return Ok(Err("addresses of data are only known to be told apart on xfs and btrfs".into()));
     }
     if kernel::is_realtime(&base)? || kernel::is_realtime(new)? {
-        return Ok(Err("the image is on the realtime device of its file system, whose addresses are not told apart".into()));
+        return Ok(Err(
+            "the image is on the realtime device of its file system, whose addresses are not told apart".into()
+        ));
     }
     let before = extents::fiemap(&base)?;
     let now = extents::fiemap(new)?;

@@ -70,12 +70,7 @@ struct Member {
     image: File,
 }
 
-fn prepared(
-    id: String,
-    disks: &[Disk],
-    base: Option<Tracking>,
-    cancel: &CancellationToken,
-) -> Result<Ready, Problem> {
+fn prepared(id: String, disks: &[Disk], base: Option<Tracking>, cancel: &CancellationToken) -> Result<Ready, Problem> {
     let mut members = Vec::new();
     let mut root: Option<PathBuf> = None;
     for disk in disks {
@@ -84,7 +79,10 @@ fn prepared(
         let image = open_image(&path)?;
         let found = subvolume_of(&path, &image)?;
         if root.as_ref().is_some_and(|root| *root != found) {
-            let message = format!("{} is not in the same subvolume as the disks before it, so their snapshots would be of different instants", path.display());
+            let message = format!(
+                "{} is not in the same subvolume as the disks before it, so their snapshots would be of different instants",
+                path.display()
+            );
             let fix = "Move the images into one subvolume, or set provider = \"reflink\" and let the machine's file systems be frozen.";
             return Err(Problem::new(Reason::SnapshotUnsupported, message).with_fix(fix));
         }
@@ -250,7 +248,8 @@ impl Held for Made {
             return Ok(());
         }
         blocking(move || {
-            self.destroy().map_err(|error| failed(format!("cannot remove the snapshot {}: {error}", self.path.display())))
+            self.destroy()
+                .map_err(|error| failed(format!("cannot remove the snapshot {}: {error}", self.path.display())))
         })
         .await
     }

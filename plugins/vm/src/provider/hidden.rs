@@ -39,7 +39,10 @@ pub(super) fn check_id(id: &str) -> Result<&str, Problem> {
     if is_id(id) {
         return Ok(id);
     }
-    Err(Problem::new(Reason::InvalidRequest, format!("{id:?} cannot be a job's id: letters and digits, {ID_MAX} at most")))
+    Err(Problem::new(
+        Reason::InvalidRequest,
+        format!("{id:?} cannot be a job's id: letters and digits, {ID_MAX} at most"),
+    ))
 }
 
 /// Without a hyphen: it parts job and disk.
@@ -54,8 +57,12 @@ pub(super) fn check_disks(disks: &[Disk]) -> Result<(), Problem> {
     };
     let unique = |index: usize, disk: &Disk| disks[..index].iter().all(|other| other.name != disk.name);
     match disks.iter().enumerate().find(|(index, disk)| !plain(&disk.name) || !unique(*index, disk)) {
-        Some((_, disk)) => Err(Problem::new(Reason::InvalidRequest, format!("{:?} cannot be a disk's name", disk.name))),
-        None if disks.is_empty() => Err(Problem::new(Reason::InvalidRequest, "a machine without disks has nothing to back up")),
+        Some((_, disk)) => {
+            Err(Problem::new(Reason::InvalidRequest, format!("{:?} cannot be a disk's name", disk.name)))
+        }
+        None if disks.is_empty() => {
+            Err(Problem::new(Reason::InvalidRequest, "a machine without disks has nothing to back up"))
+        }
         None => Ok(()),
     }
 }
@@ -67,7 +74,9 @@ pub(super) fn clone_name(id: &str, disk: &str) -> OsString {
 
 fn is_clone_name(name: &OsStr) -> bool {
     let parts = name.to_str().and_then(|name| name.strip_suffix(".raw")?.split_once('-'));
-    parts.is_some_and(|(id, disk)| is_id(id) && !disk.is_empty() && disk.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+    parts.is_some_and(|(id, disk)| {
+        is_id(id) && !disk.is_empty() && disk.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
 }
 
 /// The image without symbolic links; of one that is gone, what is left of that.
@@ -261,6 +270,7 @@ fn remove(dir: &Path, entry: &Path) -> Result<bool, Problem> {
 }
 
 fn cannot_remove(path: &Path, error: &io::Error) -> Problem {
-    failed(format!("cannot remove what an earlier job left, {}: {error}", path.display()))
-        .with_fix("Mend what the message says, or remove it by hand: it is a snapshot of this product that holds space.")
+    failed(format!("cannot remove what an earlier job left, {}: {error}", path.display())).with_fix(
+        "Mend what the message says, or remove it by hand: it is a snapshot of this product that holds space.",
+    )
 }

@@ -304,9 +304,5 @@ pub(crate) fn btrfs_subvolume(file: &File) -> io::Result<Subvolume> {
     let pointer: *mut BtrfsInfo = &raw mut info;
     // SAFETY: `pointer` points to a whole BtrfsInfo, which lives longer than the call and is of the size that the request names.
     unsafe { ioctl(file, BTRFS_IOC_GET_SUBVOL_INFO, pointer as libc::c_ulong) }?;
-    Ok(Subvolume {
-        uuid: info.uuid,
-        changed: info.transactions[0],
-        read_only: info.flags & READ_ONLY_ROOT != 0,
-    })
+    Ok(Subvolume { uuid: info.uuid, changed: info.transactions[0], read_only: info.flags & READ_ONLY_ROOT != 0 })
 }

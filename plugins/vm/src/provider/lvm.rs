@@ -105,14 +105,16 @@ impl Lvm {
     fn ready(self, id: String, disks: &[Disk], cancel: &CancellationToken) -> Result<Ready, Problem> {
         let [disk] = disks else {
             let message = "LVM's snapshots of several volumes are of different instants";
-            let fix = "Protect each volume as a machine of its own; or turn the machine off and set provider = \"offline\".";
+            let fix =
+                "Protect each volume as a machine of its own; or turn the machine off and set provider = \"offline\".";
             return Err(Problem::new(Reason::SnapshotUnsupported, message).with_fix(fix));
         };
         unless_cancelled(cancel)?;
         let volumes = self.volumes()?;
         let origin = volume_of(&disk.path, &volumes)?;
         if !origin.can_be_origin() {
-            let message = format!("{} is no volume that LVM takes snapshots of ({})", origin.full_name(), origin.lv_attr);
+            let message =
+                format!("{} is no volume that LVM takes snapshots of ({})", origin.full_name(), origin.lv_attr);
             return Err(Problem::new(Reason::SnapshotUnsupported, message)
                 .with_fix("Name an active volume that is no snapshot, pool or part of another one."));
         }
@@ -122,13 +124,19 @@ impl Lvm {
             return Err(Problem::new(Reason::SnapshotUnsupported, message).with_fix("Rename it: lvrename."));
         }
         let size = if origin.is_thin() { None } else { Some(room(origin)?) };
-        if let Some(pool) = volumes.iter().find(|pool| origin.is_thin() && pool.vg_name == origin.vg_name && pool.lv_name == origin.pool_lv)
+        if let Some(pool) = volumes
+            .iter()
+            .find(|pool| origin.is_thin() && pool.vg_name == origin.vg_name && pool.lv_name == origin.pool_lv)
             && pool.used_per_cent().is_some_and(|used| used > POOL_PER_CENT)
         {
-            let message = format!("the thin pool {} is full but for a few per cent, and a snapshot needs new space for all that is written", pool.full_name());
+            let message = format!(
+                "the thin pool {} is full but for a few per cent, and a snapshot needs new space for all that is written",
+                pool.full_name()
+            );
             return Err(failed(message).with_fix("Enlarge the pool: lvextend."));
         }
-        let mut arguments: Vec<String> = ["--snapshot", "--yes", "--name", &name, "--addtag", TAG, "--permission", "r"].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> =
+            ["--snapshot", "--yes", "--name", &name, "--addtag", TAG, "--permission", "r"].map(str::to_owned).to_vec();
         match size {
             Some(size) => arguments.extend(["--size".to_owned(), format!("{size}b")]),
             // Without it LVM leaves a thin snapshot inactive.
@@ -136,7 +144,8 @@ impl Lvm {
         }
         arguments.push(origin.full_name());
         let program = self.program("lvcreate")?;
-        let made = Made { group: origin.vg_name.clone(), name, origin: origin.lv_name.clone(), lvm: self, remove: false };
+        let made =
+            Made { group: origin.vg_name.clone(), name, origin: origin.lv_name.clone(), lvm: self, remove: false };
         Ok(Ready { id, disk: disk.name.clone(), program, arguments, taken_at: None, made })
     }
 
@@ -145,7 +154,8 @@ impl Lvm {
         let program = self.program("lvs")?;
         let arguments = ["--reportformat", "json", "--units", "b", "--nosuffix", "--options", report::FIELDS];
         let output = run(&program, arguments)?;
-        report::read(&output).map_err(|error| failed(format!("cannot understand what {} says: {error}", program.display())))
+        report::read(&output)
+            .map_err(|error| failed(format!("cannot understand what {} says: {error}", program.display())))
     }
 
     fn program(&self, name: &str) -> Result<PathBuf, Problem> {
@@ -196,7 +206,8 @@ fn is_ours(volume: &Volume, group: &str, origin: &str) -> bool {
 fn volume_of<'a>(path: &Path, volumes: &'a [Volume]) -> Result<&'a Volume, Problem> {
     let number = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?.rdev();
     let numbers = (major(number).to_string(), minor(number).to_string());
-    let found = volumes.iter().find(|volume| (&volume.lv_kernel_major, &volume.lv_kernel_minor) == (&numbers.0, &numbers.1));
+    let found =
+        volumes.iter().find(|volume| (&volume.lv_kernel_major, &volume.lv_kernel_minor) == (&numbers.0, &numbers.1));
     found.ok_or_else(|| {
         let message = format!("{} is not a logical volume", path.display());
         Problem::new(Reason::SnapshotUnsupported, message)
@@ -206,7 +217,8 @@ fn volume_of<'a>(path: &Path, volumes: &'a [Volume]) -> Result<&'a Volume, Probl
 
 /// How large a thick snapshot becomes, in bytes.
 fn room(origin: &Volume) -> Result<u64, Problem> {
-    let part = |per_cent: u64| u64::try_from(u128::from(origin.lv_size) * u128::from(per_cent) / 100).unwrap_or(u64::MAX);
+    let part =
+        |per_cent: u64| u64::try_from(u128::from(origin.lv_size) * u128::from(per_cent) / 100).unwrap_or(u64::MAX);
     // Whole MiB: LVM rounds up to its extents, and refuses what is no multiple of a sector.
     let wanted = part(ROOM_PER_CENT).max(ROOM).min(origin.vg_free) >> 20 << 20;
     if wanted > 0 && wanted >= part(LEAST_ROOM_PER_CENT) {
@@ -302,7 +314,8 @@ impl Ready {
             let why = "LVM does not tell what has changed in a volume since an earlier snapshot";
             Ok(SnapshotDisk { name: disk.clone(), size, file, allocated, changes: Changes::Unknown(why.into()) })
         };
-        let opened = opened().map_err(|error| failed(format!("cannot open the snapshot {}: {error}", path.display())))?;
+        let opened =
+            opened().map_err(|error| failed(format!("cannot open the snapshot {}: {error}", path.display())))?;
         Ok(Snapshot { id, taken_at, disks: vec![opened], tracking: None, held: Box::new(made) })
     }
 }
@@ -316,7 +329,8 @@ impl Made {
         let worthless = |why: &str| {
             Err(Problem::new(Reason::SourceChanged, format!("the snapshot {full_name} {why}")).with_fix(fix))
         };
-        let own = volumes.iter().find(|volume| volume.lv_name == self.name && is_ours(volume, &self.group, &self.origin));
+        let own =
+            volumes.iter().find(|volume| volume.lv_name == self.name && is_ours(volume, &self.group, &self.origin));
         match own {
             None => worthless("is gone, or was made something else"),
             Some(own) if own.is_invalid() => worthless("has overflowed while it was read"),

@@ -63,7 +63,8 @@ impl Provider for Offline {
             unless_cancelled(cancel)?;
             watched = open_all(disks).await?;
             if !tick(&watched).is_zero() {
-                let message = "an image was written to only a moment ago, and again while the backup waited for that to end";
+                let message =
+                    "an image was written to only a moment ago, and again while the backup waited for that to end";
                 return Err(Problem::new(Reason::SourceInUse, message));
             }
         }
@@ -130,7 +131,13 @@ fn readable(name: &str, watched: &Watched) -> Result<SnapshotDisk, Problem> {
     // A device has no holes that it tells: all of it is data to it.
     let allocated = extents::allocated(&file, watched.size).map_err(cannot)?;
     let why = "nobody keeps track of what changes in an image or a device while its machine runs without snapshots";
-    Ok(SnapshotDisk { name: name.to_owned(), size: watched.size, file, allocated, changes: Changes::Unknown(why.into()) })
+    Ok(SnapshotDisk {
+        name: name.to_owned(),
+        size: watched.size,
+        file,
+        allocated,
+        changes: Changes::Unknown(why.into()),
+    })
 }
 
 #[derive(Debug)]

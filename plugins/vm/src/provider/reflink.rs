@@ -108,7 +108,8 @@ pub(super) fn open_image(path: &Path) -> Result<File, Problem> {
         return Ok(image);
     }
     let message = format!("{} is not a regular file, so it cannot be cloned", path.display());
-    let fix = "Set provider = \"lvm\" for a logical volume, or provider = \"offline\" for a disk of a machine that is off.";
+    let fix =
+        "Set provider = \"lvm\" for a logical volume, or provider = \"offline\" for a disk of a machine that is off.";
     Err(Problem::new(Reason::SnapshotUnsupported, message).with_fix(fix))
 }
 
@@ -134,9 +135,8 @@ fn cannot_clone(path: &Path, error: &io::Error) -> Problem {
                        off and set provider = \"offline\".";
             Problem::new(Reason::SnapshotUnsupported, message).with_fix(fix)
         }
-        Some(libc::ENOSPC | libc::EDQUOT) => {
-            failed(message).with_fix("Make space on the file system that holds the images, then start the backup again.")
-        }
+        Some(libc::ENOSPC | libc::EDQUOT) => failed(message)
+            .with_fix("Make space on the file system that holds the images, then start the backup again."),
         _ => failed(message),
     }
 }
@@ -191,7 +191,8 @@ impl Prepared for Cloning {
     fn take(&mut self) -> Result<(), Problem> {
         self.taken_at = Some(Timestamp::now());
         for member in &self.members {
-            kernel::clone_file(&member.image, &member.clone.file).map_err(|error| cannot_clone(&member.path, &error))?;
+            kernel::clone_file(&member.image, &member.clone.file)
+                .map_err(|error| cannot_clone(&member.path, &error))?;
         }
         Ok(())
     }
@@ -210,7 +211,8 @@ impl Cloning {
             same_image(&member.path, &member.image)?;
             let path = member.clone.path();
             let opened = open_clone(member, base.as_ref());
-            let (disk, facts) = opened.map_err(|error| failed(format!("cannot open the clone {}: {error}", path.display())))?;
+            let (disk, facts) =
+                opened.map_err(|error| failed(format!("cannot open the clone {}: {error}", path.display())))?;
             disks.push(disk);
             tracked.extend(facts);
         }

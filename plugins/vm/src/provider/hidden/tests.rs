@@ -8,14 +8,8 @@ fn disk(path: &Path) -> Disk {
 }
 
 fn keeping(path: &Path) -> Tracking {
-    let tracked = TrackedDisk {
-        name: "disk0".into(),
-        size: 0,
-        path: path.into(),
-        inode: 0,
-        changed_at_ns: 0,
-        subvolume: None,
-    };
+    let tracked =
+        TrackedDisk { name: "disk0".into(), size: 0, path: path.into(), inode: 0, changed_at_ns: 0, subvolume: None };
     Tracking { provider: "reflink".into(), id: "01".into(), disks: vec![tracked] }
 }
 
@@ -35,14 +29,23 @@ fn names_are_checked() {
         assert!(check_id(id).is_err(), "{id}");
     }
     assert_eq!(check_id("0198c4").expect("an id"), "0198c4");
-    let disks = |names: &[&str]| names.iter().map(|name| Disk { name: (*name).into(), path: "/x".into() }).collect::<Vec<_>>();
+    let disks =
+        |names: &[&str]| names.iter().map(|name| Disk { name: (*name).into(), path: "/x".into() }).collect::<Vec<_>>();
     let bad: [&[&str]; 6] = [&[], &["disk0", "disk0"], &["Disk0"], &["disk-0"], &[""], &["../x"]];
     for names in bad {
         assert!(check_disks(&disks(names)).is_err(), "{names:?}");
     }
     check_disks(&disks(&["disk0", "disk1"])).expect("good names");
     assert!(is_clone_name(&clone_name("0198c4", "disk0")));
-    for name in ["0198c4.raw", "0198c4-disk0.qcow2", "-disk0.raw", "0198c4-.raw", "a b-disk0.raw", "x-y-z.raw", "0198c4-disk0.raw.bak"] {
+    for name in [
+        "0198c4.raw",
+        "0198c4-disk0.qcow2",
+        "-disk0.raw",
+        "0198c4-.raw",
+        "a b-disk0.raw",
+        "x-y-z.raw",
+        "0198c4-disk0.raw.bak",
+    ] {
         assert!(!is_clone_name(OsStr::new(name)), "{name}");
     }
 }
@@ -74,11 +77,14 @@ fn only_leftovers_of_these_disks_are_removed() {
 
     let keep = [keeping(&folder.join("02-disk0.raw"))];
     let removed = sweep(&[disk(&first)], &keep).expect("swept");
-    let expected: Vec<String> =
-        [orphaned.join("06-disk0.raw"), folder.join("01-disk0.raw")].iter().map(|path| path.display().to_string()).collect();
+    let expected: Vec<String> = [orphaned.join("06-disk0.raw"), folder.join("01-disk0.raw")]
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     assert_eq!(removed, expected);
     assert!(!orphaned.exists() && neighbour.join("05-disk0.raw").exists() && first.exists());
-    for name in ["02-disk0.raw", "notes.txt", "03-disk0.raw.bak", "07-disk0.raw", "08", "09-disk0.raw", "10-disk0.raw"] {
+    for name in ["02-disk0.raw", "notes.txt", "03-disk0.raw.bak", "07-disk0.raw", "08", "09-disk0.raw", "10-disk0.raw"]
+    {
         assert!(fs::symlink_metadata(folder.join(name)).is_ok(), "{name}");
     }
     // Whoever used it has died.

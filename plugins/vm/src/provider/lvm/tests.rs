@@ -77,7 +77,8 @@ impl Machine {
     }
 
     fn volumes(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.lvm.volumes().expect("lvs").into_iter().map(|volume| volume.lv_name).collect();
+        let mut names: Vec<String> =
+            self.lvm.volumes().expect("lvs").into_iter().map(|volume| volume.lv_name).collect();
         names.sort();
         names
     }
@@ -120,7 +121,8 @@ async fn a_thin_snapshot_is_activated_and_needs_a_pool_with_room() {
 
 #[tokio::test]
 async fn an_overflowed_snapshot_fails_the_job_and_is_removed_all_the_same() {
-    for (attr, used) in [("sri-I-s---", "100.00"), ("sri-a-s---", "100.00"), ("sri-I-s---", "7.00"), ("sri-a-s---", "")] {
+    for (attr, used) in [("sri-I-s---", "100.00"), ("sri-a-s---", "100.00"), ("sri-I-s---", "7.00"), ("sri-a-s---", "")]
+    {
         let machine = Machine::new();
         machine.volume("data", "-wi-ao----", "10737418240", ("", ""), "", "0");
         let snapshot = machine.taken("data").await.expect("a snapshot");

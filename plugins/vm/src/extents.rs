@@ -1,7 +1,7 @@
 //! Where an image has data, and where two clones of one may differ: asked of the file system, no data is read.
 //!
 //! Invariants:
-//! - Ranges are of bytes, sorted, disjoint, not empty, and neighbours are merged ([`union`], [`subtract`], [`align`], [`coarsen`] keep that).
+//! - Ranges are of bytes, sorted, disjoint, not empty, and neighbours are merged ([`union`], [`subtract`], [`align`] and [`coarsen`] keep that).
 //! - [`allocated`] may name too much, never too little: what it leaves out reads as zeros.
 //! - [`changed`] may name too much, never too little. Two places are the same when both read as zeros (a hole, or space that was reserved and
 //!   never written), or when both are the same plain place of the file system: what lies at one address at one moment is one thing. Whatever
@@ -188,6 +188,28 @@ pub fn changed(base: &[FiemapExtent], new: &[FiemapExtent], size: u64) -> Vec<Ra
         }
         if b_ends {
             right.next();
+        }
+    }
+    found
+}
+
+/// The same extents, told in one way only: whom else they belong to, and how they were cut into pieces for that, changes without anything
+/// being moved or written.
+pub fn places(extents: &[FiemapExtent]) -> Vec<FiemapExtent> {
+    let mut found: Vec<FiemapExtent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        let next = FiemapExtent { flags: extent.flags & !(LAST | MERGED | SHARED), ..*extent };
+        match found.last_mut() {
+            // Of compressed extents and the like each piece begins at the same address.
+            Some(last)
+                if next.flags == last.flags
+                    && next.flags & !UNWRITTEN == 0
+                    && last.logical.checked_add(last.length) == Some(next.logical)
+                    && last.physical.checked_add(last.length) == Some(next.physical) =>
+            {
+                last.length = last.length.saturating_add(next.length);
+            }
+            _ => found.push(next),
         }
     }
     found

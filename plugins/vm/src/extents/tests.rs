@@ -136,6 +136,33 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn places_do_not_depend_on_how_they_are_told(
+        blocks in proptest::collection::vec(some_block(), 0..24),
+        other in proptest::collection::vec(some_block(), 0..24),
+    ) {
+        let one = places(&told(&blocks, false));
+        prop_assert_eq!(&one, &places(&told(&blocks, true)));
+        // Telling blocks with nothing odd apart is what a comparison is for.
+        let odd = |block: &Block| matches!(block, Block::Odd(..) | Block::Reserved);
+        if !blocks.iter().chain(&other).any(odd) {
+            let size = blocks.len().max(other.len()) as u64 * BLOCK;
+            let same = changed(&told(&blocks, true), &told(&other, false), size).is_empty();
+            prop_assert_eq!(one == places(&told(&other, true)), same);
+        }
+    }
+}
+
+#[test]
+fn sharing_does_not_move_anything() {
+    let whole = FiemapExtent { logical: 0, physical: 4096, length: 8192, flags: LAST };
+    let first = FiemapExtent { length: 4096, flags: SHARED, ..whole };
+    let second = FiemapExtent { logical: 4096, physical: 8192, length: 4096, flags: LAST };
+    assert_eq!(places(&[whole]), places(&[first, second]));
+    assert_ne!(places(&[whole]), places(&[first, FiemapExtent { physical: 12_288, ..second }]));
+}
+
 #[test]
 fn a_file_equals_itself_but_for_what_is_doubtful() {
     let plain = FiemapExtent { logical: 0, physical: 4096, length: 8192, flags: SHARED };

@@ -81,7 +81,7 @@ impl Provider for Offline {
 
 async fn open_all(disks: &[Disk]) -> Result<Vec<(String, Watched)>, Problem> {
     let disks = disks.to_vec();
-    let open = |disk: &Disk| Ok((disk.name.clone(), Watched::open(&disk.path)?));
+    let open = |disk: &Disk| -> Result<_, Problem> { Ok((disk.name.clone(), Watched::open(&disk.path)?)) };
     blocking(move || disks.iter().map(open).collect()).await
 }
 

@@ -93,6 +93,7 @@ fn told(blocks: &[Block], join: bool) -> Vec<FiemapExtent> {
         match extents.last_mut() {
             Some(last)
                 if join
+                    && flags & !(SHARED | UNWRITTEN) == 0
                     && last.logical + last.length == logical
                     && last.physical + last.length == physical
                     && last.flags | SHARED == flags | SHARED =>

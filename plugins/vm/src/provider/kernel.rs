@@ -28,6 +28,8 @@ const fn request(direction: u32, kind: u8, number: u8, size: usize) -> u32 {
 const FS_IOC_FIEMAP: u32 = request(READ | WRITE, b'f', 11, size_of::<FiemapHeader>());
 const FICLONE: u32 = request(WRITE, 0x94, 9, size_of::<libc::c_int>());
 const FICLONERANGE: u32 = request(WRITE, 0x94, 13, size_of::<CloneRange>());
+const FS_IOC_GETFLAGS: u32 = request(READ, b'f', 1, size_of::<libc::c_long>());
+const FS_IOC_SETFLAGS: u32 = request(WRITE, b'f', 2, size_of::<libc::c_long>());
 const FS_IOC_FSGETXATTR: u32 = request(READ, b'X', 31, size_of::<FileAttributes>());
 const BLKFLSBUF: u32 = request(NONE, 0x12, 97, 0);
 const BTRFS_IOC_SNAP_DESTROY: u32 = request(WRITE, 0x94, 15, size_of::<BtrfsName>());
@@ -138,6 +140,31 @@ pub(crate) fn clone_beginning(from: &File, to: &File, bytes: u64) -> io::Result<
     let pointer: *const CloneRange = &raw const range;
     // SAFETY: `pointer` points to a whole CloneRange, which lives longer than the call; the kernel only reads it.
     unsafe { ioctl(to, FICLONERANGE, pointer as libc::c_ulong) }
+}
+
+/// `FS_NOCOW_FL`, the C of chattr: btrfs overwrites in place what nobody shares, and keeps no checksums.
+const NOCOW: libc::c_uint = 0x0080_0000;
+
+/// What chattr shows, where the file system has such flags.
+fn file_flags(file: &File) -> io::Result<libc::c_uint> {
+    // The kernel writes an int, though the request's number says long.
+    let mut flags: [libc::c_uint; 2] = [0; 2];
+    let pointer: *mut [libc::c_uint; 2] = &raw mut flags;
+    // SAFETY: `pointer` points to eight bytes, which live longer than the call: as much as a long, and more than what is written.
+    unsafe { ioctl(file, FS_IOC_GETFLAGS, pointer as libc::c_ulong) }?;
+    Ok(flags[0])
+}
+
+/// Makes an empty file one that btrfs lets be a clone of `image`: both have checksums, or neither has. Other file systems are left alone.
+pub(crate) fn match_checksums(image: &File, empty: &File) -> io::Result<()> {
+    let (Ok(wanted), Ok(there)) = (file_flags(image), file_flags(empty)) else { return Ok(()) };
+    if wanted & NOCOW == there & NOCOW {
+        return Ok(());
+    }
+    let flags: [libc::c_uint; 2] = [(there & !NOCOW) | (wanted & NOCOW), 0];
+    let pointer: *const [libc::c_uint; 2] = &raw const flags;
+    // SAFETY: `pointer` points to eight bytes, which live longer than the call; the kernel only reads them.
+    unsafe { ioctl(empty, FS_IOC_SETFLAGS, pointer as libc::c_ulong) }
 }
 
 #[repr(C)]

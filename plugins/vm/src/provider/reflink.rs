@@ -93,6 +93,8 @@ fn member(id: &str, disk: &Disk) -> Result<Member, Problem> {
     let folder = hidden::folder(&path)?;
     let clone = make_clone(&folder, &folder.join(hidden::clone_name(id, &disk.name)))?;
     let size = image.metadata().map_err(|error| unreadable(&path, &error))?.size();
+    // libvirt makes images without checksums on btrfs.
+    kernel::match_checksums(&image, &clone.file).map_err(|error| cannot_clone(&path, &error))?;
     // It costs a block, and tells what the take would fail with.
     let whole = if size <= TRIAL { 0 } else { TRIAL };
     let tried = kernel::clone_beginning(&image, &clone.file, whole).and_then(|()| clone.file.set_len(0));

@@ -143,14 +143,17 @@ fn cannot_clone(path: &Path, error: &io::Error) -> Problem {
     }
 }
 
-/// Refuses when the file system of the first image has too little room for what the machine writes while the snapshot is there.
+/// Refuses when a file system with images has too little room for what the machine writes while the snapshot is there.
 pub(super) fn check_room(images: &[(&Path, &File)]) -> Result<(), Problem> {
-    let Some((path, _)) = images.first() else { return Ok(()) };
-    let blocks = images.iter().map(|(_, image)| image.metadata().map_or(0, |found| found.blocks()));
-    let allocated = blocks.fold(0_u64, |all, blocks| all.saturating_add(blocks.saturating_mul(512)));
-    let needed = ROOM.saturating_add(allocated / 100 * ROOM_PER_CENT);
-    match free_bytes(path) {
-        Some(free) if free < needed => {
+    // Device and allocated bytes.
+    let facts =
+        |image: &File| image.metadata().map_or((0, 0), |found| (found.dev(), found.blocks().saturating_mul(512)));
+    let all: Vec<(u64, u64)> = images.iter().map(|(_, image)| facts(image)).collect();
+    for ((path, _), (device, _)) in images.iter().zip(&all) {
+        let beside = all.iter().filter(|(other, _)| other == device);
+        let allocated = beside.fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let needed = ROOM.saturating_add(allocated / 100 * ROOM_PER_CENT);
+        if let Some(free) = free_bytes(path).filter(|free| *free < needed) {
             let message = format!(
                 "the file system of {} has {} MiB free; while a snapshot is there, what the machine writes needs new space, and {} MiB are asked for",
                 path.display(),
@@ -158,10 +161,10 @@ pub(super) fn check_room(images: &[(&Path, &File)]) -> Result<(), Problem> {
                 needed >> 20
             );
             let fix = "Make space there, or enlarge it: a file system that runs full stops the machine.";
-            Err(failed(message).with_fix(fix))
+            return Err(failed(message).with_fix(fix));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Brings to the disk what the take would have to wait for.

@@ -74,7 +74,7 @@ fn some_block() -> impl Strategy<Value = Block> {
         1 => Just(Block::Reserved),
         // Few addresses: so equal ones, and runs, are frequent.
         6 => (1_u64..12).prop_map(Block::Plain),
-        1 => ((1_u64..4), prop::sample::select(ODD.to_vec())).prop_map(|(address, flags)| Block::Odd(address, flags)),
+        1 => (1_u64..4, prop::sample::select(ODD.to_vec())).prop_map(|(address, flags)| Block::Odd(address, flags)),
     ]
 }
 

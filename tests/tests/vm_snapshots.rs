@@ -232,6 +232,13 @@ async fn doubt_is_told_with_its_reason() {
             }
         };
         assert_eq!(reason(&base).await, "since 0", "{kind} {name}: nothing has changed");
+        // The image has moved to another disk, and the old one is still there: equal addresses would mean nothing.
+        if let Some(elsewhere) = LoopFs::new(kind, 600) {
+            let moved = new_image(&elsewhere, "", &mut StdRng::seed_from_u64(2)).expect("an image");
+            let snapshot = take(provider.as_ref(), "0moved", &[disk("disk0", &moved)], Some(&base)).await;
+            let Changes::Unknown(why) = &snapshot.disks[0].changes else { panic!("{:?}", snapshot.disks[0].changes) };
+            assert!(why.contains("another file system"), "{kind} {name}: {why}");
+        }
         let other = Tracking { provider: "other".into(), ..base.clone() };
         assert!(reason(&other).await.contains("provider other"));
         let mut other = base.clone();

@@ -3,6 +3,7 @@
 //! Why it is right, whatever happened in between:
 //! - The base still is what was backed up: it is the same inode with the same size and the same time of its last change of any kind, which programs
 //!   cannot set back; of btrfs, the same subvolume, which nobody could write to. Anything else is [`Changes::Unknown`].
+//! - Both are on one mounted file system, by its device number or btrfs's own id.
 //! - Neither of the two is written to while they are compared, and what both have at the same address of one file system is the same. It does not
 //!   matter what became of the image meanwhile: replaced by another file, moved, defragmented, restored.
 //! - Blocks that the base has are not used again as long as it is there: that is why it is kept until it was compared.
@@ -75,12 +76,16 @@ fn compare(disk: &TrackedDisk, new: &File, size: u64) -> io::Result<Result<Vec<s
     if !is_as_it_was(&base)? {
         return Ok(Err(format!("the last point's clone, {path}, was touched since")));
     }
-    if let Some(subvolume) = &disk.subvolume {
+    let same_system = if let Some(subvolume) = &disk.subvolume {
         let found = kernel::btrfs_subvolume(&base)?;
         if !found.read_only || subvolume_facts(&found) != *subvolume {
             return Ok(Err(format!("the last point's snapshot, with {path} in it, was touched since")));
         }
-    } else if base.metadata()?.dev() != new.metadata()?.dev() {
+        kernel::btrfs_id(&base)? == kernel::btrfs_id(new)?
+    } else {
+        base.metadata()?.dev() == new.metadata()?.dev()
+    };
+    if !same_system {
         // Addresses of two file systems have nothing to do with each other.
         return Ok(Err(format!("the last point's clone, {path}, is on another file system")));
     }

@@ -34,13 +34,14 @@ const FS_IOC_FSGETXATTR: u32 = request(READ, b'X', 31, size_of::<FileAttributes>
 const BLKFLSBUF: u32 = request(NONE, 0x12, 97, 0);
 const BTRFS_IOC_SNAP_DESTROY: u32 = request(WRITE, 0x94, 15, size_of::<BtrfsName>());
 const BTRFS_IOC_SNAP_CREATE_V2: u32 = request(WRITE, 0x94, 23, size_of::<BtrfsSnapshot>());
+const BTRFS_IOC_FS_INFO: u32 = request(READ, 0x94, 31, size_of::<BtrfsSystem>());
 const BTRFS_IOC_GET_SUBVOL_INFO: u32 = request(READ, 0x94, 60, size_of::<BtrfsInfo>());
 
 // A struct of another size would be another call.
 const _: () = assert!(FS_IOC_FIEMAP == 0xC020_660B && FICLONE == 0x4004_9409 && FICLONERANGE == 0x4020_940D);
 const _: () = assert!(FS_IOC_FSGETXATTR == 0x801C_581F && BLKFLSBUF == 0x1261);
 const _: () = assert!(BTRFS_IOC_SNAP_DESTROY == 0x5000_940F && BTRFS_IOC_SNAP_CREATE_V2 == 0x5000_9417);
-const _: () = assert!(BTRFS_IOC_GET_SUBVOL_INFO == 0x81F8_943C);
+const _: () = assert!(BTRFS_IOC_GET_SUBVOL_INFO == 0x81F8_943C && BTRFS_IOC_FS_INFO == 0x8400_941F);
 
 /// # Safety
 /// `argument` must be what this request takes: a number, or a pointer to a struct of the request's size that lives until the end of the call and
@@ -332,4 +333,22 @@ pub(crate) fn btrfs_subvolume(file: &File) -> io::Result<Subvolume> {
     // SAFETY: `pointer` points to a whole BtrfsInfo, which lives longer than the call and is of the size that the request names.
     unsafe { ioctl(file, BTRFS_IOC_GET_SUBVOL_INFO, pointer as libc::c_ulong) }?;
     Ok(Subvolume { uuid: info.uuid, changed: info.transactions[0], read_only: info.flags & READ_ONLY_ROOT != 0 })
+}
+
+/// `struct btrfs_ioctl_fs_info_args`
+#[repr(C)]
+struct BtrfsSystem {
+    max_id: u64,
+    devices: u64,
+    id: [u8; 16],
+    rest: [u64; 124],
+}
+
+/// What tells one mounted btrfs from another; its subvolumes have device numbers of their own.
+pub(crate) fn btrfs_id(file: &File) -> io::Result<[u8; 16]> {
+    let mut system = BtrfsSystem { max_id: 0, devices: 0, id: [0; 16], rest: [0; 124] };
+    let pointer: *mut BtrfsSystem = &raw mut system;
+    // SAFETY: `pointer` points to a whole BtrfsSystem, which lives longer than the call and is of the size that the request names.
+    unsafe { ioctl(file, BTRFS_IOC_FS_INFO, pointer as libc::c_ulong) }?;
+    Ok(system.id)
 }

@@ -229,6 +229,15 @@ reasons! {
     ConsistencyNotReached => FailedPrecondition, "Mend what the message says, or allow points as after a power cut: [vm] on_freeze_failure = \"crash-consistent\".";
     /// A warning: what has changed since the last point is not known for sure, so everything was read.
     ChangeTrackingLost => FailedPrecondition, "Nothing, if it happens once: the point is whole, and the next backup compares again. If it happens again, look at what the message names.";
+    // Snapshots of disks
+    /// No snapshot can be taken of these disks as they are, or not of all of them at one instant.
+    SnapshotUnsupported => FailedPrecondition, "Choose another provider, or put the disks where snapshots are: docs/vm-snapshots.md has a table.";
+    /// A snapshot could not be taken, opened or removed.
+    SnapshotFailed => Aborted, "Mend what the message says, then start the backup again; what a failed one leaves is removed by the next.";
+    /// Somebody has the disk open for writing, and there is no snapshot of it.
+    SourceInUse => FailedPrecondition, "Turn the machine off, or unmount the device, for the backup; or use a provider with snapshots: docs/vm-snapshots.md.";
+    /// The disk changed while it was read, or its snapshot overflowed; nothing was committed.
+    SourceChanged => Aborted, "Leave the disk alone until the backup has ended, then start it again; or use a provider with snapshots: docs/vm-snapshots.md.";
     // Restore targets
     /// A block device is in use, or was not confirmed, so nothing is written to it.
     TargetInUse => FailedPrecondition, "Unmount it and take it out of what uses it; if what is on it may be lost, name it again with --yes-overwrite.";

@@ -54,6 +54,8 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::FreezeFailed
         | Reason::StagedIncomplete
         | Reason::PrunedMeanwhile => true,
+        // A snapshot overflowed, or somebody was at the disk; later there may be room, and quiet.
+        Reason::SnapshotFailed | Reason::SourceInUse | Reason::SourceChanged => true,
         // pg_dump may have met a table that was just dropped, a deadlock, or a machine without memory; so may we.
         Reason::DumpFailed | Reason::Internal => true,
         // An application was too busy to be quieted.
@@ -128,6 +130,7 @@ pub(super) fn is_mendable(reason: Reason) -> bool {
         | Reason::DiskUnreadable
         | Reason::ChangeTrackingLost
         | Reason::TargetInUse
+        | Reason::SnapshotUnsupported
         | Reason::TargetExists
         | Reason::TargetNotWritable
         | Reason::UserErrorContainerNotAccessible

@@ -146,7 +146,7 @@ async fn read_tree(repository: &Repository, census: &Census, id: Id, meter: &Met
                     return Err(damaged("it is too large".to_owned()));
                 }
                 Some(raw_length) => {
-                    zstd::bulk::decompress(&opened, raw_length as usize).map_err(|error| damaged(error.to_string()))?
+                    blocking::decompress(&opened, raw_length as usize).map_err(|error| damaged(error.to_string()))?
                 }
             };
             if Id::of(&plain) != id {

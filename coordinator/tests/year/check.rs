@@ -14,6 +14,7 @@
 //! | the catalog is what a rebuild makes of the vault | compared row by row |
 //! | every commit is confirmed | the outbox is empty |
 //! | the backup service knows the commits and ends that there are, and no others | by the ids and statuses of jobs |
+//! | what the backup service assigns is done, each request once (`assigned.rs`) | by what it was told, and what there is |
 //! | the schedule goes on, what has expired goes | at the end of the year |
 //! | no job fails for a reason that is a fault of the program | by its reason |
 
@@ -47,7 +48,7 @@ use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Point, Status, Work
 /// No job takes as long when nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A failed job with one of these reasons is a fault of the program.
-const FAULTS: [&str; 6] =
+pub const FAULTS: [&str; 6] =
     ["Internal", "RepositoryDamaged", "StagedIncomplete", "JobAlreadyCommitted", "VaultUnreadable", "PrunedMeanwhile"];
 
 /// What the checks remember.
@@ -198,7 +199,7 @@ impl Year {
             return Ok(true);
         }
         let (commits, jobs) = (self.catalog.outbox().await, self.catalog.job_reports().await);
-        Ok(commits.map_err(text)?.is_empty() && jobs.map_err(text)?.is_empty())
+        Ok(commits.map_err(text)?.is_empty() && jobs.map_err(text)?.is_empty() && self.has_done_all().await?)
     }
 
     /// The backup service knows how the job has ended, and its commit if and only if there is one.

@@ -164,8 +164,7 @@ impl Year {
                 self.world.tell(format!(
                     "the backup service is away until {away_until}, then {faults} of 1000 messages are lost"
                 ));
-                let mut state = self.world.state();
-                (state.service.away_until, state.service.faults) = (Some(away_until), faults);
+                self.world.state().service.go_away(away_until, faults);
             }
             44..52 => {
                 let away_until = vaultferry_vault::clock::now() + hours(self.below(240) as i64);

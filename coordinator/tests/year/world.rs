@@ -96,7 +96,7 @@ impl World {
             made: HashMap::new(),
             restored: HashSet::new(),
             has_service: seed % 2 == 1,
-            service: service::State::default(),
+            service: service::State::new(seed),
             broken: Vec::new(),
             given_up: Vec::new(),
             stores: BTreeMap::new(),

@@ -6,7 +6,7 @@
 //!   story.rs     what happens, drawn from the seed                                    store.rs     stores in their weather
 //!   check.rs     what must hold                                                       plugins.rs   plugins in this process
 //!   policies.rs  the year's policies, and a naive reference of them                   process.rs   what can be killed
-//!   service.rs   the backup service, which is away at times
+//!   service.rs   the backup service, which is away at times                          assigned.rs  what it wants of the agent
 //! ```
 //! `VAULTFERRY_YEAR_SEEDS=n` runs so many seeds, `VAULTFERRY_YEAR_SEED=s` that one alone, and `VAULTFERRY_YEAR_STORY=1` prints what happens.
 //! Without them it is [`SEEDS`]. Every fifth year is a busy one: more sources, by the day and the hour. A seed gives the same events again, but not the same bytes: ids and nonces are random, and with them which of two
@@ -18,6 +18,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 mod agent;
+mod assigned;
 mod check;
 mod dice;
 mod plugins;

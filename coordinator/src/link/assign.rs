@@ -155,13 +155,13 @@ impl Assign {
         if let Some(known) = self.known_policy(&name).await? {
             return if known.document == wanted.document { Ok(known.id) } else { self.update_policy(wanted).await };
         }
-        match self.create_policy(wanted).await {
+        let made = self.create_policy(wanted).await;
+        let is_taken = made.as_ref().is_err_and(|problem| problem.reason == Reason::NameTaken);
+        if is_taken && self.known_policy(&name).await?.is_some() {
             // What a lost answer has left in the vault of an earlier version was found only now: this one comes after it.
-            Err(problem) if problem.reason == Reason::NameTaken && self.known_policy(&name).await?.is_some() => {
-                self.update_policy(wanted).await
-            }
-            made => made,
+            return self.update_policy(wanted).await;
         }
+        made
     }
 
     async fn known_policy(&self, name: &str) -> Result<Option<Policy>, Problem> {

@@ -6,7 +6,7 @@ use vaultferry_proto::service::v1 as wire;
 use vaultferry_proto::service::v1::assignment_result::Item;
 
 use super::agent::Year;
-use super::check::FAULTS;
+use super::check::{FAULTS, text};
 use super::dice::Dice;
 use super::policies;
 use super::world::Source;
@@ -18,10 +18,6 @@ use crate::catalog::{Catalog as _, Instance, Work};
 const OFTEN: u32 = 300;
 /// Instances that it assigns.
 const MOST: usize = 2;
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
 
 /// The service's own view of what it wants.
 struct Wish<'a> {

@@ -5,12 +5,13 @@
 //!   agent.rs     lives of the agent, one runtime each: dropping it is the kill        world.rs     what outlives them: stores, time, sources
 //!   story.rs     what happens, drawn from the seed                                    store.rs     stores in their weather
 //!   check.rs     what must hold                                                       plugins.rs   plugins in this process
+//!   contents.rs  the same of points, files and rows                                   shape.rs     what years differ in
 //!   policies.rs  the year's policies, and a naive reference of them                   process.rs   what can be killed
 //!   service.rs   the backup service, which is away at times                          assigned.rs  what it wants of the agent
 //! ```
 //! `VAULTFERRY_YEAR_SEEDS=n` runs so many seeds, `VAULTFERRY_YEAR_SEED=s` that one alone, and `VAULTFERRY_YEAR_STORY=1` prints what happens.
-//! Without them it is [`SEEDS`]. Every fifth year is a busy one: more sources, by the day and the hour. A seed gives the same events again, but not the same bytes: ids and nonces are random, and with them which of two
-//! things that happen at one moment comes first.
+//! Without them it is [`SEEDS`]. A seed gives the same events again, but not the same bytes: ids and nonces are random, and with them which of
+//! two things that happen at one moment comes first.
 //!
 //! It is not among `src` because it looks into payload, which the coordinator never does.
 
@@ -20,17 +21,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 mod agent;
 mod assigned;
 mod check;
+mod contents;
 mod dice;
 mod plugins;
 mod policies;
 mod process;
 mod service;
+mod shape;
 mod store;
 mod story;
 mod world;
 
 /// Years in an ordinary run, and with `VAULTFERRY_TEST_ALL=1`.
-const SEEDS: [u64; 2] = [3, 60];
+const SEEDS: [u64; 2] = [100, 200];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

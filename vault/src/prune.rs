@@ -211,9 +211,8 @@ async fn run_now(
 ) -> Result<Report, Error> {
     let store = &**repository.store();
     let now = crate::clock::now();
-    let mended = points::finish_interrupted(store, cancel).await?;
     let due = options.purge_time(now);
-    let purged = points::purge_due(store, due, cancel).await?;
+    let (mended, purged) = points::finish_and_purge(store, due, cancel).await?;
     let survey = survey(repository, now, due, meter, cancel).await?;
     let mut report = Report { plan: survey.plan(options), purged, mended, ..Report::default() };
     let epoch = survey.marks.epoch + 1;

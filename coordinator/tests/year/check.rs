@@ -42,6 +42,8 @@ use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Status, Work};
 
 /// Everything is looked at after so long, whether it has changed or not.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What a rebuild makes of points is compared every week; so many weeks are from one rebuild of a whole catalog to the next.
+const REBUILD_EVERY: u64 = 4;
 /// No job takes as long when nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A failed job with one of these reasons is a fault of the program.
@@ -113,17 +115,18 @@ pub fn text(error: impl std::fmt::Display) -> String {
 
 impl Year {
     /// Waits until nothing is going on, and looks at what has changed since the last time; at everything once a week, and at the end of the
-    /// year, after calm days (`last`).
+    /// year, after calm days (`last`). At every fourth of these the agent checks, too, and a catalog is rebuilt.
     pub(super) async fn check(&mut self, api: &Api, last: bool) -> Result<(), String> {
         let full = last || self.elapsed() >= self.book.next_full;
         self.totals.checks += 1;
         self.totals.full_checks += u64::from(full);
+        let rebuild = last || (full && self.totals.full_checks % REBUILD_EVERY == 1);
         self.world.tell(if full { "check everything" } else { "check what has changed" });
         self.settle().await?;
         let mut jobs = self.new_jobs().await?;
-        let mut all = if full { Vec::new() } else { self.look(&jobs, false).await? };
+        let mut all = self.look(&jobs, full).await?;
         let mut wrong = self.out_of_line(&all).await?;
-        if full || wrong.is_some() {
+        if rebuild || wrong.is_some() {
             // It brings what bad weather kept from the catalog.
             api.start_check(Request::new(wire::StartCheckRequest { keyless: true, ..Default::default() }))
                 .await
@@ -153,8 +156,10 @@ impl Year {
         for instance in &instances {
             self.check_schedule(instance).await?;
         }
-        if full {
+        if rebuild {
             self.check_catalog(&instances).await?;
+        }
+        if full {
             self.book.next_full = self.elapsed() + WEEK;
         }
         if last {

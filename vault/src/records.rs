@@ -27,6 +27,7 @@ use crate::id::Id;
 use crate::keys::Wrapped;
 use crate::store::{self, Key, Put, Store};
 
+mod event;
 mod protection;
 mod server;
 
@@ -175,6 +176,7 @@ pub struct PasswordRecord {
 
 /// `points/<snapshot>/<n>.json`: something that happened to a point. Event 1 is always `created`. Later versions add kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "event::AnyEvent")]
 pub struct PointEvent {
     /// 1.
     pub version: u32,

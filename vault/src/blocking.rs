@@ -59,14 +59,18 @@ pub(crate) fn with_decompressor<T>(
     })
 }
 
-/// Decompresses frames; fails above `limit` bytes. Those that tell their size, as all do that we write, are told to be too large before
+/// What is as large at the most is decompressed in one piece when it says so. More is read piece by piece: a size that is only claimed must
+/// not cost memory.
+const ONE_PIECE: usize = 16 << 20;
+
+/// Decompresses frames; fails above `limit` bytes. Those that tell their size, as all do that we write, are found to be too large before
 /// anything is done for them. A writer that did not tell it costs a decoder of its own.
 pub(crate) fn decompress(compressed: &[u8], limit: usize) -> std::io::Result<Vec<u8>> {
     let too_large = || std::io::Error::other("it is larger than it may be");
     match Decompressor::upper_bound(compressed) {
         Some(size) if size > limit => Err(too_large()),
-        Some(size) => with_decompressor(|decompressor| decompressor.decompress(compressed, size)),
-        None => {
+        Some(size) if size <= ONE_PIECE => with_decompressor(|decompressor| decompressor.decompress(compressed, size)),
+        _ => {
             let mut plain = Vec::new();
             zstd::stream::read::Decoder::new(compressed)?.take(limit as u64 + 1).read_to_end(&mut plain)?;
             if plain.len() > limit { Err(too_large()) } else { Ok(plain) }

@@ -102,6 +102,7 @@ mod tests {
         let left = ["a", "b", "c"].map(|id| recent.get(id, changes.of(id)).is_some());
         assert_eq!(left, [false, false, true], "there was no room beside them");
     }
+
     #[tokio::test]
     async fn all_points_are_those_that_there_are_now() {
         let (_dir, catalog) = open();

@@ -20,7 +20,7 @@
 //! Limits: a point's state is read from one small file for each of its events. Cancellation and errors leave the event written or not,
 //! and the files as before, as after, or between; repeating the call or [`finish_interrupted`] ends it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -72,6 +72,34 @@ async fn read_some(store: &dyn Store, wanted: Option<&HashSet<Id>>) -> Result<Ve
         .buffered(READS)
         .try_collect()
         .await
+}
+
+/// As [`read_all`], of which some were read a moment ago: what has come to its end does not change any more, and is not read once more.
+pub(crate) async fn read_again(
+    store: &dyn Store,
+    before: Vec<PointState>,
+    cancel: &CancellationToken,
+) -> Result<Vec<PointState>, Error> {
+    let ended = before.into_iter().filter(|state| state.purged || state.abandoned);
+    let mut ended: HashMap<Id, PointState> = ended.map(|state| (state.id, state)).collect();
+    let again = async {
+        let files = &Files::list(store).await?;
+        let logs = list_logs(store).await?.into_iter();
+        // Something may be noted of it all the same, such as a proof that was under way.
+        let logs = logs.map(|(id, count)| (id, count, ended.remove(&id).filter(|state| state.events == count)));
+        let logs: Vec<(Id, u64, Option<PointState>)> = logs.collect();
+        stream::iter(logs)
+            .map(|(id, count, known)| async move {
+                match known {
+                    Some(state) => Ok(state),
+                    None => PointState::from_events(id, read_events(store, &id, count).await?, files),
+                }
+            })
+            .buffered(READS)
+            .try_collect()
+            .await
+    };
+    with_cancel(cancel, again).await
 }
 
 /// Every point's id, and the number of its last event.
@@ -209,15 +237,16 @@ pub async fn purge_due(store: &dyn Store, now: jiff::Timestamp, cancel: &Cancell
     purge(store, &read_all(store, cancel).await?, now, cancel).await
 }
 
-/// [`finish_interrupted`] and then [`purge_due`], at the cost of one of them.
+/// [`finish_interrupted`] and then [`purge_due`], at the cost of one of them. The states are those from before both.
 pub(crate) async fn finish_and_purge(
     store: &dyn Store,
     now: jiff::Timestamp,
     cancel: &CancellationToken,
-) -> Result<(u64, Vec<Id>), Error> {
+) -> Result<(u64, Vec<Id>, Vec<PointState>), Error> {
     let states = read_all(store, cancel).await?;
     let mended = finish(store, &states, cancel).await?;
-    Ok((mended, purge(store, &states, now, cancel).await?))
+    let purged = purge(store, &states, now, cancel).await?;
+    Ok((mended, purged, states))
 }
 
 /// Of these, which were read some time ago: each is read once more before it is purged.

@@ -174,7 +174,9 @@ impl Year {
                 self.world.state().plugin_faults = faults;
             }
             44..47 if self.world.state().has_service => {
-                let away_until = vaultferry_vault::clock::now() + hours(self.below(9) as i64);
+                // Its agent asks for it every minute.
+                let away = SignedDuration::from_mins(20 * self.below(9) as i64);
+                let away_until = vaultferry_vault::clock::now() + away;
                 let faults = 50 + self.below(400) as u32;
                 self.world.tell(format!(
                     "the backup service is away until {away_until}, then {faults} of 1000 messages are lost"

@@ -227,9 +227,14 @@ impl Expiry {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
         lifecycle::go_on_deleting(&self.jobs, instance, plan.clock).await?;
-        // A deleted instance's end hangs on more than its points.
-        let may_rest = prune == PruneDue::No && !instance.protection.is_deleted();
-        self.quiet.note(&instance.id, state, now, may_rest.then(|| quiet::until(&plan, now)).flatten());
+        let rest = match prune {
+            // A deleted instance's end hangs on more than its points.
+            _ if instance.protection.is_deleted() => None,
+            PruneDue::Now => None,
+            PruneDue::Later(due) => quiet::until(&plan, now).map(|until| until.min(due)),
+            PruneDue::No => quiet::until(&plan, now),
+        };
+        self.quiet.note(&instance.id, state, now, rest);
         Ok(())
     }
 
@@ -348,8 +353,8 @@ fn between_runs(last: &ExpiryRun, now: Timestamp) -> Option<Timestamp> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PruneDue {
     Now,
-    /// The last one is not long enough ago.
-    Later,
+    /// The last one is not long enough ago; it is then.
+    Later(Timestamp),
     No,
 }
 
@@ -374,9 +379,10 @@ fn prune_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> PruneDue {
             // It failed, or was killed.
             _ => true,
         };
+    let due = prune.create_time + PRUNE_AGAIN;
     match is_wanted {
         false => PruneDue::No,
-        true if prune.create_time + PRUNE_AGAIN > now => PruneDue::Later,
+        true if due > now => PruneDue::Later(due),
         true => PruneDue::Now,
     }
 }

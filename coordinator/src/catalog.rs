@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -381,13 +382,14 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
         statuses: &'static [&'static str],
         operations: &'static [&'static str],
     ) -> Result<Vec<Job>, Error>;
-    /// An instance's jobs of these operations ([`Work::name`]) that were asked for at or after `from`, newest first. It costs what it finds,
-    /// not what other jobs there are.
+    /// An instance's jobs of these operations ([`Work::name`]) that were asked for at or after `from`, newest first, so many of them at the most.
+    /// It costs what it finds, not what other jobs there are.
     async fn jobs_of(
         &self,
         instance_id: &str,
         operations: &'static [&'static str],
         from: jiff::Timestamp,
+        limit: u32,
     ) -> Result<Vec<Job>, Error>;
     /// The newest backup job of an instance that has ended as completed or failed.
     async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error>;
@@ -442,7 +444,11 @@ pub trait Catalog: link::LinkRecords + std::fmt::Debug + Send + Sync + 'static {
         before: Option<(jiff::Timestamp, Id)>,
         limit: u32,
     ) -> Result<Vec<Point>, Error>;
-    /// Notes how points stand now, in one transaction. `None`: the point is gone for good. Points that are not there are left out.
+    /// All points of an instance, listed and deleted, in the order in which they were committed. Of a few instances that are asked for again and
+    /// again they are remembered until one of them changes.
+    async fn all_points(&self, instance_id: &str) -> Result<Arc<Vec<Point>>, Error>;
+    /// Notes how points stand now, in one transaction. `None`: the point is gone for good. Points that are not there are left out, and those
+    /// that stand so already have not changed ([`Catalog::point_changes`]).
     async fn set_standings(&self, instance_id: &str, standings: Vec<(Id, Option<Standing>)>) -> Result<(), Error>;
     /// Adds points that the vault has, with their standing; those that are there are left as they are.
     async fn insert_points(&self, points: Vec<Point>) -> Result<(), Error>;

@@ -55,6 +55,8 @@ const INSTANCES_AT_ONCE: usize = 4;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// From a prune to the next one that the agent starts by itself: packs are deleted a day after they were marked at the earliest.
 const PRUNE_AGAIN: SignedDuration = SignedDuration::from_hours(24);
+/// Among the last prunes and moves there is a prune, as a rule.
+const LAST_JOBS: u32 = 8;
 /// How far back the last prune is looked for.
 const PRUNES_SINCE: SignedDuration = SignedDuration::from_hours(24 * 60);
 
@@ -225,9 +227,14 @@ impl Expiry {
             self.finish(instance, Work::Prune { dry_run: false }).await?;
         }
         lifecycle::go_on_deleting(&self.jobs, instance, plan.clock).await?;
-        // A deleted instance's end hangs on more than its points.
-        let may_rest = prune == PruneDue::No && !instance.protection.is_deleted();
-        self.quiet.note(&instance.id, state, now, may_rest.then(|| quiet::until(&plan, now)).flatten());
+        let rest = match prune {
+            // A deleted instance's end hangs on more than its points.
+            _ if instance.protection.is_deleted() => None,
+            PruneDue::Now => None,
+            PruneDue::Later(due) => quiet::until(&plan, now).map(|until| until.min(due)),
+            PruneDue::No => quiet::until(&plan, now),
+        };
+        self.quiet.note(&instance.id, state, now, rest);
         Ok(())
     }
 
@@ -311,7 +318,12 @@ impl Expiry {
     async fn prune_due(&self, instance: &Instance) -> Result<PruneDue, Problem> {
         let now = vaultferry_vault::clock::now();
         let from = now.checked_sub(PRUNES_SINCE).unwrap_or(Timestamp::MIN);
-        let jobs = self.shared.catalog.jobs_of(&instance.id, &["prune", "tier"], from).await?;
+        let (catalog, operations) = (&self.shared.catalog, &["prune", "tier"]);
+        let mut jobs = catalog.jobs_of(&instance.id, operations, from, LAST_JOBS).await?;
+        // What was before the last prune does not matter.
+        if jobs.len() >= LAST_JOBS as usize && !jobs.iter().any(is_prune) {
+            jobs = catalog.jobs_of(&instance.id, operations, from, u32::MAX).await?;
+        }
         Ok(prune_due(jobs.into_iter(), now))
     }
 }
@@ -341,15 +353,18 @@ fn between_runs(last: &ExpiryRun, now: Timestamp) -> Option<Timestamp> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PruneDue {
     Now,
-    /// The last one is not long enough ago.
-    Later,
+    /// The last one is not long enough ago; it is then.
+    Later(Timestamp),
     No,
+}
+
+fn is_prune(job: &Job) -> bool {
+    job.work == Work::Prune { dry_run: false }
 }
 
 /// `Now` when the last prune failed or left work for the next one, or a point has left the vault store since it began; and it was long enough
 /// ago. The jobs are one instance's, newest first.
 fn prune_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> PruneDue {
-    let is_prune = |job: &Job| job.work == Work::Prune { dry_run: false };
     // Also one that failed or was killed may have taken its point out, or left something in the archive.
     let is_move = |job: &Job| matches!(job.work, Work::Tier { remove_from_vault: true, .. });
     let Some(last) = jobs.find(|job| is_prune(job) || is_move(job)) else { return PruneDue::No };
@@ -364,9 +379,10 @@ fn prune_due(mut jobs: impl Iterator<Item = Job>, now: Timestamp) -> PruneDue {
             // It failed, or was killed.
             _ => true,
         };
+    let due = prune.create_time + PRUNE_AGAIN;
     match is_wanted {
         false => PruneDue::No,
-        true if prune.create_time + PRUNE_AGAIN > now => PruneDue::Later,
+        true if due > now => PruneDue::Later(due),
         true => PruneDue::Now,
     }
 }
@@ -377,11 +393,7 @@ fn closed(error: tokio::sync::AcquireError) -> Problem {
 
 /// An instance's points, deleted ones too, in the order in which they were committed.
 pub(crate) async fn facts(catalog: &dyn Catalog, instance_id: &str) -> Result<Vec<PointFacts>, Problem> {
-    let mut points = catalog.points(instance_id, None, u32::MAX).await?;
-    points.extend(catalog.deleted_points(instance_id, None, u32::MAX).await?);
-    // Backups of an instance run one after the other, and the ids of jobs grow with time.
-    points.sort_by(|a, b| (&a.job_id, a.time).cmp(&(&b.job_id, b.time)));
-    Ok(points.iter().map(fact).collect())
+    Ok(catalog.all_points(instance_id).await?.iter().map(fact).collect())
 }
 
 /// A point as policies see it.

@@ -173,7 +173,7 @@ async fn points(
 }
 
 /// A point that people know: listed, or deleted and not gone yet.
-fn known_point(instance_id: &str, state: PointState) -> Option<Point> {
+pub(crate) fn known_point(instance_id: &str, state: PointState) -> Option<Point> {
     if !state.is_listed() && state.soft_deleted.is_none() {
         return None;
     }

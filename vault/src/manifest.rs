@@ -14,7 +14,7 @@
 //! Limits: a record is covered from the first [`append`] after its creation on. A removed last manifest takes its cover away, and nothing
 //! else. Whoever can delete everything from a point in time on can turn the vault back to it; only a copy kept elsewhere tells.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Serialize};
@@ -116,8 +116,6 @@ pub struct Listed {
     pub files: BTreeMap<String, ListedFile>,
     /// Manifests that are altered or missing.
     pub problems: Vec<Problem>,
-    /// The newest number, 0 when there is none, and the hashes of the manifests that have it.
-    newest: (u64, Vec<Id>),
 }
 
 fn parse_name(key: &Key) -> Option<(u64, Id)> {
@@ -129,8 +127,49 @@ fn place(number: u64, hash: &Id) -> Result<Key, Error> {
     Key::new(format!("{MANIFESTS}{number:010}-{hash}.json")).map_err(Error::internal)
 }
 
+/// The manifests from the newest complete one on.
+#[derive(Debug, Default)]
+struct Found {
+    /// Oldest first.
+    manifests: Vec<Manifest>,
+    problems: Vec<Problem>,
+    /// The newest number, 0 when there is none, and the hashes of the manifests that have it.
+    newest: (u64, Vec<Id>),
+}
+
+impl Found {
+    fn gone(&self) -> HashSet<&str> {
+        self.manifests.iter().flat_map(|manifest| &manifest.gone).map(String::as_str).collect()
+    }
+
+    /// The keys of [`Found::listed`]. Every commit asks for them, and for no more.
+    fn keys(&self) -> HashSet<&str> {
+        let gone = self.gone();
+        let named = self.manifests.iter().flat_map(|manifest| &manifest.files).map(|file| file.key.as_str());
+        named.filter(|key| !gone.contains(key)).collect()
+    }
+
+    fn listed(self) -> Listed {
+        let mut listed = Listed { files: BTreeMap::new(), problems: self.problems };
+        let mut gone = BTreeSet::new();
+        for manifest in self.manifests {
+            gone.extend(manifest.gone);
+            for file in manifest.files {
+                // The first word counts.
+                listed.files.entry(file.key.clone()).or_insert(file);
+            }
+        }
+        listed.files.retain(|key, _| !gone.contains(key));
+        listed
+    }
+}
+
 /// Reads the manifests, from the newest complete one on. Altered and missing ones are told in [`Listed::problems`], not as an error.
 pub async fn read(store: &dyn Store) -> Result<Listed, Error> {
+    Ok(find(store).await?.listed())
+}
+
+async fn find(store: &dyn Store) -> Result<Found, Error> {
     let mut by_number: BTreeMap<u64, Vec<Id>> = BTreeMap::new();
     let mut entries = store::list(store, MANIFESTS);
     while let Some(entry) = entries.next().await {
@@ -138,14 +177,13 @@ pub async fn read(store: &dyn Store) -> Result<Listed, Error> {
             by_number.entry(number).or_default().push(hash);
         }
     }
-    let mut listed = Listed::default();
-    let Some((newest, hashes)) = by_number.last_key_value() else { return Ok(listed) };
-    listed.newest = (*newest, hashes.clone());
+    let mut found = Found::default();
+    let Some((newest, hashes)) = by_number.last_key_value() else { return Ok(found) };
+    found.newest = (*newest, hashes.clone());
     for number in (1..*newest).filter(|number| !by_number.contains_key(number)) {
-        listed.problems.push(Problem { key: format!("{MANIFESTS}{number:010}"), altered: false });
+        found.problems.push(Problem { key: format!("{MANIFESTS}{number:010}"), altered: false });
     }
     let known: BTreeSet<Id> = by_number.values().flatten().copied().collect();
-    let mut read: Vec<Manifest> = Vec::new();
     for (number, hashes) in by_number.iter().rev() {
         let mut complete = false;
         for hash in hashes {
@@ -153,30 +191,22 @@ pub async fn read(store: &dyn Store) -> Result<Listed, Error> {
             let bytes = store.get(&key, None).await?;
             let manifest = (Id::of(&bytes) == *hash).then(|| records::from_bytes::<Manifest>(key.as_str(), &bytes));
             let Some(Ok(manifest)) = manifest else {
-                listed.problems.push(Problem { key: key.to_string(), altered: true });
+                found.problems.push(Problem { key: key.to_string(), altered: true });
                 continue;
             };
             for lost in manifest.previous.iter().filter(|hash| !known.contains(*hash)) {
                 let key = format!("{MANIFESTS}{:010}-{lost}.json", number.saturating_sub(1));
-                listed.problems.push(Problem { key, altered: false });
+                found.problems.push(Problem { key, altered: false });
             }
             complete |= manifest.complete;
-            read.push(manifest);
+            found.manifests.push(manifest);
         }
         if complete {
             break;
         }
     }
-    let mut gone = BTreeSet::new();
-    for manifest in read.into_iter().rev() {
-        gone.extend(manifest.gone);
-        for file in manifest.files {
-            // The first word counts.
-            listed.files.entry(file.key.clone()).or_insert(file);
-        }
-    }
-    listed.files.retain(|key, _| !gone.contains(key));
-    Ok(listed)
+    found.manifests.reverse();
+    Ok(found)
 }
 
 /// Lists the files that no manifest names yet, and takes off the list what was deleted, or is about to be, on purpose. Returns how many
@@ -187,13 +217,12 @@ pub async fn append(store: &dyn Store, scope: Scope, gone: &[Key], cancel: &Canc
 }
 
 async fn append_now(store: &dyn Store, scope: Scope, gone: &[Key]) -> Result<usize, Error> {
-    let listed = read(store).await?;
+    let found = find(store).await?;
     let gone: Vec<String> = gone.iter().map(Key::to_string).collect();
-    let mut new = Vec::new();
-    for entry in covered(store, scope).await? {
-        if !listed.files.contains_key(entry.key.as_str()) && !gone.contains(&entry.key.to_string()) {
-            new.push(entry.key);
-        }
+    let mut new: Vec<Key> = covered(store, scope).await?.into_iter().map(|entry| entry.key).collect();
+    {
+        let named = found.keys();
+        new.retain(|key| !named.contains(key.as_str()) && !gone.iter().any(|gone| gone == key.as_str()));
     }
     if new.is_empty() && gone.is_empty() {
         return Ok(0);
@@ -207,11 +236,11 @@ async fn append_now(store: &dyn Store, scope: Scope, gone: &[Key]) -> Result<usi
         .try_collect()
         .await?;
     let count = files.len();
-    let (newest, previous) = listed.newest;
+    let (newest, previous) = found.newest.clone();
     let number = newest + 1;
     let complete = number % COMPLETE_EVERY == 1;
     if complete {
-        files.extend(listed.files.into_values().filter(|file| !gone.contains(&file.key)));
+        files.extend(found.listed().files.into_values().filter(|file| !gone.contains(&file.key)));
     }
     files.sort_by(|a, b| a.key.cmp(&b.key));
     let version = records::VERSION;

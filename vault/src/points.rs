@@ -20,6 +20,8 @@
 //! Limits: a point's state is read from one small file for each of its events. Cancellation and errors leave the event written or not,
 //! and the files as before, as after, or between; repeating the call or [`finish_interrupted`] ends it.
 
+use std::collections::{HashMap, HashSet};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -44,18 +46,60 @@ const READS: usize = 16;
 /// Every point that the vault has ever known, listed or not, by id. The snapshot files are listed before the logs are read: a point that
 /// is deleted between has its bytes in its log by then.
 pub async fn read_all(store: &dyn Store, cancel: &CancellationToken) -> Result<Vec<PointState>, Error> {
-    with_cancel(cancel, read_all_now(store)).await
+    with_cancel(cancel, read_some(store, None)).await
 }
 
-async fn read_all_now(store: &dyn Store) -> Result<Vec<PointState>, Error> {
+/// The same of these points only. An id that the vault has never known is left out. It costs the listings and these points' logs: those of the
+/// years of points that are gone for good are not read.
+pub async fn read_these(
+    store: &dyn Store,
+    ids: &HashSet<Id>,
+    cancel: &CancellationToken,
+) -> Result<Vec<PointState>, Error> {
+    with_cancel(cancel, read_some(store, Some(ids))).await
+}
+
+/// `wanted`: of these; `None`: of all.
+async fn read_some(store: &dyn Store, wanted: Option<&HashSet<Id>>) -> Result<Vec<PointState>, Error> {
     let files = Files::list(store).await?;
-    let logs = list_logs(store).await?;
+    let mut logs = list_logs(store).await?;
+    if let Some(wanted) = wanted {
+        logs.retain(|(id, _)| wanted.contains(id));
+    }
     let files = &files;
     stream::iter(logs)
         .map(|(id, count)| async move { PointState::from_events(id, read_events(store, &id, count).await?, files) })
         .buffered(READS)
         .try_collect()
         .await
+}
+
+/// As [`read_all`], of which some were read a moment ago: what has come to its end does not change any more, and is not read once more.
+pub(crate) async fn read_again(
+    store: &dyn Store,
+    before: Vec<PointState>,
+    cancel: &CancellationToken,
+) -> Result<Vec<PointState>, Error> {
+    let ended = before.into_iter().filter(|state| state.purged || state.abandoned);
+    let mut ended: HashMap<Id, PointState> = ended.map(|state| (state.id, state)).collect();
+    let again = async {
+        let files = &Files::list(store).await?;
+        let logs = list_logs(store).await?.into_iter();
+        // Something may be noted of it all the same, such as a proof that was under way.
+        let logs = logs.map(|(id, count)| (id, count, ended.remove(&id).filter(|state| state.events == count)));
+        let logs: Vec<(Id, u64, Option<PointState>)> = logs.collect();
+        stream::iter(logs)
+            .map(|(id, count, known)| async move {
+                match known {
+                    Some(state) => Ok(state),
+                    None => PointState::from_events(id, read_events(store, &id, count).await?, files),
+                }
+            })
+            .buffered(READS)
+            .try_collect()
+            .await
+    };
+    with_cancel(cancel, again).await
 }
 
 /// Every point's id, and the number of its last event.
@@ -190,9 +234,31 @@ pub async fn undelete(store: &dyn Store, id: &Id, cancel: &CancellationToken) ->
 /// Purges the soft-deleted points whose time has come by `now`, but not those that are held or immutable. Their data goes with later
 /// prunes. Gives their ids.
 pub async fn purge_due(store: &dyn Store, now: jiff::Timestamp, cancel: &CancellationToken) -> Result<Vec<Id>, Error> {
+    purge(store, &read_all(store, cancel).await?, now, cancel).await
+}
+
+/// [`finish_interrupted`] and then [`purge_due`], at the cost of one of them. The states are those from before both.
+pub(crate) async fn finish_and_purge(
+    store: &dyn Store,
+    now: jiff::Timestamp,
+    cancel: &CancellationToken,
+) -> Result<(u64, Vec<Id>, Vec<PointState>), Error> {
+    let states = read_all(store, cancel).await?;
+    let mended = finish(store, &states, cancel).await?;
+    let purged = purge(store, &states, now, cancel).await?;
+    Ok((mended, purged, states))
+}
+
+/// Of these, which were read some time ago: each is read once more before it is purged.
+async fn purge(
+    store: &dyn Store,
+    states: &[PointState],
+    now: jiff::Timestamp,
+    cancel: &CancellationToken,
+) -> Result<Vec<Id>, Error> {
     let due = |state: &PointState| is_due(state, now);
     let mut purged = Vec::new();
-    for state in read_all(store, cancel).await?.iter().filter(|state| due(state)) {
+    for state in states.iter().filter(|state| due(state)) {
         let decide = |state: &PointState| Ok(due(state).then_some(PointEventKind::Purged));
         if change(store, &state.id, cancel, decide).await? {
             purged.push(state.id);
@@ -270,8 +336,13 @@ pub(crate) async fn is_abandoned(store: &dyn Store, id: &Id) -> Result<bool, Err
 
 /// Brings every soft delete, undelete and removal that was interrupted to its end. Gives how many points it had to mend.
 pub async fn finish_interrupted(store: &dyn Store, cancel: &CancellationToken) -> Result<u64, Error> {
+    finish(store, &read_all(store, cancel).await?, cancel).await
+}
+
+/// Of these, which were read some time ago: the log is read once more before a file is touched.
+async fn finish(store: &dyn Store, states: &[PointState], cancel: &CancellationToken) -> Result<u64, Error> {
     let mut mended = 0;
-    for state in read_all(store, cancel).await? {
+    for state in states {
         if !state.misplaced().is_empty() {
             with_cancel(cancel, settle(store, &state.id)).await?;
             mended += 1;

@@ -173,7 +173,7 @@ struct Survey {
 pub async fn plan(repository: &Repository, options: &Options, cancel: &CancellationToken) -> Result<Plan, Error> {
     let now = crate::clock::now();
     let due = options.purge_time(now);
-    let survey = with_cancel(cancel, survey(repository, now, due, &Meter::default(), cancel)).await?;
+    let survey = with_cancel(cancel, survey(repository, now, due, Vec::new(), &Meter::default(), cancel)).await?;
     let due = survey.states.iter().filter(|state| points::is_due(state, due)).map(|state| state.id);
     Ok(Plan { purge: due.collect(), ..survey.plan(options) })
 }
@@ -211,10 +211,9 @@ async fn run_now(
 ) -> Result<Report, Error> {
     let store = &**repository.store();
     let now = crate::clock::now();
-    let mended = points::finish_interrupted(store, cancel).await?;
     let due = options.purge_time(now);
-    let purged = points::purge_due(store, due, cancel).await?;
-    let survey = survey(repository, now, due, meter, cancel).await?;
+    let (mended, purged, before) = points::finish_and_purge(store, due, cancel).await?;
+    let survey = survey(repository, now, due, before, meter, cancel).await?;
     let mut report = Report { plan: survey.plan(options), purged, mended, ..Report::default() };
     let epoch = survey.marks.epoch + 1;
     let mark = PruneMark {
@@ -246,17 +245,19 @@ async fn run_now(
     Ok(report)
 }
 
-/// Steps 2 to 5 of the module's table. `due`: points whose purge time is not after it do not count any more.
+/// Steps 2 to 5 of the module's table. `due`: points whose purge time is not after it do not count any more. `before`: states that were read
+/// a moment ago, if any were.
 async fn survey(
     repository: &Repository,
     now: jiff::Timestamp,
     due: jiff::Timestamp,
+    before: Vec<PointState>,
     meter: &Meter,
     cancel: &CancellationToken,
 ) -> Result<Survey, Error> {
     let store = &**repository.store();
     let marks = Marks::read(store).await?;
-    let (roots, states) = need::roots(repository, due, cancel).await?;
+    let (roots, states) = need::roots(repository, due, before, cancel).await?;
     let mut census = Census::take(repository, now).await?;
     need::walk(repository, &mut census, roots, meter).await?;
     census.choose_holders(&marks.shunned(store).await?);

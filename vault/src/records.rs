@@ -28,6 +28,7 @@ use crate::keys::Wrapped;
 use crate::store::{self, Key, Put, Store};
 
 mod capture;
+mod event;
 mod protection;
 mod server;
 
@@ -177,6 +178,7 @@ pub struct PasswordRecord {
 
 /// `points/<snapshot>/<n>.json`: something that happened to a point. Event 1 is always `created`. Later versions add kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "event::AnyEvent")]
 pub struct PointEvent {
     /// 1.
     pub version: u32,
@@ -375,6 +377,16 @@ pub fn to_bytes<T: Serialize>(record: &T) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// How every record of [`VERSION`] begins that [`to_bytes`] has made: the version is its first field.
+const BEGINNING: &[u8] = b"{\n  \"version\": 1";
+const _: () = assert!(VERSION == 1, "BEGINNING says so");
+
+/// True when the version is seen without reading the record to its end. A second field of that name makes a record unreadable by itself.
+fn begins_with_version(bytes: &[u8]) -> bool {
+    let rest = bytes.strip_prefix(BEGINNING);
+    rest.and_then(<[u8]>::first).is_some_and(|next| matches!(next, b',' | b'\n'))
+}
+
 /// Reads a record's bytes, its version first.
 pub fn from_bytes<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {
     #[derive(Deserialize)]
@@ -382,6 +394,9 @@ pub fn from_bytes<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Er
         version: u32,
     }
     let unreadable = |detail: String| Error::Unreadable { what: what.to_owned(), detail };
+    if begins_with_version(bytes) {
+        return serde_json::from_slice(bytes).map_err(|error| unreadable(error.to_string()));
+    }
     let versioned: Versioned = serde_json::from_slice(bytes).map_err(|error| unreadable(error.to_string()))?;
     if versioned.version != VERSION {
         return Err(unreadable(format!("it has version {}, this program knows version {VERSION}", versioned.version)));

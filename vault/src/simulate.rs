@@ -42,6 +42,11 @@ pub fn now() -> Option<Timestamp> {
     Some(set + SignedDuration::try_from(at.elapsed()).unwrap_or(SignedDuration::MAX))
 }
 
+/// True for a thread whose time of day was set.
+pub(crate) fn is_on() -> bool {
+    CLOCK.get().is_some()
+}
+
 /// For this thread the folder is that place; `None`: it is a folder of the disk again.
 pub fn put_place(path: &Path, place: Option<Arc<dyn Place>>) {
     PLACES.with_borrow_mut(|places| match place {

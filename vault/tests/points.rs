@@ -1,5 +1,6 @@
 //! A point's life: deleted, brought back, purged, held; killed at every call between; raced.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use vaultferry_vault::commit::{self, Record};
 use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::meter::Meter;
 use vaultferry_vault::points::{self, PointState};
-use vaultferry_vault::records::{PointCreated, PointEventKind};
+use vaultferry_vault::records::{self, PointCreated, PointEventKind};
 use vaultferry_vault::repository::{FileKind, Repository};
 use vaultferry_vault::store::{self, Key, memory::Memory};
 use vaultferry_vault::writer::{Backup, Options, SnapshotMeta};
@@ -108,6 +109,28 @@ async fn a_point_is_deleted_brought_back_with_its_bytes_and_purged() {
     assert!(matches!(refused, Err(Error::PointNotFound { .. })), "{refused:?}");
     let refused = points::read(&*store, &Id::of(b"none"), &never()).await;
     assert!(matches!(refused, Err(Error::PointNotFound { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn points_that_are_asked_for_are_read_without_the_logs_of_the_others() {
+    let memory = Arc::new(Memory::new("memory"));
+    let store: store::Shared = memory.clone();
+    let first = point(&store, "1", b"first").await;
+    let second = point(&store, "2", b"second").await;
+    let broken = point(&store, "3", b"third").await;
+    points::soft_delete(&*store, &second, soon(), &never()).await.expect("delete");
+    let expected: Vec<PointState> = points::read_all(&*store, &never())
+        .await
+        .expect("read all")
+        .into_iter()
+        .filter(|state| state.id != broken)
+        .collect();
+    let log = records::numbered(&records::point_events(&broken), 1);
+    assert!(memory.damage(&log, |bytes| bytes.truncate(5)));
+    points::read_all(&*store, &never()).await.expect_err("a log cannot be read");
+    let ids = HashSet::from([first, second, Id::of(b"none")]);
+    assert_eq!(points::read_these(&*store, &ids, &never()).await.expect("these"), expected);
+    assert_eq!(points::read_these(&*store, &HashSet::new(), &never()).await.expect("none"), []);
 }
 
 #[tokio::test]

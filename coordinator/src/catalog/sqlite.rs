@@ -4,8 +4,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -24,11 +24,13 @@ mod jobs;
 mod link;
 mod points;
 mod protection;
+mod recent;
 mod retries;
 mod schema;
 mod summary;
 mod values;
 
+use recent::{Changes, Recent};
 use values::{Failure, bodies, body, decode, time_from};
 
 type Task = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -41,7 +43,9 @@ pub struct Sqlite {
     /// Changes of instances and policies that this process has made; nobody else writes the file.
     generation: Arc<AtomicU64>,
     /// The same of the points of each instance, by its id.
-    point_changes: Arc<Mutex<HashMap<String, u64>>>,
+    point_changes: Arc<Changes>,
+    /// All points of some instances.
+    recent: Arc<Recent>,
 }
 
 /// Where transactions are done.
@@ -89,8 +93,12 @@ impl Sqlite {
             .name("catalog".to_owned())
             .spawn(run)
             .map_err(|error| Error::Database { path: name.clone(), detail: error.to_string() })?;
-        let (generation, point_changes) = (Arc::default(), Arc::default());
-        Ok(Self { path: name, tasks: Tasks::Thread(tasks), generation, point_changes })
+        Ok(Self::with(name, Tasks::Thread(tasks)))
+    }
+
+    fn with(path: String, tasks: Tasks) -> Self {
+        let (generation, point_changes, recent) = (Arc::default(), Arc::default(), Arc::default());
+        Self { path, tasks, generation, point_changes, recent }
     }
 
     /// Closes the catalog; everything is in one file then, without a journal beside it.
@@ -162,13 +170,7 @@ impl Sqlite {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Error> {
         let changes = self.point_changes.clone();
-        self.run_then(work, move || {
-            let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
-            for instance_id in instance_ids {
-                *changes.entry(instance_id).or_default() += 1;
-            }
-        })
-        .await
+        self.run_then(work, move || changes.count(instance_ids)).await
     }
 
     /// `committed` is called on the catalog's thread when the transaction has happened, whether or not anybody still waits for it.
@@ -233,8 +235,7 @@ impl Catalog for Sqlite {
     }
 
     async fn point_changes(&self, instance_id: &str) -> Result<u64, Error> {
-        let changes = self.point_changes.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(changes.get(instance_id).copied().unwrap_or(0))
+        Ok(self.point_changes.of(instance_id))
     }
 
     async fn insert_policy(&self, policy: Policy) -> Result<(), Error> {
@@ -362,9 +363,10 @@ impl Catalog for Sqlite {
         instance_id: &str,
         operations: &'static [&'static str],
         from: jiff::Timestamp,
+        limit: u32,
     ) -> Result<Vec<Job>, Error> {
         let instance_id = instance_id.to_owned();
-        self.run(move |tx| jobs::list_of(tx, &instance_id, operations, from)).await
+        self.run(move |tx| jobs::list_of(tx, &instance_id, operations, from, limit)).await
     }
 
     async fn last_backup(&self, instance_id: &str) -> Result<Option<Job>, Error> {
@@ -485,11 +487,40 @@ impl Catalog for Sqlite {
         self.run(move |tx| points::page(tx, &instance_id, true, before, limit)).await
     }
 
-    async fn set_standings(&self, instance_id: &str, standings: Vec<(Id, Option<Standing>)>) -> Result<(), Error> {
-        let instance_id = instance_id.to_owned();
-        self.change_points(vec![instance_id.clone()], move |tx| {
-            standings.into_iter().try_for_each(|(id, standing)| points::set_standing(tx, &instance_id, &id, standing))
+    async fn all_points(&self, instance_id: &str) -> Result<Arc<Vec<Point>>, Error> {
+        if let Some(points) = self.recent.get(instance_id, self.point_changes.of(instance_id)) {
+            return Ok(points);
+        }
+        let (id, changes, recent) = (instance_id.to_owned(), self.point_changes.clone(), self.recent.clone());
+        self.run(move |tx| {
+            // No change comes between: they are counted on this thread.
+            let as_of = changes.of(&id);
+            let points = Arc::new(points::all(tx, &id)?);
+            recent.note(id, as_of, points.clone());
+            Ok(points)
         })
+        .await
+    }
+
+    async fn set_standings(&self, instance_id: &str, standings: Vec<(Id, Option<Standing>)>) -> Result<(), Error> {
+        let (id, changed_id) = (instance_id.to_owned(), instance_id.to_owned());
+        let (changes, noted) = (self.point_changes.clone(), Arc::new(AtomicBool::new(false)));
+        let has_changed = noted.clone();
+        self.run_then(
+            move |tx| {
+                for (point_id, standing) in standings {
+                    if points::set_standing(tx, &id, &point_id, standing)? {
+                        noted.store(true, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
+            },
+            move || {
+                if has_changed.load(Ordering::Relaxed) {
+                    changes.count([changed_id]);
+                }
+            },
+        )
         .await
     }
 

@@ -3,7 +3,7 @@
 //! Invariants:
 //! - An instance is passed over only while everything is as it was when its plan said so: the instance, its policy and its points, which the
 //!   catalog counts the changes of; and the clock has not gone back.
-//! - Nobody is passed over for longer than [`LONGEST`], whatever the plan said.
+//! - Nobody is passed over for longer than [`LONGEST`], whatever the plan said, nor beyond the time of a prune that waits for its day.
 //! - What is noted here is a matter of time saved: forgetting it, as every start does, changes nothing.
 
 use std::collections::{HashMap, HashSet};

@@ -79,17 +79,18 @@ fn a_prune_is_due_after_a_move_and_after_one_that_left_work() {
     let told = |hour: i64| job(hour, Work::Prune { dry_run: true }, Some(PruneFigures::default()));
     let tier =
         |hour: i64, remove_from_vault: bool| job(hour, Work::Tier { point_id: Id::of(b"p"), remove_from_vault }, None);
-    let (now, later, no) = (PruneDue::Now, PruneDue::Later, PruneDue::No);
+    let (now, no) = (PruneDue::Now, PruneDue::No);
+    let later = |prune_hour: i64| PruneDue::Later(time((prune_hour + 24) * 3600));
     for (what, jobs, expected) in [
         ("nothing happened", vec![], no),
         ("a copy takes nothing out", vec![tier(90, false)], no),
         ("a move, and never a prune", vec![tier(90, true)], now),
         ("a dry run does nothing", vec![told(95), tier(90, true)], now),
-        ("a move behind a prune of today", vec![tier(99, true), prune(80, 0)], later),
+        ("a move behind a prune of today", vec![tier(99, true), prune(80, 0)], later(80)),
         ("a move behind a prune of yesterday", vec![tier(99, true), prune(76, 0)], now),
         ("a prune behind the move has nothing to do", vec![prune(50, 0), tier(40, true)], no),
         ("it has marked packs", vec![prune(50, 1), tier(40, true)], now),
-        ("it has marked packs today", vec![prune(77, 1)], later),
+        ("it has marked packs today", vec![prune(77, 1)], later(77)),
         ("it was killed", vec![killed(76)], now),
     ] {
         assert_eq!(prune_due(jobs.into_iter(), time(100 * 3600)), expected, "{what}");

@@ -26,7 +26,7 @@ use vaultferry_vault::Id;
 
 use super::{Expiry, closed};
 use crate::catalog::{Instance, Work};
-use crate::policy::{Action, Step};
+use crate::policy::{self, Action, Step};
 
 /// A copy reads all of a point: one that fails for good is not repeated every hour.
 const REST: Duration = Duration::from_secs(24 * 3600);
@@ -66,6 +66,11 @@ impl Expiry {
     ) -> Result<Option<(Id, bool)>, Problem> {
         // Another policy may be linked by now.
         let Some(instance) = self.shared.catalog.instance(&instance.id).await? else { return Ok(None) };
+        let Some(policy) = self.shared.catalog.policy(&instance.policy).await? else { return Ok(None) };
+        // Of most policies nothing ever moves.
+        if policy::parsed(&policy.document)?.rules.iter().all(|rule| rule.archive.is_none()) {
+            return Ok(None);
+        }
         let Some(plan) = self.plan(&instance, clock, Some(clock)).await? else { return Ok(None) };
         let mut due =
             plan.actions.iter().filter_map(between_stores).filter(|(_, removes)| which == Which::All || !removes);

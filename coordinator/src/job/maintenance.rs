@@ -241,13 +241,16 @@ fn finding_from(finding: wire::Finding) -> Result<Finding, Problem> {
     Ok(Finding { kind: finding.kind, damage: finding.damage, file: finding.file, message: finding.message, points })
 }
 
-/// Copies the points' standing from the vault's records into the catalog: of the job's point, or of all points of the instance.
+/// Copies the points' standing from the vault's records into the catalog: of the job's point, or of all points of the instance that the catalog
+/// knows.
 async fn bring_in_line(shared: &Shared, job: &Job, cancel: &CancellationToken) -> Result<(), Problem> {
     let store = shared.vault.open_instance(&job.instance_id)?;
     match job.work.point_id() {
         Some(id) => note_standing(shared, &job.instance_id, &id, cancel).await,
         None => {
-            let states = points::read_all(&*store, cancel).await?;
+            let known = shared.catalog.all_points(&job.instance_id).await?;
+            let ids = known.iter().map(|point| point.id).collect();
+            let states = points::read_these(&*store, &ids, cancel).await?;
             let standings = states.iter().map(|state| (state.id, standing(state))).collect();
             Ok(shared.catalog.set_standings(&job.instance_id, standings).await?)
         }

@@ -23,8 +23,8 @@ use vaultferry_proto::{Problem, Reason};
 use super::backoff::Backoff;
 use super::wire::is_same_credential;
 use crate::api::{self, Api};
-use crate::catalog::Catalog;
 use crate::catalog::link::{Item, ItemResult, Outcome};
+use crate::catalog::{Catalog, Policy};
 use crate::{lifecycle, policy};
 
 /// A version that a service wants.
@@ -152,27 +152,40 @@ impl Assign {
             let message = format!("the document's name is {name:?}, and not {:?}", wanted.name);
             return Err(Problem::new(Reason::InvalidPolicy, message));
         }
-        let known = self.catalog.policy(&name).await?.filter(|known| known.name == name);
-        let made = match known {
-            Some(known) if known.document == wanted.document => return Ok(known.id),
-            Some(_) => {
-                let request = control::UpdatePolicyRequest {
-                    document: wanted.document.clone(),
-                    preview: false,
-                    confirm_shorter: wanted.confirm_shorter,
-                    seen_version: 0,
-                };
-                self.api.update_policy(Request::new(request)).await.map_err(problem)?.into_inner().policy
-            }
-            None => {
-                let request = control::CreatePolicyRequest {
-                    document: wanted.document.clone(),
-                    azure_policy: String::new(),
-                    name: String::new(),
-                };
-                self.api.create_policy(Request::new(request)).await.map_err(problem)?.into_inner().policy
-            }
+        if let Some(known) = self.known_policy(&name).await? {
+            return if known.document == wanted.document { Ok(known.id) } else { self.update_policy(wanted).await };
+        }
+        let made = self.create_policy(wanted).await;
+        let is_taken = made.as_ref().is_err_and(|problem| problem.reason == Reason::NameTaken);
+        if is_taken && self.known_policy(&name).await?.is_some() {
+            // What a lost answer has left in the vault of an earlier version was found only now: this one comes after it.
+            return self.update_policy(wanted).await;
+        }
+        made
+    }
+
+    async fn known_policy(&self, name: &str) -> Result<Option<Policy>, Problem> {
+        Ok(self.catalog.policy(name).await?.filter(|known| known.name == name))
+    }
+
+    async fn create_policy(&self, wanted: &wire::PolicyAssignment) -> Result<String, Problem> {
+        let request = control::CreatePolicyRequest {
+            document: wanted.document.clone(),
+            azure_policy: String::new(),
+            name: String::new(),
         };
+        let made = self.api.create_policy(Request::new(request)).await.map_err(problem)?.into_inner().policy;
+        made.map(|policy| policy.id).ok_or_else(|| unanswered("policy"))
+    }
+
+    async fn update_policy(&self, wanted: &wire::PolicyAssignment) -> Result<String, Problem> {
+        let request = control::UpdatePolicyRequest {
+            document: wanted.document.clone(),
+            preview: false,
+            confirm_shorter: wanted.confirm_shorter,
+            seen_version: 0,
+        };
+        let made = self.api.update_policy(Request::new(request)).await.map_err(problem)?.into_inner().policy;
         made.map(|policy| policy.id).ok_or_else(|| unanswered("policy"))
     }
 

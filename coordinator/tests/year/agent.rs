@@ -49,6 +49,7 @@ pub struct Totals {
     pub lives: u64,
     pub kills: u64,
     pub checks: u64,
+    pub full_checks: u64,
     pub completed: u64,
     pub failed: u64,
     pub cancelled: u64,
@@ -61,6 +62,7 @@ impl Totals {
         self.lives += other.lives;
         self.kills += other.kills;
         self.checks += other.checks;
+        self.full_checks += other.full_checks;
         self.completed += other.completed;
         self.failed += other.failed;
         self.cancelled += other.cancelled;

@@ -1,4 +1,5 @@
-//! What must hold at every moment at which nothing is going on.
+//! What must hold at every moment at which nothing is going on. After a step of the story what has changed in it is looked at, and everything
+//! once a week. (What must hold at *every* moment, that a listed point can be read, is looked at in any weather: [`Year::glance`].)
 //!
 //! | invariant | how it is seen |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | the catalog is what a rebuild makes of the vault | compared row by row |
 //! | every commit is confirmed | the outbox is empty |
 //! | the backup service knows the commits and ends that there are, and no others | by the ids and statuses of jobs |
+//! | what the backup service assigns is done, each request once (`assigned.rs`) | by what it was told, and what there is |
 //! | the schedule goes on, what has expired goes | at the end of the year |
 //! | no job fails for a reason that is a fault of the program | by its reason |
 
@@ -21,33 +23,31 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
-use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use vaultferry_proto::control::v1 as wire;
 use vaultferry_proto::control::v1::maintenance_service_server::MaintenanceService as _;
-use vaultferry_vault::check::{self, Depth};
-use vaultferry_vault::meter::Meter;
-use vaultferry_vault::points::{self, PointState};
-use vaultferry_vault::reader::PointReader;
+use vaultferry_vault::Id;
+use vaultferry_vault::points::PointState;
 use vaultferry_vault::repository::Repository;
-use vaultferry_vault::store::Shared;
-use vaultferry_vault::{Id, admin, archive};
+use vaultferry_vault::store::Key;
 
 use super::agent::Year;
+use super::contents::{Mark, Seen};
 use super::policies::Policy;
-use super::store::Peek;
 use crate::api::Api;
 use crate::catalog::link::LinkRecords as _;
-use crate::catalog::sqlite::Sqlite;
-use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Point, Status, Work};
+use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Status, Work};
 
+/// Everything is looked at after so long, whether it has changed or not.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What a rebuild makes of points is compared every week; so many weeks are from one rebuild of a whole catalog to the next.
+const REBUILD_EVERY: u64 = 4;
 /// No job takes as long when nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A failed job with one of these reasons is a fault of the program.
-const FAULTS: [&str; 6] =
+pub const FAULTS: [&str; 6] =
     ["Internal", "RepositoryDamaged", "StagedIncomplete", "JobAlreadyCommitted", "VaultUnreadable", "PrunedMeanwhile"];
 
 /// What the checks remember.
@@ -58,18 +58,24 @@ pub struct Book {
     /// Completed backups by instance and slot.
     slots: HashMap<(String, Timestamp), Vec<String>>,
     /// Points whose bytes were compared, and whether in the vault store.
-    read: HashSet<(Id, bool)>,
+    pub read: HashSet<(Id, bool)>,
+    /// Points whose makers were looked at.
+    pub known: HashSet<Id>,
     /// Instances that have had a point.
-    had_point: HashSet<String>,
+    pub had_point: HashSet<String>,
     /// Points whose hold was answered.
     pub held: HashSet<Id>,
     /// Jobs that somebody has wanted to be cancelled.
     pub cancelled: HashSet<String>,
-    /// What the stores were when their files were last checked.
-    files: HashMap<String, u64>,
+    /// Files of the repositories that were there at the last check.
+    pub files: HashMap<String, BTreeSet<Key>>,
+    /// What the instances were at the last check.
+    pub marks: HashMap<String, Mark>,
+    /// When everything is looked at, counted from the beginning of the year.
+    next_full: Duration,
     /// Policies that may have been linked since the last check.
     linked: BTreeMap<String, BTreeSet<String>>,
-    repositories: HashMap<String, Arc<Repository>>,
+    pub repositories: HashMap<String, Arc<Repository>>,
     /// The earliest that the clock has said since the last check.
     since: Timestamp,
 }
@@ -80,10 +86,13 @@ impl Book {
             seen: HashSet::new(),
             slots: HashMap::new(),
             read: HashSet::new(),
+            known: HashSet::new(),
             had_point: HashSet::new(),
             held: HashSet::new(),
             cancelled: HashSet::new(),
             files: HashMap::new(),
+            marks: HashMap::new(),
+            next_full: WEEK,
             linked: BTreeMap::new(),
             repositories: HashMap::new(),
             since: Timestamp::MIN,
@@ -96,42 +105,39 @@ impl Book {
     }
 }
 
-/// An instance as both sides know it.
-struct Seen<'a> {
-    instance: &'a Instance,
-    store: Shared,
-    states: Vec<PointState>,
-}
-
-fn never() -> CancellationToken {
+pub fn never() -> CancellationToken {
     CancellationToken::new()
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+pub fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
 impl Year {
-    /// Waits until nothing is going on, and looks at everything. `last`: at the end of the year, after calm days.
+    /// Waits until nothing is going on, and looks at what has changed since the last time; at everything once a week, and at the end of the
+    /// year, after calm days (`last`). At every fourth of these the agent checks, too, and a catalog is rebuilt.
     pub(super) async fn check(&mut self, api: &Api, last: bool) -> Result<(), String> {
+        let full = last || self.elapsed() >= self.book.next_full;
         self.totals.checks += 1;
-        self.world.tell("check");
+        self.totals.full_checks += u64::from(full);
+        let rebuild = last || (full && self.totals.full_checks % REBUILD_EVERY == 1);
+        self.world.tell(if full { "check everything" } else { "check what has changed" });
         self.settle().await?;
-        // It brings what bad weather kept from the catalog.
-        api.start_check(Request::new(wire::StartCheckRequest { keyless: true, ..Default::default() }))
-            .await
-            .map_err(text)?;
-        self.settle().await?;
-        if let Some(broken) = self.world.state().broken.first() {
-            return Err(broken.clone());
+        let mut jobs = self.new_jobs().await?;
+        let mut all = self.look(&jobs, full).await?;
+        let mut wrong = self.out_of_line(&all).await?;
+        if rebuild || wrong.is_some() {
+            // It brings what bad weather kept from the catalog.
+            api.start_check(Request::new(wire::StartCheckRequest { keyless: true, ..Default::default() }))
+                .await
+                .map_err(text)?;
+            self.settle().await?;
+            jobs.extend(self.new_jobs().await?);
+            all = self.look(&jobs, full).await?;
+            wrong = self.out_of_line(&all).await?;
         }
-        let instances = self.catalog.instances().await.map_err(text)?;
-        let jobs = self.new_jobs().await?;
-        let mut all = Vec::new();
-        for instance in &instances {
-            let store: Shared = Arc::new(Peek(self.world.memory(&instance.id)));
-            let states = points::read_all(&*store, &never()).await.map_err(text)?;
-            all.push(Seen { instance, store, states });
+        if let Some(broken) = self.world.state().broken.first().cloned().or(wrong) {
+            return Err(broken);
         }
         for job in &jobs {
             self.check_told(job)?;
@@ -143,22 +149,28 @@ impl Year {
             }
         }
         for seen in &all {
-            self.check_points(seen).await?;
-            // A store that nobody has written to since is what it was then.
-            let changes = self.world.changes(&seen.instance.id);
-            if last || self.book.files.insert(seen.instance.id.clone(), changes) != Some(changes) {
-                self.check_files(seen).await?;
-            }
-            self.check_schedule(seen, last).await?;
+            self.check_points(seen, last).await?;
+            self.check_files(seen, full).await?;
+        }
+        let instances = self.catalog.instances().await.map_err(text)?;
+        for instance in &instances {
+            self.check_schedule(instance).await?;
+        }
+        if rebuild {
+            self.check_catalog(&instances).await?;
+        }
+        if full {
+            self.book.next_full = self.elapsed() + WEEK;
         }
         if last {
-            all.iter().try_for_each(|seen| self.check_expired(seen))?;
+            all.iter().try_for_each(|seen| self.check_end(seen))?;
         }
-        self.check_catalog(&instances).await?;
         let outbox = self.catalog.outbox().await.map_err(text)?;
         if let Some(entry) = outbox.first() {
             return Err(format!("the commit of the job {} waits for its confirmation", entry.job_id));
         }
+        self.check_assigned().await?;
+        all.into_iter().for_each(|seen| self.mark(seen));
         let is_alive = |id: &String| instances.iter().any(|one| one.id == *id && !one.protection.is_deleted());
         self.world.state().given_up.retain(|id| !is_alive(id));
         self.book.linked.clear();
@@ -198,7 +210,7 @@ impl Year {
             return Ok(true);
         }
         let (commits, jobs) = (self.catalog.outbox().await, self.catalog.job_reports().await);
-        Ok(commits.map_err(text)?.is_empty() && jobs.map_err(text)?.is_empty())
+        Ok(commits.map_err(text)?.is_empty() && jobs.map_err(text)?.is_empty() && self.has_done_all().await?)
     }
 
     /// The backup service knows how the job has ended, and its commit if and only if there is one.
@@ -234,7 +246,7 @@ impl Year {
         Ok(jobs)
     }
 
-    fn check_job(&mut self, job: &Job, seen: &Seen<'_>) -> Result<(), String> {
+    fn check_job(&mut self, job: &Job, seen: &Seen) -> Result<(), String> {
         let of_job = || seen.states.iter().filter(|state| state.created.job_id == job.id);
         match &job.status {
             Status::InProgress | Status::Cancelling => return Err(format!("it has not ended: {job:?}")),
@@ -292,7 +304,7 @@ impl Year {
     fn check_step(
         &self,
         job: &Job,
-        seen: &Seen<'_>,
+        seen: &Seen,
         point: &Id,
         what: &str,
         from: impl Fn(&Policy, &PointState) -> Timestamp,
@@ -312,127 +324,21 @@ impl Year {
         ))
     }
 
-    async fn check_points(&mut self, seen: &Seen<'_>) -> Result<(), String> {
-        let name = &seen.instance.name;
-        let listed: Vec<&PointState> = seen.states.iter().filter(|state| state.is_listed()).collect();
-        let mut slots = HashSet::new();
-        for state in &listed {
-            let id = state.id;
-            let made = self.world.state().made.get(&id).cloned();
-            let made = made.ok_or_else(|| format!("nobody has made the listed point {id} of {name}"))?;
-            if made.job_id != state.created.job_id {
-                return Err(format!(
-                    "the point {id} of {name} is of another job: {} and {}",
-                    made.job_id, state.created.job_id
-                ));
-            }
-            let job = self.catalog.job(&made.job_id).await.map_err(text)?;
-            if !job.is_some_and(|job| matches!(job.status, Status::Completed { .. })) {
-                return Err(format!(
-                    "the point {id} of {name} is listed, and its job {} is not completed",
-                    made.job_id
-                ));
-            }
-            if let Some(slot) = state.created.slot
-                && !slots.insert(slot)
-            {
-                return Err(format!("two points of {name} are of the slot {slot}"));
-            }
-            if !self.book.read.contains(&(id, state.in_vault)) {
-                self.compare(seen, state, &made.streams)
-                    .await
-                    .map_err(|what| format!("the point {id} of {name}: {what}"))?;
-                self.book.read.insert((id, state.in_vault));
-                self.totals.points_read += 1;
-            }
-        }
-        if !listed.is_empty() {
-            self.book.had_point.insert(seen.instance.id.clone());
-        } else if self.book.had_point.contains(&seen.instance.id) && !seen.instance.protection.is_deleted() {
-            return Err(format!("{name} has no point any more"));
-        }
-        let of_instance = seen.states.iter().filter(|state| self.book.held.contains(&state.id));
-        match of_instance.into_iter().find(|state| !state.is_listed() || state.held.is_none()) {
-            Some(state) => Err(format!("a held point of {name} is gone, or its hold: {state:?}")),
-            None => Ok(()),
-        }
-    }
-
-    /// Every byte of a listed point is what the plugin has read.
-    async fn compare(
-        &mut self,
-        seen: &Seen<'_>,
-        state: &PointState,
-        streams: &[(String, Vec<u8>)],
-    ) -> Result<(), String> {
-        let mut repository = self.repository(seen).await?;
-        if !state.in_vault {
-            repository = Arc::new(archive::open(&repository).map_err(text)?);
-        }
-        let point = PointReader::open(repository, state.id, &never()).await.map_err(text)?;
-        let names: BTreeSet<&str> = point.streams().iter().map(|stream| stream.name.as_str()).collect();
-        let wanted: BTreeSet<&str> = streams.iter().map(|(name, _)| name.as_str()).collect();
-        if names != wanted {
-            return Err(format!("it has the streams {names:?}"));
-        }
-        for (name, bytes) in streams {
-            let cancel = never();
-            let pieces: Vec<bytes::Bytes> =
-                point.chunks(name, &cancel).map_err(text)?.try_collect().await.map_err(text)?;
-            if pieces.concat() != *bytes {
-                return Err(format!("the bytes of {name} are others than the source's"));
-            }
-        }
-        Ok(())
-    }
-
-    async fn repository(&mut self, seen: &Seen<'_>) -> Result<Arc<Repository>, String> {
-        let id = &seen.instance.id;
-        if let Some(repository) = self.book.repositories.get(id) {
-            return Ok(repository.clone());
-        }
-        let config = self.config();
-        let root: Shared = Arc::new(Peek(self.world.memory("")));
-        let key = config.vault_key.load(&root, &never()).await.map_err(text)?;
-        let password = admin::password_of(&seen.store, &key, id, &never()).await.map_err(text)?;
-        let repository = Arc::new(Repository::open(seen.store.clone(), &password, &never()).await.map_err(text)?);
-        self.book.repositories.insert(id.clone(), repository.clone());
-        Ok(repository)
-    }
-
-    /// Nothing of the vault is missing or altered.
-    async fn check_files(&mut self, seen: &Seen<'_>) -> Result<(), String> {
-        let repository = self.repository(seen).await?;
-        let report = check::full(&repository, Depth::ReadData, &Meter::default(), &never()).await.map_err(text)?;
-        match report.is_clean() {
-            true => Ok(()),
-            false => Err(format!("the vault of {} is damaged: {:?}", seen.instance.name, report.findings)),
-        }
-    }
-
-    /// No slot is forgotten; at the end of the year there is a new point for the last ones.
-    async fn check_schedule(&self, seen: &Seen<'_>, last: bool) -> Result<(), String> {
-        let instance = seen.instance;
+    /// No slot is forgotten.
+    async fn check_schedule(&self, instance: &Instance) -> Result<(), String> {
         if !instance.protection.is_active() {
             return Ok(());
         }
-        let now = vaultferry_vault::clock::now();
         let policy = Policy::named(&instance.policy);
-        // A window that is closed may hold a slot up for a day.
-        let late = |time: Timestamp| now.duration_since(time) > SignedDuration::from_hours(2 * policy.hours + 26);
         let done = self.catalog.last_slot(&instance.id).await.map_err(text)?.unwrap_or(instance.create_time);
-        if late(done.max(instance.create_time)) {
-            return Err(format!("the schedule of {} stands still since {done}", instance.name));
+        match is_late(policy, done.max(instance.create_time)) {
+            true => Err(format!("the schedule of {} stands still since {done}", instance.name)),
+            false => Ok(()),
         }
-        let newest = seen.states.iter().filter(|state| state.is_listed()).map(|state| state.time).max();
-        if last && policy.hours < 20 * 24 && newest.is_none_or(late) {
-            return Err(format!("the newest point of {} is of {newest:?}", instance.name));
-        }
-        Ok(())
     }
 
-    /// At the end of the year nothing is left that has expired long ago.
-    fn check_expired(&self, seen: &Seen<'_>) -> Result<(), String> {
+    /// At the end of the year there is a new point for the last slots, and nothing is left that has expired long ago.
+    fn check_end(&self, seen: &Seen) -> Result<(), String> {
         if !seen.instance.protection.is_active() {
             return Ok(());
         }
@@ -440,7 +346,10 @@ impl Year {
         let policy = Policy::named(&seen.instance.policy);
         let mut listed: Vec<&PointState> = seen.states.iter().filter(|state| state.is_listed()).collect();
         listed.sort_by_key(|state| state.time);
-        listed.pop();
+        let newest = listed.pop().map(|state| state.time);
+        if policy.hours < 20 * 24 && newest.is_none_or(|newest| is_late(policy, newest)) {
+            return Err(format!("the newest point of {} is of {newest:?}", seen.instance.name));
+        }
         let long_over = |state: &&&PointState| {
             let (created, archived) = (&state.created, state.archived_at);
             let end = policy.end(&created.rule, state.time, created.keep_until, archived);
@@ -451,41 +360,9 @@ impl Year {
             None => Ok(()),
         }
     }
-
-    /// The catalog is what a rebuild from the vault gives.
-    async fn check_catalog(&self, instances: &[Instance]) -> Result<(), String> {
-        let step = Arc::new(|| -> BoxFuture<'static, ()> { Box::pin(std::future::ready(())) });
-        let rebuilt = Sqlite::in_memory(step).map_err(text)?;
-        let told = crate::rebuild::fill(&rebuilt, &self.config(), &never()).await.map_err(text)?;
-        if !told.problems.is_empty() {
-            return Err(format!("a rebuild tells of problems: {:?}", told.problems));
-        }
-        let others = rebuilt.instances().await.map_err(text)?;
-        if others != instances {
-            return Err(format!("a rebuild gives other instances: {others:?} and {instances:?}"));
-        }
-        let policies = (self.catalog.all_policies().await.map_err(text)?, rebuilt.all_policies().await.map_err(text)?);
-        if policies.0 != policies.1 {
-            return Err(format!("a rebuild gives other policies: {policies:?}"));
-        }
-        for instance in instances {
-            let (ours, others) = (rows(&self.catalog, instance).await?, rows(&rebuilt, instance).await?);
-            for (id, point) in &ours {
-                if others.get(id) != Some(point) {
-                    return Err(format!("the catalog has {point:?}, a rebuild {:?}", others.get(id)));
-                }
-            }
-            if let Some((_, point)) = others.iter().find(|(id, _)| !ours.contains_key(id)) {
-                return Err(format!("a rebuild gives a point that the catalog has not: {point:?}"));
-            }
-        }
-        Ok(())
-    }
 }
 
-/// All points of the instance, listed and deleted.
-async fn rows(catalog: &Sqlite, instance: &Instance) -> Result<BTreeMap<Id, Point>, String> {
-    let mut points = catalog.points(&instance.id, None, u32::MAX).await.map_err(text)?;
-    points.extend(catalog.deleted_points(&instance.id, None, u32::MAX).await.map_err(text)?);
-    Ok(points.into_iter().map(|point| (point.id, point)).collect())
+/// A window that is closed may hold a slot up for a day.
+fn is_late(policy: &Policy, time: Timestamp) -> bool {
+    vaultferry_vault::clock::now().duration_since(time) > SignedDuration::from_hours(2 * policy.hours + 26)
 }

@@ -102,9 +102,25 @@ pub const ALL: &[Policy] = &[
     },
 ];
 
+/// Those that the backup service assigns.
+pub const ASSIGNED: &[Policy] = &[
+    Policy {
+        name: "fleet-weekly",
+        schedule: "every = \"week\"\non = [\"Wed\"]\nat = [\"04:00\"]\njitter = \"PT4H\"\n",
+        hours: 7 * 24,
+        rules: &[rule("Default", "", days(28)), rule("Monthly", "first_of = \"month\"", months(5))],
+    },
+    Policy {
+        name: "fleet-monthly",
+        schedule: "every = \"month\"\non = [15]\nat = [\"06:00\"]\n",
+        hours: 31 * 24,
+        rules: &[Rule { name: "Default", condition: "", vault: days(40), archive: Some((months(8), "on-expiry")) }],
+    },
+];
+
 impl Policy {
     pub fn named(name: &str) -> &'static Self {
-        ALL.iter().find(|policy| policy.name == name).expect("one of them")
+        ALL.iter().chain(ASSIGNED).find(|policy| policy.name == name).expect("one of them")
     }
 
     /// The document.

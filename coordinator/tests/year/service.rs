@@ -1,18 +1,21 @@
-//! The backup service of every second year: it is away for hours, loses messages and answers, and hears the same again. What it was told must
-//! be what happened.
+//! The backup service of every second year: it is away for hours, loses messages and answers, hears the same again, and says the same again
+//! and out of order. What it was told must be what happened; what it wants is in `assigned.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 use vaultferry_proto::control::v1::job;
 use vaultferry_proto::service::v1 as wire;
+use vaultferry_proto::service::v1::assignment_result::Item;
 use vaultferry_proto::service::v1::link_service_server::{LinkService, LinkServiceServer};
 
+use super::dice::Dice;
 use super::world::World;
 use crate::link::in_process::Host;
 use crate::plugin::in_process::Io;
@@ -21,7 +24,7 @@ use crate::plugin::in_process::Io;
 const PIPE: usize = 64 << 10;
 
 /// What the service is like, and what it knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
     /// Nobody answers until then.
     pub away_until: Option<Timestamp>,
@@ -31,10 +34,66 @@ pub struct State {
     pub commits: BTreeMap<String, wire::Commit>,
     /// The latest report of each job.
     pub jobs: BTreeMap<String, wire::JobReport>,
+    /// What it wants, the newest last; and the version before it, which may come once more.
+    pub assigned: Vec<wire::Assignments>,
+    /// The jobs of its requests.
+    pub done: BTreeMap<String, String>,
+    /// What it was told last of its assignments.
+    pub outcome: Option<wire::ReportAssignmentsRequest>,
+    /// Its own, so that the rest of the story does not depend on what it wants.
+    pub dice: Dice,
     last_sequence: u64,
+    /// It wants something else, or is not what it was.
+    news: Arc<Notify>,
 }
 
 impl State {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            away_until: None,
+            faults: 0,
+            commits: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            assigned: Vec::new(),
+            done: BTreeMap::new(),
+            outcome: None,
+            dice: Dice::new(!seed),
+            last_sequence: 0,
+            news: Arc::default(),
+        }
+    }
+
+    /// It goes away until then, and loses so many of a thousand messages when it is back.
+    pub fn go_away(&mut self, until: Timestamp, faults: u32) {
+        (self.away_until, self.faults) = (Some(until), faults);
+        // Connections break.
+        self.news.notify_waiters();
+    }
+
+    /// It wants that from here on.
+    pub fn assign(&mut self, wanted: wire::Assignments) {
+        self.assigned.push(wanted);
+        let old = self.assigned.len().saturating_sub(2);
+        self.assigned.drain(..old);
+        self.news.notify_waiters();
+    }
+
+    /// What became of its assignments. What is wrong otherwise.
+    fn told(&mut self, told: &wire::ReportAssignmentsRequest) -> Vec<String> {
+        let mut broken = Vec::new();
+        for result in told.results.iter().filter(|result| !result.id.is_empty()) {
+            let Some(Item::RequestId(request_id)) = &result.item else { continue };
+            let known = self.done.entry(request_id.clone()).or_insert_with(|| result.id.clone());
+            if *known != result.id {
+                broken.push(format!("the request {request_id} has two jobs, {known} and {}", result.id));
+            }
+        }
+        if self.outcome.as_ref().is_none_or(|known| known.sequence < told.sequence) {
+            self.outcome = Some(told.clone());
+        }
+        broken
+    }
+
     fn is_away(&self) -> bool {
         self.away_until.is_some_and(|until| vaultferry_vault::clock::now() < until)
     }
@@ -139,18 +198,21 @@ impl LinkService for Answers {
 
     type WatchAssignmentsStream = BoxStream<'static, Result<wire::WatchAssignmentsResponse, Status>>;
 
-    /// It assigns nothing: what people do is in the story.
     async fn watch_assignments(
         &self,
-        _: Request<wire::WatchAssignmentsRequest>,
+        request: Request<wire::WatchAssignmentsRequest>,
     ) -> Result<Response<Self::WatchAssignmentsStream>, Status> {
-        Ok(Response::new(stream::pending().boxed()))
+        let sent = request.into_inner().applied_version;
+        let watched = Watched { world: self.0.clone(), sent, later: None };
+        Ok(Response::new(stream::unfold(Some(watched), Watched::next).boxed()))
     }
 
     async fn report_assignments(
         &self,
-        _: Request<wire::ReportAssignmentsRequest>,
+        request: Request<wire::ReportAssignmentsRequest>,
     ) -> Result<Response<wire::ReportAssignmentsResponse>, Status> {
+        let request = request.into_inner();
+        self.take(request.sequence, |service| service.told(&request))?;
         Ok(Response::new(wire::ReportAssignmentsResponse {}))
     }
 
@@ -174,5 +236,60 @@ impl LinkService for Answers {
             request.reports.iter().filter_map(|report| service.report(report.clone())).collect()
         })?;
         Ok(Response::new(wire::ReportJobsResponse {}))
+    }
+}
+
+/// An agent that waits for assignments.
+struct Watched {
+    world: Arc<World>,
+    /// The newest version that it has heard of.
+    sent: u64,
+    /// Sent behind another one.
+    later: Option<wire::Assignments>,
+}
+
+impl Watched {
+    /// The next message; an error is the last one.
+    async fn next(watched: Option<Self>) -> Option<(Result<wire::WatchAssignmentsResponse, Status>, Option<Self>)> {
+        let mut watched = watched?;
+        let news = watched.world.state().service.news.clone();
+        loop {
+            // From here on: what is new behind the look is heard, too.
+            let notified = news.notified();
+            match watched.look() {
+                Some(Ok(wanted)) => {
+                    let message = wire::WatchAssignmentsResponse { assignments: Some(wanted) };
+                    return Some((Ok(message), Some(watched)));
+                }
+                Some(Err(status)) => return Some((Err(status), None)),
+                None => notified.await,
+            }
+        }
+    }
+
+    /// What there is to say now. A message that is lost takes its connection with it.
+    fn look(&mut self) -> Option<Result<wire::Assignments, Status>> {
+        let mut state = self.world.state();
+        let service = &mut state.service;
+        if service.is_away() {
+            return Some(Err(Status::unavailable("the weather")));
+        }
+        if let Some(later) = self.later.take() {
+            return Some(Ok(later));
+        }
+        let newest = service.assigned.last().filter(|newest| newest.version > self.sent)?.clone();
+        let fault = if service.dice.chance(service.faults) { service.dice.below(3) } else { u64::MAX };
+        if fault == 0 {
+            return Some(Err(Status::unavailable("the weather")));
+        }
+        self.sent = newest.version;
+        match (fault, service.assigned.first()) {
+            // The same again.
+            (1, _) => self.later = Some(newest.clone()),
+            // The one before it comes behind it.
+            (2, Some(older)) => self.later = Some(older.clone()),
+            _ => {}
+        }
+        Some(Ok(newest))
     }
 }

@@ -76,6 +76,12 @@ impl Weathered {
         answer
     }
 
+    /// Notes a change at the moment at which it happens.
+    async fn changing<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.world.note_change(&self.instance_id);
+        work.await
+    }
+
     /// Of a protected instance the last listed point never goes.
     fn watch_deletion(&self, key: &Key) {
         let hot = FileKind::Snapshot.prefix();
@@ -106,8 +112,7 @@ impl Store for Weathered {
     }
 
     async fn put_if_absent(&self, key: &Key, body: Bytes) -> Result<Put, Error> {
-        self.world.note_change(&self.instance_id);
-        self.call(self.memory.put_if_absent(key, body)).await
+        self.call(self.changing(self.memory.put_if_absent(key, body))).await
     }
 
     async fn list_page(&self, prefix: &str, next: Option<&str>) -> Result<Page, Error> {
@@ -124,23 +129,19 @@ impl Store for Weathered {
     }
 
     async fn set_tier(&self, key: &Key, tier: Tier) -> Result<(), Error> {
-        self.world.note_change(&self.instance_id);
-        self.call(self.memory.set_tier(key, tier)).await
+        self.call(self.changing(self.memory.set_tier(key, tier))).await
     }
 
     async fn copy(&self, from: &Key, to: &Key) -> Result<Put, Error> {
-        self.world.note_change(&self.instance_id);
-        self.call(self.memory.copy(from, to)).await
+        self.call(self.changing(self.memory.copy(from, to))).await
     }
 
     async fn protect(&self, key: &Key, until: jiff::Timestamp, locked: bool) -> Result<(), Error> {
-        self.world.note_change(&self.instance_id);
-        self.call(self.memory.protect(key, until, locked)).await
+        self.call(self.changing(self.memory.protect(key, until, locked))).await
     }
 
     async fn set_legal_hold(&self, key: &Key, hold: bool) -> Result<(), Error> {
-        self.world.note_change(&self.instance_id);
-        self.call(self.memory.set_legal_hold(key, hold)).await
+        self.call(self.changing(self.memory.set_legal_hold(key, hold))).await
     }
 }
 

@@ -17,6 +17,7 @@ use vaultferry_proto::{Problem, Reason};
 
 use super::agent::{Ended, Year};
 use super::policies;
+use super::shape::Shape;
 use super::world::{Source, Weather};
 use crate::api::Api;
 use crate::catalog::{Catalog as _, Instance, Job, Work};
@@ -26,9 +27,6 @@ const DAY: u64 = 24 * HOUR;
 /// The year, and then some calm days in which everything must come to where it belongs.
 const YEAR: Duration = Duration::from_secs(335 * DAY);
 const CALM_DAYS: u64 = 30;
-/// What new sources are protected by, in a busy year and in another one.
-const BUSY: &[&str] = &["daily", "daily-skip", "twice-a-week", "twice-a-week", "weekly", "weekly", "monthly"];
-const QUIET: &[&str] = &["twice-a-week", "weekly", "weekly", "monthly"];
 /// A kill comes within so many steps.
 const LAST_STEP: u64 = 300;
 
@@ -54,14 +52,20 @@ impl Year {
                     return Ok(ended);
                 }
             }
+            self.assign(self.shape().most + 1).await?;
             let wait = 4 * HOUR + self.below(10 * DAY);
             tokio::time::sleep(Duration::from_secs(wait)).await;
+            self.glance().await?;
             let is_broken = !self.world.state().broken.is_empty();
             if is_broken || self.chance(700) {
                 self.calm();
                 self.check(api, false).await?;
             }
         }
+    }
+
+    fn shape(&self) -> Shape {
+        self.world.state().shape
     }
 
     fn below(&self, end: u64) -> u64 {
@@ -90,16 +94,27 @@ impl Year {
             let request = wire::CreatePolicyRequest { document: policy.document(), ..Default::default() };
             api.create_policy(Request::new(request)).await.map_err(|status| format!("{}: {status}", policy.name))?;
         }
-        for _ in 0..2 {
-            self.protect(api).await?.map_err(|problem| problem.to_string())?;
+        let shape = self.shape();
+        for number in 0..shape.first {
+            let policy = shape.opening.filter(|_| number == 0);
+            self.protect(api, policy).await?.map_err(|problem| problem.to_string())?;
+        }
+        if shape.opening == Some("hourly") {
+            tokio::time::sleep(Duration::from_secs(2 * DAY)).await;
+            let all = self.catalog.instances().await.map_err(|error| error.to_string())?;
+            if let Some(short) = all.iter().find(|instance| instance.policy == "hourly") {
+                match all.len() {
+                    1 => self.change_policy(api, short, "weekly").await?,
+                    _ => self.delete(api, short).await?,
+                }
+            }
         }
         Ok(())
     }
 
     /// Another source is protected.
-    async fn protect(&mut self, api: &Api) -> Result<Result<(), Problem>, String> {
-        let busy = self.world.state().busy;
-        let policy = *self.pick(if busy { BUSY } else { QUIET });
+    async fn protect(&mut self, api: &Api, policy: Option<&str>) -> Result<Result<(), Problem>, String> {
+        let policy = policy.unwrap_or_else(|| *self.pick(self.shape().policies));
         let uri = {
             let mut state = self.world.state();
             let uri = format!("postgres://backup@db{}/shop", state.sources.len());
@@ -159,13 +174,14 @@ impl Year {
                 self.world.state().plugin_faults = faults;
             }
             44..47 if self.world.state().has_service => {
-                let away_until = vaultferry_vault::clock::now() + hours(self.below(9) as i64);
+                // Its agent asks for it every minute.
+                let away = SignedDuration::from_mins(20 * self.below(9) as i64);
+                let away_until = vaultferry_vault::clock::now() + away;
                 let faults = 50 + self.below(400) as u32;
                 self.world.tell(format!(
                     "the backup service is away until {away_until}, then {faults} of 1000 messages are lost"
                 ));
-                let mut state = self.world.state();
-                (state.service.away_until, state.service.faults) = (Some(away_until), faults);
+                self.world.state().service.go_away(away_until, faults);
             }
             44..52 => {
                 let away_until = vaultferry_vault::clock::now() + hours(self.below(240) as i64);
@@ -195,7 +211,7 @@ impl Year {
         let all = self.catalog.instances().await.map_err(|error| error.to_string())?;
         let instance = self.pick(&all).clone();
         let name = instance.name.clone();
-        let most = if self.world.state().busy { 4 } else { 3 };
+        let most = self.shape().most;
         match self.below(25) {
             0..5 => self.back_up(api, &instance).await?,
             5..9 => self.link(api, &instance).await?,
@@ -224,7 +240,7 @@ impl Year {
                 self.back_up(api, &instance).await?;
             }
             19 if all.len() < most => {
-                self.protect(api).await?.ok();
+                self.protect(api, None).await?.ok();
             }
             20..22 => self.restore(api, &instance).await?,
             22.. => self.cancel(api, &instance).await?,
@@ -289,8 +305,7 @@ impl Year {
     /// Another policy is linked, the hourly one for some days only.
     async fn link(&mut self, api: &Api, instance: &Instance) -> Result<(), String> {
         // In most years by the week: a year's worth of jobs is not what finds faults.
-        let busy = self.world.state().busy;
-        let is_dense = busy || self.chance(150);
+        let is_dense = self.shape().dense || self.chance(150);
         let choice: Vec<&policies::Policy> =
             policies::ALL.iter().filter(|policy| is_dense || policy.hours > 24).collect();
         let policy = self.pick(&choice).name;

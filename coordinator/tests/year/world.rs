@@ -12,6 +12,7 @@ use vaultferry_vault::{Id, simulate};
 use super::dice::Dice;
 use super::process::Process;
 use super::service;
+use super::shape::Shape;
 use super::store::Weathered;
 
 /// The folder that the vault is configured as. It is on no disk.
@@ -58,8 +59,7 @@ pub struct World {
 #[derive(Debug)]
 pub struct State {
     pub dice: Dice,
-    /// A year of more sources, backed up more often.
-    pub busy: bool,
+    pub shape: Shape,
     pub weather: Weather,
     /// Of plugins, so many of a thousand are killed or stopped at one of their steps.
     pub plugin_faults: u32,
@@ -86,17 +86,18 @@ pub struct State {
 
 impl World {
     pub fn new(seed: u64, dir: &Path) -> Arc<Self> {
+        let shape = Shape::of(seed);
         let state = State {
             dice: Dice::new(seed),
-            busy: seed.is_multiple_of(5),
+            shape,
             weather: Weather::Calm,
             plugin_faults: 0,
             agent: Arc::default(),
             sources: BTreeMap::new(),
             made: HashMap::new(),
             restored: HashSet::new(),
-            has_service: seed % 2 == 1,
-            service: service::State::default(),
+            has_service: shape.service,
+            service: service::State::new(seed),
             broken: Vec::new(),
             given_up: Vec::new(),
             stores: BTreeMap::new(),

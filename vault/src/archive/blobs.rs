@@ -111,7 +111,7 @@ impl Piece {
                     None => opened,
                     Some(length) if length > MAX_BLOB => return Err(damaged("it is too large".to_owned())),
                     Some(length) => {
-                        zstd::bulk::decompress(&opened, length as usize).map_err(|error| damaged(error.to_string()))?
+                        blocking::decompress(&opened, length as usize).map_err(|error| damaged(error.to_string()))?
                     }
                 };
                 if Id::of(&plain) != *id {

@@ -31,10 +31,11 @@ pub(super) struct Roots {
     trees: Vec<(Id, Need)>,
 }
 
-/// Reads the snapshots that count at `now`. Points that a purge at `now` would purge do not.
+/// Reads the snapshots that count at `now`. Points that a purge at `now` would purge do not. `before`: see [`points::read_again`].
 pub(super) async fn roots(
     repository: &Repository,
     now: jiff::Timestamp,
+    before: Vec<PointState>,
     cancel: &CancellationToken,
 ) -> Result<(Roots, Vec<PointState>), Error> {
     let store = &**repository.store();
@@ -46,7 +47,7 @@ pub(super) async fn roots(
         }
     }
     drop(entries);
-    let states = points::read_all(store, cancel).await?;
+    let states = points::read_again(store, before, cancel).await?;
     let mut wanted: Vec<(Id, Need, Option<Bytes>)> = Vec::new();
     let mut seen = HashSet::new();
     for state in &states {
@@ -146,7 +147,7 @@ async fn read_tree(repository: &Repository, census: &Census, id: Id, meter: &Met
                     return Err(damaged("it is too large".to_owned()));
                 }
                 Some(raw_length) => {
-                    zstd::bulk::decompress(&opened, raw_length as usize).map_err(|error| damaged(error.to_string()))?
+                    blocking::decompress(&opened, raw_length as usize).map_err(|error| damaged(error.to_string()))?
                 }
             };
             if Id::of(&plain) != id {

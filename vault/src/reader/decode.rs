@@ -3,12 +3,10 @@
 //! Memory: the plain bytes of a range lie in one buffer, which comes back to the [`Pool`] when the last reader has dropped its piece, so
 //! that gigabytes pass through a few buffers instead of as many fresh pages.
 
-use std::cell::RefCell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
-use zstd::bulk::Decompressor;
 
 use super::ranges::{RAW_MAX, Range, Wanted, raw_length};
 use crate::blocking;
@@ -60,11 +58,6 @@ impl Drop for Pooled {
             idle.push(std::mem::take(&mut self.bytes));
         }
     }
-}
-
-thread_local! {
-    /// A decompressor keeps some hundred KiB of tables; the pool's threads keep theirs.
-    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 /// The sealed bytes of a range. A pack that is missing or too short is [`Error::Damaged`], one that is archived is
@@ -141,14 +134,9 @@ fn slice_of<'a>(sealed: &'a mut [u8], range: &Range, blob: &Wanted) -> &'a mut [
 fn decode_blob(key: &SealKey, sealed: &mut [u8], id: &Id, compressed: bool, output: &mut [u8]) -> Result<(), String> {
     let opened = key.open_in_place(sealed).map_err(|error| error.to_string())?;
     if compressed {
-        let length = DECOMPRESSOR
-            .with_borrow_mut(|slot| {
-                if slot.is_none() {
-                    *slot = Some(Decompressor::new()?);
-                }
-                slot.as_mut().expect("set just above").decompress_to_buffer(opened, output)
-            })
-            .map_err(|error| error.to_string())?;
+        let length =
+            blocking::with_decompressor(|decompressor| decompressor.decompress_to_buffer(opened, &mut *output))
+                .map_err(|error| error.to_string())?;
         if length != output.len() {
             return Err(format!("it has {length} bytes instead of {}", output.len()));
         }

@@ -43,6 +43,6 @@ impl Sqlite {
         let connection = schema::connect(Path::new(&path))
             .map_err(|error| Error::Database { path: path.clone(), detail: error.to_string() })?;
         let tasks = Tasks::Here(Here { connection: Mutex::new(connection), step });
-        Ok(Self { path, tasks, generation: Arc::default(), point_changes: Arc::default() })
+        Ok(Self::with(path, tasks))
     }
 }

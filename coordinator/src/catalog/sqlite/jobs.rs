@@ -123,13 +123,14 @@ pub(super) fn list_of(
     instance_id: &str,
     operations: &[&str],
     from: jiff::Timestamp,
+    limit: u32,
 ) -> Result<Vec<Job>, Failure> {
     let operations = operations.join("', '");
     let sql = format!(
         "select body from jobs where instance_id = ?1 and operation in ('{operations}') and create_time >= ?2
-         order by create_time desc, id desc"
+         order by create_time desc, id desc limit ?3"
     );
-    bodies(tx, &sql, params![instance_id, from.as_microsecond()])
+    bodies(tx, &sql, params![instance_id, from.as_microsecond(), limit])
 }
 
 /// Changes a job that has not ended; one that has is left as it is.

@@ -97,27 +97,37 @@ pub(super) fn page(
     bodies(tx, sql, params![instance_id, deleted, time, id, limit])
 }
 
+/// See [`crate::catalog::Catalog::all_points`].
+pub(super) fn all(tx: &Transaction<'_>, instance_id: &str) -> Result<Vec<Point>, Failure> {
+    let mut points: Vec<Point> = bodies(tx, "select body from points where instance_id = ?1", [instance_id])?;
+    // Backups of an instance run one after the other, and the ids of jobs grow with time.
+    points.sort_by(|a, b| (&a.job_id, a.time).cmp(&(&b.job_id, b.time)));
+    Ok(points)
+}
+
 pub(super) fn by_prefix(tx: &Transaction<'_>, instance_id: &str, prefix: &str) -> Result<Vec<Point>, Failure> {
     let sql = "select body from points where instance_id = ?1 and id >= ?2 and id < ?2 || 'g' order by id limit 2";
     bodies(tx, sql, params![instance_id, prefix])
 }
 
+/// True when that is new.
 pub(super) fn set_standing(
     tx: &Transaction<'_>,
     instance_id: &str,
     id: &Id,
     standing: Option<Standing>,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let key = params![instance_id, id.to_string()];
     let Some(standing) = standing else {
-        tx.execute("delete from points where instance_id = ?1 and id = ?2", key)?;
-        return Ok(());
+        let mut delete = tx.prepare_cached("delete from points where instance_id = ?1 and id = ?2")?;
+        return Ok(delete.execute(key)? > 0);
     };
     let sql = "select body from points where instance_id = ?1 and id = ?2";
-    let Some(mut point) = body::<Point>(tx, sql, key)? else { return Ok(()) };
-    if point.standing != standing {
+    let Some(mut point) = body::<Point>(tx, sql, key)? else { return Ok(false) };
+    let is_new = point.standing != standing;
+    if is_new {
         point.standing = standing;
         insert(tx, &point, true)?;
     }
-    Ok(())
+    Ok(is_new)
 }

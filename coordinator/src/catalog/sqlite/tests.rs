@@ -118,11 +118,14 @@ async fn jobs_of_an_instance_are_found_by_their_operations_without_the_others() 
     }
     let from = |second: i64| jiff::Timestamp::from_second(second).expect("a time");
     let ids = |jobs: Vec<Job>| jobs.into_iter().map(|job| job.id).collect::<Vec<_>>();
-    let prunes = catalog.jobs_of("i", &["prune", "tier"], from(2)).await.expect("jobs");
+    let prunes = catalog.jobs_of("i", &["prune", "tier"], from(2), 9).await.expect("jobs");
     assert_eq!(ids(prunes), [5, 2].map(|id| format!("{id:032x}")));
-    let both = catalog.jobs_of("i", &["prune", "backup"], jiff::Timestamp::MIN).await.expect("jobs");
-    assert_eq!(ids(both), [5, 4, 2, 1].map(|id| format!("{id:032x}")));
-    assert!(catalog.jobs_of("i", &["tier"], from(0)).await.expect("jobs").is_empty());
+    for limit in [3, 9] {
+        let both = catalog.jobs_of("i", &["prune", "backup"], jiff::Timestamp::MIN, limit).await.expect("jobs");
+        let newest = [5, 4, 2, 1].into_iter().take(limit as usize);
+        assert_eq!(ids(both), newest.map(|id| format!("{id:032x}")).collect::<Vec<_>>());
+    }
+    assert!(catalog.jobs_of("i", &["tier"], from(0), 9).await.expect("jobs").is_empty());
     // By the index, whatever else there is.
     let plan: String = catalog
         .run(|tx| {

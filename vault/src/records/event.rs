@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use super::{PointCreated, PointEvent, PointEventKind, PointStream};
+use super::{Capture, PointCreated, PointEvent, PointEventKind, PointStream};
 
 /// The names of [`PointEventKind`].
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -40,6 +40,7 @@ pub(super) struct AnyEvent {
     stored_bytes: Option<u64>,
     sealed_snapshot: Option<String>,
     prune_epoch: Option<u64>,
+    capture: Option<Capture>,
     note: Option<String>,
     purge_time: Option<jiff::Timestamp>,
 }
@@ -62,6 +63,7 @@ impl TryFrom<AnyEvent> for PointEvent {
                 stored_bytes: there("stored_bytes", read.stored_bytes)?,
                 sealed_snapshot: read.sealed_snapshot.unwrap_or_default(),
                 prune_epoch: read.prune_epoch.unwrap_or_default(),
+                capture: read.capture,
             }),
             Kind::Abandoned => PointEventKind::Abandoned,
             Kind::Proven => PointEventKind::Proven { job_id: there("job_id", read.job_id)? },
@@ -114,6 +116,17 @@ mod tests {
             stored_bytes: 5,
             sealed_snapshot: "c2VhbGVk".to_owned(),
             prune_epoch: 4,
+            capture: Some(Capture {
+                consistency: crate::records::Consistency::FileSystem,
+                reason: "frozen".to_owned(),
+                provider: "reflink".to_owned(),
+                synced_ms: 1,
+                freezing_ms: 2,
+                frozen_ms: 3,
+                read_bytes: 4,
+                base: "cd".repeat(32),
+                full_read_reason: String::new(),
+            }),
         };
         let early = PointCreated {
             slot: None,
@@ -121,6 +134,7 @@ mod tests {
             streams: Vec::new(),
             sealed_snapshot: String::new(),
             prune_epoch: 0,
+            capture: None,
             ..created.clone()
         };
         vec![

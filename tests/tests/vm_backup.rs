@@ -59,7 +59,7 @@ fn back_up(agent: &Agent) -> Job {
 
 fn restore(agent: &Agent, point: &str, to: &Path, more: &[&str]) -> vaultferry_tests::agent::Reply {
     let to = to.display().to_string();
-    agent.cli_json(&[&["restore", "disk", "machine", "--point", point, "--to", &to, "--wait"], more].concat())
+    agent.cli_json(&[&["restore", "disk", "machine", "--point", point, "--to", &to, "--wait"][..], more].concat())
 }
 
 /// Both files have the same bytes; the first place where they have not is told.
@@ -196,9 +196,14 @@ fn file_load(folder: PathBuf, seed: u64) -> Load {
     })
 }
 
+/// Where the provider keeps the clones of an image.
+fn clones_of(image: &Path) -> PathBuf {
+    image.with_file_name(".vaultferry-snapshots").join(image.file_name().expect("a name"))
+}
+
 /// The clone that the provider has kept of the backup by that job.
 fn clone_of(image: &Path, job: &Job) -> PathBuf {
-    let folder = image.parent().expect("a folder").join(".vaultferry-snapshots");
+    let folder = clones_of(image);
     let entries = fs::read_dir(&folder).expect("the folder of clones");
     let names: Vec<PathBuf> = entries.map(|entry| entry.expect("entry").path()).collect();
     let name = image_disk(image);
@@ -334,7 +339,7 @@ fn increments_under_load(kind: &str) {
         before = job.point_id().to_owned();
     }
     drop(load);
-    let clones = fs::read_dir(outer.path().join(".vaultferry-snapshots")).expect("a folder").count();
+    let clones = fs::read_dir(clones_of(&inner.image)).expect("a folder").count();
     assert!(clones <= 2, "{clones} clones: only those of the two newest points are kept");
     agent.export("machine").check();
 }
@@ -370,7 +375,7 @@ fn little_is_read_of_what_little_has_changed_and_all_of_it_when_the_clone_is_los
 
     // Nobody but the file system knows what has changed: without the clone everything is read, and that is said.
     agent.expect_log("the disks were read in full");
-    let clones = outer.path().join(".vaultferry-snapshots");
+    let clones = clones_of(&image);
     for entry in fs::read_dir(&clones).expect("a folder") {
         fs::remove_file(entry.expect("entry").path()).expect("removed");
     }

@@ -3,6 +3,7 @@
 //!
 //! `VAULTFERRY_FREEZE_INSTANTS` is how many instants each file system gets (10; 100 with `VAULTFERRY_TEST_ALL=1`); a run prints its seed, which
 //! `VAULTFERRY_FREEZE_SEED` repeats as far as instants can be repeated.
+#![cfg(target_os = "linux")]
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,6 +1,7 @@
 //! Snapshots of disks on real file systems: what they hold, what they say has changed, and what they leave.
 //!
 //! LVM is not here: the machines that run this have no device mapper. Its own tests have stand-ins for its programs.
+#![cfg(target_os = "linux")]
 
 use std::fs::{self, File, OpenOptions};
 use std::ops::Range;

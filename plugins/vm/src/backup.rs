@@ -99,6 +99,9 @@ async fn let_go(snapshot: Snapshot) {
     }
 }
 
+/// A disk of the point before, and what may differ from it.
+type Reused<'a> = (&'a BaseDisk, &'a [Range<u64>]);
+
 /// How a disk is read.
 struct Reading {
     pieces: Vec<Piece>,
@@ -202,11 +205,7 @@ impl Store<'_> {
     }
 
     /// What the point before has of each disk, and what may differ from it. The error is why everything is read, for people.
-    fn reuse<'b>(
-        &self,
-        base: &'b Base,
-        snapshot: &'b Snapshot,
-    ) -> Result<Vec<(&'b BaseDisk, &'b [Range<u64>])>, String> {
+    fn reuse<'b>(&self, base: &'b Base, snapshot: &'b Snapshot) -> Result<Vec<Reused<'b>>, String> {
         if !base.untracked.is_empty() {
             return Err(base.untracked.clone());
         }

@@ -28,9 +28,6 @@ use crate::scripts::{ScriptReport, Scripts};
 use crate::settings::{OnFreezeFailure, Settings};
 use crate::usage;
 
-/// A helper that gives no sign for so long is taken for dead.
-const STALL: Duration = Duration::from_secs(2);
-
 /// Why a point is as after a power cut though nothing went wrong.
 const NOBODY: &str = "nobody had the disks open for writing: they are as a machine that is off left them";
 
@@ -70,19 +67,25 @@ pub(crate) async fn catch(
         Some(folder) => Scripts::load(folder)?,
         None => None,
     };
-    let plan = plan(wanted.disks, wanted.provider, wanted.settings).await?;
+    let plan = match (plan(wanted.disks, wanted.provider, wanted.settings).await?, &scripts) {
+        (Plan::Freeze(_), Some(scripts)) if !scripts.freezes() => {
+            let reason = "the scripts' configuration wants no freeze (fsFreezeEnabled)";
+            Plan::Leave(Consistency::Crash, reason.to_owned())
+        }
+        (plan, _) => plan,
+    };
     if let Plan::CannotFreeze(problem) = &plan {
         allow_crash(wanted.settings, problem.message.clone(), &problem.fix)?;
     }
     reporter.phase("preparing the snapshot");
     let mut prepared = wanted.provider.prepare(wanted.job_id, wanted.disks, wanted.base, cancel).await?;
-    let (mut ran, mut warnings) = (None, Vec::new());
+    let (mut quiet, mut warnings) = (false, Vec::new());
     let before = async {
         let Some(scripts) = &scripts else { return Ok(()) };
         reporter.phase("running scripts before the snapshot");
         let report = scripts.pre(cancel).await?;
-        ran = Some(report.ran);
-        warnings.extend(told(report));
+        quiet = report.succeeded();
+        warnings.extend(told(&report));
         Ok::<(), Problem>(())
     };
     let taken = match before.await {
@@ -93,7 +96,7 @@ pub(crate) async fn catch(
     if let Some(scripts) = &scripts {
         reporter.phase("running scripts behind the snapshot");
         match scripts.post().await {
-            Ok(report) => warnings.extend(told(report)),
+            Ok(report) => warnings.extend(told(&report)),
             // The snapshot is as good as it is; what was stopped for it may stand still, which somebody has to look at.
             Err(problem) => warnings.push(warning(&problem, "a script behind the snapshot failed")),
         }
@@ -103,7 +106,7 @@ pub(crate) async fn catch(
     }
     let taken = taken?;
     let snapshot = prepared.open().await?;
-    match level(&plan, taken, ran.unwrap_or_default(), wanted.settings, wanted.provider.name()) {
+    match level(&plan, taken, quiet, wanted.settings, wanted.provider.name()) {
         Ok((capture, said)) => {
             if let Some(said) = said {
                 reporter.warn(said).await;
@@ -142,7 +145,8 @@ async fn take(
         return Ok(Taken::Running);
     };
     reporter.phase("freezing");
-    let request = FreezeRequest { mounts: mounts.clone(), deadline: settings.freeze_deadline(), stall: STALL };
+    let deadline = settings.freeze_deadline();
+    let request = FreezeRequest { mounts: mounts.clone(), deadline, stall: deadline };
     let frozen = match freeze::freeze(request, cancel).await {
         Ok(frozen) => frozen,
         Err(_) if cancel.is_cancelled() => return Err(cancelled()),
@@ -164,8 +168,11 @@ fn take_now(prepared: &mut Box<dyn Prepared>) -> Result<(), Problem> {
 }
 
 /// What a script's run tells the user.
-fn told(report: ScriptReport) -> Vec<Warning> {
-    report.warnings
+fn told(report: &ScriptReport) -> Vec<Warning> {
+    report
+        .warnings()
+        .map(|problem| warning(problem, "a script failed, and its configuration lets the backup go on"))
+        .collect()
 }
 
 fn warning(problem: &Problem, what: &str) -> Warning {

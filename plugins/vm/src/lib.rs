@@ -18,6 +18,7 @@
 
 pub mod machine;
 pub mod plan;
+pub mod registration;
 pub mod settings;
 pub mod uri;
 

@@ -144,7 +144,10 @@ mod tests {
         prop::collection::vec(one, 0..count)
     }
 
-    fn cases() -> impl Strategy<Value = (u64, u64, Vec<Range<u64>>, Vec<Range<u64>>, Vec<bool>)> {
+    /// Sizes of the disk and of the earlier image, what is allocated, what has changed, and which chunks are known.
+    type Case = (u64, u64, Vec<Range<u64>>, Vec<Range<u64>>, Vec<bool>);
+
+    fn cases() -> impl Strategy<Value = Case> {
         let sizes = (1..6 * CHUNK, prop_oneof![Just(0_i64), -(CHUNK as i64)..CHUNK as i64]);
         sizes.prop_flat_map(|(size, difference)| {
             let earlier = size.saturating_add_signed(difference).max(1);

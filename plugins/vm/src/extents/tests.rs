@@ -86,7 +86,7 @@ fn told(blocks: &[Block], join: bool) -> Vec<FiemapExtent> {
         let (physical, flags) = match *block {
             Block::Hole => continue,
             Block::Reserved => (900 * BLOCK + logical, UNWRITTEN),
-            Block::Plain(address) => (address * BLOCK, if address % 2 == 0 { SHARED } else { 0 }),
+            Block::Plain(address) => (address * BLOCK, if address.is_multiple_of(2) { SHARED } else { 0 }),
             Block::Odd(address, flags) => (address * BLOCK, flags),
         };
         let next = FiemapExtent { logical, physical, length: BLOCK, flags };

@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use super::mounts::{Machine, Mount};
 
+/// A file, and the device number of the file system where it lies.
+pub(super) type Placed = (PathBuf, (u32, u32));
+
 /// The files that the file system's bytes come from, each with the device number of the file system where it lies; theirs too, when those
 /// stand on files themselves. An error when one of them cannot be found out: a file that was deleted, or lies out of this process's sight.
-pub(super) fn files_below(
-    mount: &Mount,
-    table: &[Mount],
-    machine: &dyn Machine,
-) -> Result<Vec<(PathBuf, (u32, u32))>, String> {
+pub(super) fn files_below(mount: &Mount, table: &[Mount], machine: &dyn Machine) -> Result<Vec<Placed>, String> {
     let mut found = Vec::new();
     let mut seen = BTreeSet::from([mount.device]);
     let mut open = vec![mount.clone()];

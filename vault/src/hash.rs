@@ -1,4 +1,4 @@
-//! SHA-256 of what lies in memory, two pieces at once where the processor can.
+//! SHA-256 of pieces that lie in memory, two at once where the processor can.
 //!
 //! A processor's SHA-256 instructions wait for each other within one message. Two messages side by side in one thread wait together, and take
 //! hardly longer than one (`docs/decisions/0052-two-chunks-are-hashed-at-once.md`).
@@ -13,13 +13,6 @@ use crate::id::Id;
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
-
-/// The ids of two pieces. The time saved is that of the shorter one.
-pub(crate) fn pair(a: &[u8], b: &[u8]) -> [Id; 2] {
-    let mut ids = [Id::from_bytes([0; 32]); 2];
-    hash(&[a, b], |number, id| ids[number] = id);
-    ids
-}
 
 /// The ids of the pieces, in their order. Two of them are on their way at any time, the longest first, so that little is left to be hashed
 /// alone.
@@ -52,6 +45,10 @@ mod tests {
 
     fn random(random: &mut rand::rngs::StdRng, length: usize) -> Vec<u8> {
         (0..length).map(|_| random.random()).collect()
+    }
+
+    fn pair(a: &[u8], b: &[u8]) -> [Id; 2] {
+        each(&[a, b]).try_into().expect("two")
     }
 
     /// The library's, which [`pair`] must equal.

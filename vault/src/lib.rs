@@ -13,6 +13,7 @@ pub mod clock;
 pub mod commit;
 mod error;
 pub mod fuzz;
+mod hash;
 pub mod holds;
 mod id;
 pub mod immutability;

@@ -7,7 +7,9 @@ use futures::StreamExt as _;
 
 use crate::blocking;
 use crate::error::Error;
+use crate::hash;
 use crate::id::Id;
+use crate::repository::crypto::SealKey;
 use crate::repository::index::{Index, Place};
 use crate::repository::pack::{BlobKind, SealedBlob};
 use crate::repository::tree::Tree;
@@ -100,29 +102,40 @@ impl Piece {
         let bytes = repository.pack_range(&self.pack, range).await?;
         let key = Arc::clone(repository.key());
         blocking::run(move || {
+            let damaged = |id: &Id, detail: String| Error::damaged(&what, format!("blob {id}: {detail}"));
             let mut kept = Vec::with_capacity(self.blobs.len());
-            for (id, place) in &self.blobs {
-                let damaged = |detail: String| Error::damaged(&what, format!("blob {id}: {detail}"));
-                let at = (place.offset - self.start) as usize;
-                let sealed = bytes.get(at..at + place.length as usize);
-                let sealed = sealed.ok_or_else(|| damaged("it is cut off".to_owned()))?.to_vec();
-                let opened = key.open(&sealed).map_err(|error| damaged(error.to_string()))?;
-                let plain = match place.raw_length() {
-                    None => opened,
-                    Some(length) if length > MAX_BLOB => return Err(damaged("it is too large".to_owned())),
-                    Some(length) => {
-                        blocking::decompress(&opened, length as usize).map_err(|error| damaged(error.to_string()))?
-                    }
-                };
-                if Id::of(&plain) != *id {
-                    return Err(damaged("its bytes are not those that its id stands for".to_owned()));
+            // Two plaintexts in memory at a time: they are hashed side by side.
+            for blobs in self.blobs.chunks(2) {
+                let mut opened = Vec::with_capacity(2);
+                for (id, place) in blobs {
+                    let at = (place.offset - self.start) as usize;
+                    let sealed = bytes.get(at..at + place.length as usize);
+                    let sealed = sealed.ok_or_else(|| damaged(id, "it is cut off".to_owned()))?.to_vec();
+                    let plain = open(&key, &sealed, place).map_err(|detail| damaged(id, detail))?;
+                    let blob = SealedBlob { id: *id, kind: self.kind, sealed, raw_length: place.raw_length() };
+                    opened.push((blob, plain));
                 }
-                let blob = SealedBlob { id: *id, kind: self.kind, sealed, raw_length: place.raw_length() };
-                kept.push(keep(blob, plain));
+                let plain: Vec<&[u8]> = opened.iter().map(|(_, plain)| &plain[..]).collect();
+                for ((id, _), hash) in blobs.iter().zip(hash::each(&plain)) {
+                    if hash != *id {
+                        return Err(damaged(id, "its bytes are not those that its id stands for".to_owned()));
+                    }
+                }
+                kept.extend(opened.into_iter().map(|(blob, plain)| keep(blob, plain)));
             }
             Ok(kept)
         })
         .await
+    }
+}
+
+/// The blob's plaintext, not hashed. The error is what is wrong with it.
+fn open(key: &SealKey, sealed: &[u8], place: &Place) -> Result<Vec<u8>, String> {
+    let opened = key.open(sealed).map_err(|error| error.to_string())?;
+    match place.raw_length() {
+        None => Ok(opened),
+        Some(length) if length > MAX_BLOB => Err("it is too large".to_owned()),
+        Some(length) => blocking::decompress(&opened, length as usize).map_err(|error| error.to_string()),
     }
 }
 

@@ -1,11 +1,11 @@
 //! SHA-256 of pieces that lie in memory, two at once where the processor can.
 //!
-//! A processor's SHA-256 instructions wait for each other within one message. Two messages side by side in one thread wait together, and take
-//! hardly longer than one (`docs/decisions/0052-two-chunks-are-hashed-at-once.md`).
+//! A processor's SHA-256 instructions wait for each other within one message; a second message, side by side with it in one thread, is hashed
+//! in that time. Together they take two thirds of their time (`docs/decisions/0052-two-chunks-are-hashed-at-once.md`).
 //!
 //! Invariants:
 //! - The hashes are those of [`Id::of`], on every processor.
-//! - Which processor it is decides about the time only.
+//! - Which processor it is decides about the time only. ARM's and older ones hash one after the other.
 
 use std::cmp::Reverse;
 
@@ -27,7 +27,7 @@ pub(crate) fn each(pieces: &[&[u8]]) -> Vec<Id> {
 
 /// Hands out the id of each piece with its number, in no order.
 fn hash(pieces: &[&[u8]], mut done: impl FnMut(usize, Id)) {
-    // One alone is the library's: its code for one is a little quicker.
+    // One alone is the library's, whose code for one is a little quicker.
     #[cfg(target_arch = "x86_64")]
     if pieces.len() > 1 && x86_64::each(pieces, |number, hash| done(number, Id::from_bytes(hash))) {
         return;

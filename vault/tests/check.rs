@@ -11,7 +11,7 @@ use vaultferry_vault::reader::PointReader;
 use vaultferry_vault::records::{self, InstanceRecord, PasswordRecord, PruneMark, SourceLogin};
 use vaultferry_vault::repository::{FileKind, PACKS, Repository};
 use vaultferry_vault::store::{Key, Store as _, Tier, memory::Memory};
-use vaultferry_vault::{Error, Id};
+use vaultferry_vault::{Error, Id, points, prune};
 
 #[path = "support/filled.rs"]
 mod filled;
@@ -91,6 +91,30 @@ async fn a_good_vault_has_no_findings_at_any_depth() {
     let read = keys(&store, PACKS).await.len() + keys(&store, FileKind::Index.prefix()).await.len() + 2;
     assert_eq!(report.files_read, read as u64);
     assert!(report.bytes_read > 20 << 20 && report.blobs_read > 10, "{report:?}");
+}
+
+/// A prune takes what it marks out of the indexes at once, and deletes it when it was marked twice.
+#[tokio::test]
+async fn packs_that_wait_for_their_deletion_need_no_index() {
+    let (store, repository) = instance().await;
+    let point = back_up(&repository, "1", &[("s", &random(4, 6 << 20))]).await;
+    let cancel = CancellationToken::new();
+    let purge_time = jiff::Timestamp::from_second(1).expect("a time");
+    points::soft_delete(repository.store(), &point, purge_time, &cancel).await.expect("deleted");
+    let run = async || {
+        let pruned = prune::run(&repository, &prune::Options::default(), &Meter::default(), &cancel).await;
+        pruned.expect("pruned");
+        (keys(&store, PACKS).await.len(), keys(&store, FileKind::Index.prefix()).await.len())
+    };
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let (packs, indexes) = run().await;
+        seen.push((packs > 0, indexes > 0));
+        assert_eq!(keyless(&store, Depth::Structure).await.findings, [], "{packs} packs, {indexes} indexes");
+        assert_eq!(full(&store, Depth::Structure).await.findings, [], "{packs} packs, {indexes} indexes");
+    }
+    assert!(seen.contains(&(true, false)), "packs without an index were looked at: {seen:?}");
+    assert_eq!(seen.last(), Some(&(false, false)));
 }
 
 #[tokio::test]

@@ -13,6 +13,8 @@ use crate::job::source;
 
 /// Older backups say little of what the next one takes. A monthly one is within it.
 const FORMER: jiff::SignedDuration = jiff::SignedDuration::from_hours(35 * 24);
+/// So many of its last backups are looked at: an instance of which all these failed is told of by that.
+const FORMER_JOBS: u32 = 64;
 
 impl Api {
     /// The plugin's word on a source that must be ready: its identity and a name for it. Its first blocking finding is the problem.
@@ -53,7 +55,7 @@ impl Api {
         instance: &Instance,
     ) -> Result<Option<plugin_wire::FormerBackup>, Problem> {
         let from = vaultferry_vault::clock::now() - FORMER;
-        let jobs = self.catalog.jobs_of(&instance.id, &["backup"], from).await?;
+        let jobs = self.catalog.jobs_of(&instance.id, &["backup"], from, FORMER_JOBS).await?;
         Ok(jobs.iter().find_map(former))
     }
 }

@@ -8,7 +8,7 @@ use vaultferry_proto::plugin::v1::restore_event::Event;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::location::{Access, Location};
 use vaultferry_vault::store::azure::sas::Role;
-use vaultferry_vault::{Id, archive, commit};
+use vaultferry_vault::{Id, archive, commit, points};
 
 use super::queue::{Need, Turn};
 use super::session::{self, Reporter};
@@ -139,7 +139,25 @@ pub(super) async fn run(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> R
     }
     match result {
         Ok(outcome) => Ok(End::Done(outcome)),
-        Err(problem) => after_failure(jobs, job, problem).await,
+        Err(problem) => after_failure(jobs, job, deleted_meanwhile(&jobs.shared, job, problem, cancel).await).await,
+    }
+}
+
+/// A restore that waits for its point, or reads it, does not keep it from being deleted. What it then misses is no damage.
+async fn deleted_meanwhile(shared: &Shared, job: &Job, problem: Problem, cancel: &CancellationToken) -> Problem {
+    if problem.reason != Reason::RepositoryDamaged {
+        return problem;
+    }
+    let (Some(id), Ok(store)) = (job.work.point_id(), shared.vault.open_instance(&job.instance_id)) else {
+        return problem;
+    };
+    match points::read(&*store, &id, cancel).await {
+        Ok(state) if state.soft_deleted.is_some() || state.purged => {
+            let message = format!("the point {id} was deleted while it was restored: {}", problem.message);
+            let fix = "Bring the point back with point undelete as long as that is possible, and restore it again; or restore another one.";
+            Problem::new(Reason::PointNotFound, message).with_fix(fix)
+        }
+        Ok(_) | Err(_) => problem,
     }
 }
 

@@ -57,7 +57,7 @@ enum LastPrune {
 async fn last_prune(jobs: &Jobs, instance: &Instance) -> Result<LastPrune, Problem> {
     let now = vaultferry_vault::clock::now();
     let from = now.checked_sub(PRUNES_SINCE).unwrap_or(Timestamp::MIN);
-    let all = jobs.shared().catalog.jobs_of(&instance.id, &["prune"], from).await?;
+    let all = jobs.shared().catalog.jobs_of(&instance.id, &["prune"], from, u32::MAX).await?;
     let is_prune = |work: &Work| matches!(work, Work::Prune { dry_run: false });
     let last = all.into_iter().find(|job| is_prune(&job.work));
     let Some(job) = last else { return Ok(LastPrune::Due) };

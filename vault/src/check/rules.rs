@@ -234,7 +234,9 @@ fn check_parts(state: &State, findings: &mut Vec<Finding>) {
         if !used && !files.base.is_empty() {
             continue;
         }
-        let holds_listed = files.listed.keys().any(|id| files.packs.contains_key(id));
+        // A prune takes what it marks out of the indexes, and deletes it later.
+        let is_in_use = |id: &Id| files.packs.contains_key(id) && !state.marked.contains(id);
+        let holds_listed = files.listed.keys().any(is_in_use);
         let parts = [
             (files.config, "repo/config", "every repository has it"),
             (!files.key_files.is_empty(), "repo/keys/", "no key file is there, so nothing can be opened"),

@@ -61,6 +61,9 @@ fn every_reason_is_sorted_in() {
         "UserErrorServerConnectionClosed",
         "DumpFailed",
         "ConsistencyNotReached",
+        "SnapshotFailed",
+        "SourceInUse",
+        "SourceChanged",
         "AzureUnavailable",
     ];
     assert_eq!(mendable, expected);

@@ -93,7 +93,8 @@ async fn find_patiently(
             return Err(Problem::new(Reason::AzureNotFound, message));
         }
     }
-    let (mut asked, count) = (Vec::new(), AtomicUsize::new(0));
+    let count = AtomicUsize::new(0);
+    let mut asked = Vec::new();
     // Accounts for files only have no containers.
     for known in accounts.into_iter().filter(|known| known.kind != "FileStorage") {
         let (client, count) = (&client, &count);

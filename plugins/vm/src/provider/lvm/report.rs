@@ -100,7 +100,7 @@ mod tests {
       "report": [
           {
               "lv": [
-                  {"vg_name":"vg", "lv_name":"data", "lv_attr":"owi-aos---", "lv_size":"104857600", "vg_free":"146800640", "origin":"", "pool_lv":"", "lv_tags":"", "data_percent":"", "lv_kernel_major":"253", "lv_kernel_minor":"0"},
+                  {"vg_name":"vg", "lv_name":"data", "lv_attr":"owi-a-s---", "lv_size":"104857600", "vg_free":"146800640", "origin":"", "pool_lv":"", "lv_tags":"", "data_percent":"", "lv_kernel_major":"253", "lv_kernel_minor":"0"},
                   {"vg_name":"vg", "lv_name":"vaultferry_0a_data", "lv_attr":"sri-I-s---", "lv_size":"4194304", "vg_free":"146800640", "origin":"data", "pool_lv":"", "lv_tags":"nightly,vaultferry", "data_percent":"100.00", "lv_kernel_major":"253", "lv_kernel_minor":"4"},
                   {"vg_name":"vg", "lv_name":"thin", "lv_attr":"Vwi-aotz--", "lv_size":"52428800", "vg_free":"146800640", "origin":"", "pool_lv":"pool", "lv_tags":"", "data_percent":"0.00", "lv_kernel_major":"253", "lv_kernel_minor":"7"}
               ]

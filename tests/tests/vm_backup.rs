@@ -418,6 +418,25 @@ fn what_cannot_be_frozen_fails_unless_it_is_allowed_and_then_it_is_said() {
 }
 
 #[test]
+fn two_disks_that_are_written_and_not_frozen_are_no_point() {
+    let Some(outer) = LoopFs::new("xfs", 600) else { return };
+    let images = [outer.path().join("disk0.raw"), outer.path().join("disk1.raw")];
+    for (seed, image) in images.iter().enumerate() {
+        sparse_image(image, 32 * MIB, seed as u64);
+    }
+    // Points as after a power cut are allowed, and two clones are less than that.
+    let agent = machine("provider = \"reflink\"\non_freeze_failure = \"crash-consistent\"", &images);
+    let guest = File::options().write(true).open(&images[1]).expect("opened");
+    let refused = agent.cli_json(&["backup", "machine", "--wait"]);
+    refused.assert_failed("ConsistencyNotReached");
+    assert!(agent.points("machine").is_empty());
+    drop(guest);
+    // Nobody writes: one after the other is one instant.
+    let job = agent.backup("machine");
+    assert_eq!(point(&agent, job.point_id())["capture"]["consistency"], "crash");
+}
+
+#[test]
 fn two_disks_are_of_one_instant() {
     let Some(outer) = LoopFs::new("xfs", 900) else { return };
     let mount = |number: u64| {

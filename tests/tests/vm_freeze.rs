@@ -132,11 +132,14 @@ fn instant(
     } else {
         random.random_range(Duration::ZERO..2 * HOLD)
     };
+    let begun = Instant::now();
     std::thread::sleep(delay);
     let family = process::tree(hold.pid);
     let choice = random.random_range(0..2_usize);
     // A caller that has ended by itself is not there; its number is still its own.
     let has_struck = !family.is_empty() && blow.strike(&hold, choice);
+    // On a busy machine it is later than was meant.
+    let struck_after = begun.elapsed();
     let what =
         format!("{blow:?} {} ms after {}", delay.as_millis(), if seen_frozen { "the freeze" } else { "the start" });
 
@@ -173,7 +176,7 @@ fn instant(
     tally.longest = tally.longest.max(longest);
     let ended = hold.end();
     // The blow needs a moment, and so does whoever sees it.
-    if seen_frozen && has_struck && blow.breaks_it() && delay + Duration::from_millis(150) < HOLD {
+    if seen_frozen && has_struck && blow.breaks_it() && struck_after + Duration::from_millis(150) < HOLD {
         assert_ne!(ended.code, 0, "{what}: the freeze was not held, and that was not said: {ended:?}");
     }
     if ended.code == 0 {

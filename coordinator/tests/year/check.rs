@@ -44,6 +44,9 @@ use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Status, Work};
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a rebuild makes of points is compared every week; so many weeks are from one rebuild of a whole catalog to the next.
 const REBUILD_EVERY: u64 = 4;
+/// From one look whether something is still going on to the next: most of it ends soon, and what takes hours is not asked about hundreds of
+/// times. No divisor of an hour, lest each look falls on a backup of an hourly schedule.
+const PAUSES: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(1000)];
 /// No job takes as long when nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A failed job with one of these reasons is a fault of the program.
@@ -183,6 +186,7 @@ impl Year {
 
     async fn settle(&self) -> Result<(), String> {
         let begun = tokio::time::Instant::now();
+        let [mut pause, longest] = PAUSES;
         loop {
             let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
             let instances = self.catalog.instances().await.map_err(text)?;
@@ -200,7 +204,8 @@ impl Year {
                     unfinished.first()
                 ));
             }
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(longest);
         }
     }
 

@@ -3,6 +3,7 @@
 # ends it. InnoDB alone would recover without it; with it tables of every engine, and the position of the binary log, are of one instant.
 #
 # The lock cannot outlive a backup that is lost: the session sleeps for HOLD seconds and ends by itself.
+# "local" keeps "flush engine logs" out of the binary log: on a replica it would be a transaction that the source has not.
 # While FLUSH waits for a long query, every other query waits behind it: so it waits for WAIT seconds only, and then the script fails.
 #
 # Parameters: WAIT (default 10) and HOLD (default 300), in seconds.
@@ -28,7 +29,7 @@ if [ -f "$login" ]; then set -- "--defaults-extra-file=$login"; fi
 setsid mysql "$@" --batch --skip-column-names --unbuffered >"$state/out" 2>"$state/err" <<SQL &
 set session lock_wait_timeout = $wait;
 flush tables with read lock;
-flush engine logs;
+flush local engine logs;
 select concat('locked ', connection_id());
 select sleep($hold);
 unlock tables;

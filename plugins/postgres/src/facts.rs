@@ -10,7 +10,8 @@
 //! Invariants:
 //! - Every field that came after the first version is optional: a point of any age is readable.
 //! - Only what a user who may connect can ask; what the server does not tell is left out, and keeps nobody from a backup.
-//! - It fits into [`SIZE_MAX`]: the tables of a schema that is too large for that are left out, and a warning says so.
+//! - It fits into [`SIZE_MAX`]: the tables of a schema that is too large for that are left out, and a warning says so; at last
+//!   [`Facts::itself`] is left out too, which a restore tells.
 
 use std::collections::BTreeMap;
 
@@ -286,7 +287,12 @@ impl Facts {
         small
             .warnings
             .push(format!("the rows of {} tables were counted, and too many to be kept here", self.tables.len()));
-        serde_json::to_vec_pretty(&small).map_err(internal)
+        let json = Some(serde_json::to_vec_pretty(&small).map_err(internal)?).filter(fits);
+        if let Some(json) = json {
+            return Ok(json);
+        }
+        // A comment may have a GB. Without it the point does not tell what the database's own is, and its restores say so.
+        serde_json::to_vec_pretty(&Self { itself: None, ..small }).map_err(internal)
     }
 
     /// Reads the stream's bytes.
@@ -394,7 +400,7 @@ mod tests {
         assert_eq!(Facts::from_json(later.as_bytes()).unwrap().itself, Some(Itself::default()));
     }
 
-    /// What the size costs first is the layout, then the tables; never more than that, and never the point.
+    /// What the size costs first is the layout, then the tables, then what is the database's own; never more than that, and never the point.
     #[test]
     fn too_many_tables_are_left_out_and_told() {
         let mut facts = facts();
@@ -410,6 +416,10 @@ mod tests {
         let read = Facts::from_json(&json).unwrap();
         assert_eq!((read.tables.len(), read.large_objects), (0, facts.large_objects));
         assert!(read.warnings[1].contains("1000 tables"), "{:?}", read.warnings);
+        assert_eq!(read.itself, facts.itself);
+        facts.itself = Some(Itself { comment: Some("c".repeat(100_000)), ..Itself::default() });
+        let read = Facts::from_json(&facts.to_json_within(50_000).unwrap()).unwrap();
+        assert_eq!((read.itself, read.roles), (None, facts.roles));
     }
 
     #[test]

@@ -260,8 +260,9 @@ impl Prepared {
             warn_all(reporter, made).await;
         }
         if !self.partial && !target.no_owner {
-            let (name, owner) = (&target.database, &self.facts.owner);
-            let warnings = itself::give_owner(&self.session, &self.temporary, name, owner, cancel).await?;
+            let (names, owner) = ((self.temporary.as_str(), target.database.as_str()), &self.facts.owner);
+            let made = target.globals && self.missing_roles.contains(owner);
+            let warnings = itself::give_owner(&self.session, names, owner, made, cancel).await?;
             warn_all(reporter, warnings).await;
         }
         let hooks = self.hooks();

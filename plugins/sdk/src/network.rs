@@ -7,8 +7,8 @@
 //! Invariants:
 //! - Nothing is sent but a question without a credential; a proxy's login goes to the proxy alone. No secret is in what is told.
 //! - The way is the product's own ([`Network`]): the same proxy, the same exceptions, the same authorities.
-//! - Every stage has a time limit, so the whole has one. It runs in a thread of its own, since name resolution cannot be cancelled; when nobody
-//!   waits any more, that thread ends at its next limit.
+//! - Every stage has a time limit, and all answers of a connection together have one, so the whole has one. It runs in a thread of its own, since
+//!   name resolution cannot be cancelled; when nobody waits any more, that thread ends at its next limit.
 //!
 //! It lies here and not in a plugin because the vault is Azure's for all of them. What it does not do: log in. A refusal of the credential is an answer
 //! of the vault, and has a reason of its own.
@@ -184,13 +184,25 @@ impl Diagnosis {
         match self.failure.as_ref()?.missing {
             Missing::Nothing => None,
             Missing::ToVault => Some(rule::to_vault(place)),
-            Missing::OfProxy => Some(rule::of_proxy(place, None)),
+            Missing::OfProxy => {
+                let source = self.proxy.as_ref().map(|(proxy, _)| source(proxy));
+                Some(rule::of_proxy(place, source.as_deref()))
+            }
         }
     }
 }
 
+/// The proxy's address with its length, as a rule has it; of a name, which a rule cannot have, a place to fill in.
+fn source(proxy: &str) -> String {
+    match Url::parse(proxy).ok().as_ref().and_then(Url::host) {
+        Some(url::Host::Ipv4(address)) => format!("{address}/32"),
+        Some(url::Host::Ipv6(address)) => format!("{address}/128"),
+        Some(url::Host::Domain(_)) | None => "PROXY-ADDRESS".to_owned(),
+    }
+}
+
 /// A job's problem, told as exactly as it can be: when the store did not answer, the way to it is gone, and what stands in the way takes the
-/// problem's place. Every other problem, and one for which nothing is found, is given back as it was. Takes a minute at most.
+/// problem's place. Every other problem, and one for which nothing is found, is given back as it was. Takes two minutes at most.
 pub async fn explain(problem: Problem, access: &Access, place: &Place, cancel: &CancellationToken) -> Problem {
     if problem.reason != Reason::VaultUnavailable {
         return problem;

@@ -20,7 +20,11 @@ pub fn yield_to_others() {
     #[cfg(target_os = "linux")]
     {
         linux::lower_all(NICENESS);
-        linux::lower_session(NICENESS);
+        // Beside the work, as it may have to wait. Where no thread can be made there is none to wait for.
+        let lower = || linux::lower_session(NICENESS);
+        if let Err(error) = std::thread::Builder::new().name("priority".to_owned()).spawn(lower) {
+            tracing::debug!(%error, "the session keeps its priority");
+        }
     }
 }
 
@@ -43,6 +47,11 @@ mod linux {
         }
     }
 
+    /// Linux lets users who are not root set the niceness of one session in a tenth of a second, of all sessions together, and refuses the
+    /// others (EAGAIN): of backups that a schedule begins at the same moment, all but one. So many tries, and so long between two.
+    const SESSION_TRIES: u32 = 200;
+    const SESSION_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
     /// Where a process reads and sets the niceness of its session.
     pub(super) const SESSION: &str = "/proc/self/autogroup";
 
@@ -50,8 +59,17 @@ mod linux {
     pub(super) fn lower_session(niceness: i32) {
         let leads = nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::Pid::this());
         let Some(now) = session_niceness().filter(|now| leads && *now < niceness) else { return };
-        if let Err(error) = std::fs::write(SESSION, niceness.to_string()) {
-            tracing::debug!(now, %error, "the session keeps its priority");
+        for tries_left in (0..SESSION_TRIES).rev() {
+            match std::fs::write(SESSION, niceness.to_string()) {
+                Ok(()) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && tries_left > 0 => {
+                    std::thread::sleep(SESSION_PAUSE);
+                }
+                Err(error) => {
+                    tracing::debug!(now, %error, "the session keeps its priority");
+                    return;
+                }
+            }
         }
     }
 

@@ -199,7 +199,8 @@ impl Store<'_> {
             0 => Ok(Ok(0)),
             percent => {
                 self.reporter.phase("comparing a sample");
-                sample::compare(snapshot, readings, percent, &self.job.job_id, cancel).await
+                let throttle = self.throttle();
+                sample::compare(snapshot, readings, percent, &self.job.job_id, throttle.as_ref(), cancel).await
             }
         }
     }
@@ -222,6 +223,10 @@ impl Store<'_> {
         snapshot.disks.iter().map(one).collect()
     }
 
+    fn throttle(&self) -> Option<Arc<Throttle>> {
+        self.settings.read_limit_bytes_per_s.map(|limit| Arc::new(Throttle::new(limit)))
+    }
+
     fn path_of(&self, name: &str) -> PathBuf {
         self.disks.iter().find(|disk| disk.name == name).map(|disk| disk.path.clone()).unwrap_or_default()
     }
@@ -240,7 +245,7 @@ impl Store<'_> {
         // Holes pass as if they were read, and at no cost.
         self.reporter.expect_bytes(snapshot.disks.iter().zip(&figures).map(|(disk, (_, same))| disk.size - same).sum());
         self.reporter.phase("reading");
-        let throttle = self.settings.read_limit_bytes_per_s.map(|limit| Arc::new(Throttle::new(limit)));
+        let throttle = self.throttle();
         let mut machine_disks = Vec::new();
         for ((disk, reading), (read_bytes, same_bytes)) in snapshot.disks.iter().zip(readings).zip(figures) {
             let path = self.path_of(&disk.name);

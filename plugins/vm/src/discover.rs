@@ -88,7 +88,12 @@ fn devices() -> io::Result<Vec<(PathBuf, u64)>> {
         let name = folder.file_name().map(|name| name.to_string_lossy().replace('!', "/")).unwrap_or_default();
         let is_made_up = ["ram", "zram", "sr", "fd", "nbd"].iter().any(|kind| name.starts_with(kind));
         if size > 0 && !is_made_up {
-            found.push((Path::new(DEVICES).join(name), size));
+            // The device mapper's numbers (dm-0) are others after the next start; its names stay.
+            let path = match read("dm/name").trim() {
+                "" => Path::new(DEVICES).join(name),
+                mapped => Path::new(DEVICES).join("mapper").join(mapped),
+            };
+            found.push((path, size));
         }
     }
     Ok(found)

@@ -78,12 +78,20 @@ pub fn fiemap(file: &File) -> io::Result<Vec<FiemapExtent>> {
 }
 
 /// Where the first `size` bytes of a file may be other than zeros, by `SEEK_DATA` and `SEEK_HOLE`; all of it where the file system
-/// knows no holes. The file must not change meanwhile. Its position is moved, and is at the beginning afterwards.
+/// knows no holes, and of a device. The file must not change meanwhile. Its position is moved, and is at the beginning afterwards.
 pub fn allocated(file: &File, size: u64) -> io::Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut position = 0;
     while position < size {
-        let Some(data) = seek(file, position, Whence::SeekData)? else { break };
+        let data = match seek(file, position, Whence::SeekData) {
+            // Devices, and some file systems, refuse the question itself.
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+                push(&mut found, position..size);
+                break;
+            }
+            data => data?,
+        };
+        let Some(data) = data else { break };
         // The end of the file is a hole.
         let hole = seek(file, data, Whence::SeekHole)?.unwrap_or(size).min(size);
         if data >= size {

@@ -48,6 +48,9 @@ use mounts::{Mount, ThisMachine};
 /// [`thaw_leftovers`] waits so long for processes that were killed a moment ago.
 const LEFTOVERS_PATIENCE: Duration = Duration::from_secs(1);
 
+/// What is still there then is looked after so long by a thread: the kernel's freezing call keeps a killed process until it has frozen.
+const LEFTOVERS_LATER: Duration = Duration::from_secs(900);
+
 /// What to freeze, and for how long at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FreezeRequest {
@@ -151,16 +154,32 @@ async fn freeze_in(state_dir: &Path, request: FreezeRequest, cancel: &Cancellati
 }
 
 /// Thaws what processes that are dead by now left frozen, and says where; nothing to thaw is no error. For the start of whoever freezes, and for
-/// a service's end. Blocks for a second at most while another freeze goes on, which it leaves alone. An error names what could not be
-/// thawed; all else was.
+/// a service's end. Blocks for a second at most while another freeze goes on, which it leaves alone; a thread then sees to it that what its
+/// processes may leave is thawed, and logs that, as long as this process lives, for a quarter of an hour. An error names what could not
+/// be thawed; all else was.
 pub fn thaw_leftovers() -> Result<Vec<PathBuf>, Problem> {
     let leftovers = record::thaw_all(Path::new(record::DIR), LEFTOVERS_PATIENCE);
+    if leftovers.running > 0 {
+        // Without the thread the next start does it.
+        let _ = std::thread::Builder::new().name("freeze-leftovers".into()).spawn(thaw_later);
+    }
     if leftovers.faults.is_empty() {
         return Ok(leftovers.thawed);
     }
     let message = format!("what an earlier freeze left cannot be looked after: {}", leftovers.faults.join("; "));
     Err(Problem::new(Reason::FreezeFailed, message)
         .with_fix("Thaw by hand what is frozen (fsfreeze --unfreeze MOUNT), then remove the named file in /run/vaultferry/frozen."))
+}
+
+/// For those that die only when the kernel has frozen: nobody else is left who would see it.
+fn thaw_later() {
+    let leftovers = record::thaw_all(Path::new(record::DIR), LEFTOVERS_LATER);
+    for mount in leftovers.thawed {
+        tracing::warn!(mount = %mount.display(), "thawed: it was frozen for a snapshot whose processes were all killed");
+    }
+    for fault in leftovers.faults {
+        tracing::error!(%fault, "what an earlier freeze left cannot be looked after");
+    }
 }
 
 /// `vaultferry plugin vm-freeze …`, with what comes after those words (command.rs has a list). Must be called while the process has one

@@ -8,7 +8,8 @@
 //! Invariants:
 //! - Between the freeze and the thaw nothing is logged, told or asked here, and nothing but the snapshot is made.
 //! - The thaw and the post scripts follow whatever came before; a cancellation is heard before the freeze and behind the post scripts.
-//! - A level of consistency is claimed only when every step towards it was seen to succeed.
+//! - A level of consistency is claimed only when every step towards it was seen to succeed, for every disk.
+//! - Disks that are caught one after the other are of one instant only while nobody writes to them: otherwise there is no point of them.
 //!
 //! A kill in the middle: guardians thaw ([`crate::freeze`]), the next start runs post scripts that are owed ([`crate::scripts`]), and the next
 //! backup removes the snapshot ([`Provider::remove_leftovers`]).
@@ -30,6 +31,9 @@ use crate::usage;
 
 /// Why a point is as after a power cut though nothing went wrong.
 const NOBODY: &str = "nobody had the disks open for writing: they are as a machine that is off left them";
+
+/// Said of several disks that were caught one after the other behind a script.
+const UNLESS_QUIET: &str = "the disks are of one instant only if the pre-script kept everybody from writing to them";
 
 /// What is to be caught.
 pub(crate) struct Wanted<'a> {
@@ -77,6 +81,12 @@ pub(crate) async fn catch(
     if let Plan::CannotFreeze(problem) = &plan {
         allow_crash(wanted.settings, problem.message.clone(), &problem.fix)?;
     }
+    // Scripts may keep everybody from writing; whether they ran is seen later.
+    if !scripts.as_ref().is_some_and(Scripts::has_pre)
+        && let Some(problem) = apart(wanted.disks, wanted.provider, &plan).await
+    {
+        return Err(problem);
+    }
     reporter.phase("preparing the snapshot");
     let mut prepared = wanted.provider.prepare(wanted.job_id, wanted.disks, wanted.base, cancel).await?;
     let (mut quiet, mut warnings) = (false, Vec::new());
@@ -93,6 +103,12 @@ pub(crate) async fn catch(
         Ok(()) => take(&mut prepared, &plan, wanted.settings, reporter, cancel).await,
         Err(problem) => Err(problem),
     };
+    // Before the scripts behind the snapshot let anybody write again.
+    let apart = match &taken {
+        Ok(Taken::Frozen(thawed)) if thawed.held => None,
+        Ok(_) => written_apart(wanted.disks, wanted.provider).await,
+        Err(_) => None,
+    };
     if let Some(scripts) = &scripts {
         reporter.phase("running scripts behind the snapshot");
         match scripts.post().await {
@@ -106,8 +122,17 @@ pub(crate) async fn catch(
     }
     let taken = taken?;
     let snapshot = prepared.open().await?;
-    match level(&plan, taken, quiet, wanted.settings, wanted.provider.name()) {
-        Ok((capture, said)) => {
+    let reached = level(&plan, taken, quiet, wanted.settings, wanted.provider.name());
+    let reached = reached.and_then(|reached| match apart {
+        Some(problem) if !quiet => Err(problem),
+        apart => Ok((reached, apart)),
+    });
+    match reached {
+        Ok(((mut capture, said), apart)) => {
+            if let Some(problem) = &apart {
+                capture.reason = format!("{}; {UNLESS_QUIET}", capture.reason);
+                reporter.warn(warning(problem, UNLESS_QUIET)).await;
+            }
             if let Some(said) = said {
                 reporter.warn(said).await;
             }
@@ -167,6 +192,35 @@ fn take_now(prepared: &mut Box<dyn Prepared>) -> Result<(), Problem> {
     tokio::task::block_in_place(|| prepared.take())
 }
 
+/// Why the disks would be of several instants, if this plan freezes nothing and they are caught one after the other while somebody may write.
+pub(crate) async fn apart(disks: &[Disk], provider: &dyn Provider, plan: &Plan) -> Option<Problem> {
+    match plan {
+        Plan::Freeze(_) => None,
+        Plan::Leave(..) | Plan::CannotFreeze(_) => written_apart(disks, provider).await,
+    }
+}
+
+/// The same of disks with nothing frozen.
+async fn written_apart(disks: &[Disk], provider: &dyn Provider) -> Option<Problem> {
+    if disks.len() < 2 || !matches!(provider.freezable(), Freezable::NotTheImages) {
+        return None;
+    }
+    let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
+    let looked = tokio::task::spawn_blocking(move || usage::may_be_written(&paths));
+    if !looked.await.unwrap_or(true) {
+        return None;
+    }
+    let message = format!(
+        "{} catches the {} disks one after the other, and with nothing frozen somebody may write to them in between: they are not of one \
+         instant",
+        provider.name(),
+        disks.len()
+    );
+    let fix = "Put the images into one btrfs subvolume ([vm] provider = \"btrfs\"), shut the machine down for the backup, have what is \
+               mounted of all the disks frozen, or protect each disk as a machine of its own.";
+    Some(Problem::new(Reason::ConsistencyNotReached, message).with_fix(fix))
+}
+
 /// What a script's run tells the user.
 fn told(report: &ScriptReport) -> Vec<Warning> {
     report
@@ -202,9 +256,13 @@ pub(crate) async fn plan(disks: &[Disk], provider: &dyn Provider, settings: &Set
         return Ok(Plan::Leave(Consistency::Crash, reason.to_owned()));
     }
     let looked = paths.clone();
-    let looked = tokio::task::spawn_blocking(move || (usage::mounts_on(&looked), usage::may_be_written(&looked)));
-    let (mounts, is_written) = looked.await.map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
-    let mounts = mounts.map_err(|error| {
+    let named = settings.freeze.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let (mounts, not_held) = (usage::mounts_on(&looked)?, usage::not_held(&looked, named.as_deref())?);
+        Ok::<_, std::io::Error>((mounts, not_held, usage::may_be_written(&looked)))
+    });
+    let looked = looked.await.map_err(|error| Problem::new(Reason::Internal, error.to_string()))?;
+    let (mounts, not_held, is_written) = looked.map_err(|error| {
         Problem::new(Reason::DiskUnreadable, format!("cannot see what of the disks is mounted: {error}"))
     })?;
     if matches!(freezable, Freezable::Nothing) {
@@ -232,14 +290,21 @@ pub(crate) async fn plan(disks: &[Disk], provider: &dyn Provider, settings: &Set
         Some(mounts) => mounts.clone(),
         None => mounts,
     };
+    // Whatever the settings name then, it is of other disks.
+    if !is_written {
+        return Ok(Plan::Leave(Consistency::Crash, NOBODY.to_owned()));
+    }
     if mounts.is_empty() {
-        if !is_written {
-            return Ok(Plan::Leave(Consistency::Crash, NOBODY.to_owned()));
-        }
         let message =
             "nothing of the disks is mounted on this machine, so nothing can be frozen, and somebody may write to them";
         let fix =
             "Shut the machine down, or name the mount points in [vm] freeze, or run an agent in the machine itself.";
+        return Ok(Plan::CannotFreeze(Problem::new(Reason::ConsistencyNotReached, message).with_fix(fix)));
+    }
+    // One disk that goes on being written to is not what the level of the others says.
+    if let Some(not_held) = not_held {
+        let message = format!("not all of the disks would stand still: {not_held}");
+        let fix = "Name all mount points that are on the disks in [vm] freeze, shut the machine down, or protect the disk as a machine of its own.";
         return Ok(Plan::CannotFreeze(Problem::new(Reason::ConsistencyNotReached, message).with_fix(fix)));
     }
     match freeze::check(&mounts, &paths).await {
@@ -248,13 +313,10 @@ pub(crate) async fn plan(disks: &[Disk], provider: &dyn Provider, settings: &Set
     }
 }
 
-/// True for a block device that is mounted here, or a part of it.
+/// True for a block device whose own file system is mounted here: what is mounted of its parts, LVM does not freeze.
 async fn is_mounted_device(disk: PathBuf) -> bool {
-    let looked = tokio::task::spawn_blocking(move || {
-        matches!(usage::device(&disk), Ok(Some(_)))
-            && usage::mounts_on(std::slice::from_ref(&disk)).is_ok_and(|mounts| !mounts.is_empty())
-    });
-    looked.await.unwrap_or(false)
+    let looked = tokio::task::spawn_blocking(move || usage::is_mounted_itself(&disk));
+    looked.await.is_ok_and(|mounted| mounted.unwrap_or(false))
 }
 
 /// What can be relied on, and what of it is worth a warning.

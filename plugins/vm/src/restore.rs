@@ -144,6 +144,10 @@ fn place(target: &DiskTarget, mut disks: Vec<MachineDisk>) -> Result<Place, Prob
             let message = format!("{} exists", to.display());
             Err(Problem::new(Reason::TargetExists, message).with_fix("Name a file that is not there yet."))
         }
+        // A mistyped device must not become a file as large as the image: files there lie in memory.
+        Err(_) if target.overwrite.is_some() || (to.starts_with("/dev") && !to.starts_with("/dev/shm")) => {
+            invalid(format!("{} is no device that is there", to.display()), "Name the device, or a file elsewhere.")
+        }
         Err(_) if disks.len() > 1 || is_called_a_folder(to) => in_folder(to, disks),
         Err(_) => match disks.pop() {
             Some(disk) => Ok(Place::Files { folder: None, files: vec![(disk, to.clone())] }),
@@ -201,11 +205,16 @@ async fn create(
     let wanted = files.iter().map(|(disk, path)| (disk.name.clone(), disk.size, path.clone()));
     let (job_id, wanted) = (job_id.to_owned(), wanted.collect::<Vec<_>>());
     blocking(move || {
-        match folder.as_ref().map(std::fs::create_dir) {
-            Some(Err(error)) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(not_writable(&folder.unwrap_or_default(), &error));
+        if let Some(folder) = &folder {
+            let parent = folder.parent().unwrap_or(Path::new("/"));
+            // A power cut must not take the folder of a complete image.
+            let made = std::fs::create_dir(folder).and_then(|()| File::open(parent)?.sync_all());
+            match made {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(not_writable(folder, &error));
+                }
+                Ok(()) | Err(_) => {}
             }
-            _ => {}
         }
         let images = wanted.iter().map(|(name, size, path)| ImageFile::create(path, &job_id, name, *size));
         Ok(images.collect::<Result<Vec<ImageFile>, _>>()?)
@@ -227,6 +236,8 @@ async fn to_files(
         let mut sink = Sink::File(Some(image));
         bytes += copy(point, &disk, &mut sink, reporter, cancel).await?;
         if let Sink::File(Some(image)) = sink {
+            // It may take minutes: not between the names of the first and the last.
+            let image = blocking(move || image.sync().map(|()| image).map_err(Problem::from)).await?;
             complete.push((path, image));
         }
     }
@@ -300,7 +311,7 @@ impl Device {
             })
         });
         let device = Self { path: path.to_owned(), file: Arc::new(file.await?), head: vec![0; head] };
-        device.write_now(0, device.head.clone().into()).await?;
+        device.write_now(0, device.head.clone().into()).await.map_err(|problem| incomplete(path, problem))?;
         Ok(device)
     }
 
@@ -335,6 +346,8 @@ impl Device {
         let length = self.head.len();
         let read = self.with_file(move |file| {
             let mut read = vec![0; length];
+            // From the device, and not out of memory, where it was put a moment ago.
+            nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
             file.read_exact_at(&mut read, 0).map(|()| read)
         });
         match read.await? == self.head {
@@ -366,10 +379,13 @@ async fn to_device(
         }
         Ok::<u64, Problem>(bytes)
     };
-    written.await.map_err(|problem| {
-        let message = format!("{}. {} {INCOMPLETE}, and what it held is lost", problem.message, path.display());
-        Problem { message, ..problem }
-    })
+    written.await.map_err(|problem| incomplete(path, problem))
+}
+
+/// Says what has become of the device.
+fn incomplete(path: &Path, problem: Problem) -> Problem {
+    let message = format!("{}. {} {INCOMPLETE}, and what it held is lost", problem.message, path.display());
+    Problem { message, ..problem }
 }
 
 /// Hands over the image in order, and checks its length.
@@ -414,86 +430,4 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Problem> +
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk(name: &str, size: u64) -> MachineDisk {
-        MachineDisk {
-            name: name.to_owned(),
-            stream: crate::stream_of(name),
-            size,
-            path: "/dev/none".into(),
-            allocated_bytes: size,
-            read_bytes: size,
-            same_bytes: 0,
-        }
-    }
-
-    fn target(to: &Path) -> DiskTarget {
-        DiskTarget { to: to.to_owned(), disk: None, overwrite: None }
-    }
-
-    fn names(place: Place) -> Vec<PathBuf> {
-        match place {
-            Place::Files { files, .. } => files.into_iter().map(|(_, path)| path).collect(),
-            Place::Device(disk) => vec![PathBuf::from(disk.name)],
-        }
-    }
-
-    #[test]
-    fn a_disk_goes_into_a_file_and_several_into_a_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let (file, folder) = (dir.path().join("a.raw"), dir.path().join("new"));
-        let one = || vec![disk("disk0", 5)];
-        let two = || vec![disk("disk0", 5), disk("disk1", 7)];
-        assert_eq!(names(place(&target(&file), one()).unwrap()), [file.clone()]);
-        assert_eq!(names(place(&target(dir.path()), one()).unwrap()), [dir.path().join("disk0.raw")]);
-        let both = [folder.join("disk0.raw"), folder.join("disk1.raw")];
-        assert_eq!(names(place(&target(&folder), two()).unwrap()), both);
-        let slash = PathBuf::from(format!("{}/", folder.display()));
-        assert_eq!(names(place(&target(&slash), one()).unwrap()), [folder.join("disk0.raw")]);
-        assert!(!folder.exists(), "nothing was made");
-        std::fs::write(&file, "x").unwrap();
-        let reason = |target: &DiskTarget, disks| place(target, disks).err().map(|problem| problem.reason);
-        assert_eq!(reason(&target(&file), one()), Some(Reason::TargetExists));
-        std::fs::write(dir.path().join("disk1.raw"), "x").unwrap();
-        assert_eq!(reason(&target(dir.path()), two()), Some(Reason::TargetExists));
-        let other = DiskTarget { overwrite: Some("/dev/other".into()), ..target(&folder) };
-        assert_eq!(reason(&other, one()), Some(Reason::TargetInUse), "two devices are named");
-        assert_eq!(reason(&target(&folder), Vec::new()), Some(Reason::InvalidRequest));
-        assert_eq!(chosen(two(), Some("disk1")).unwrap(), [disk("disk1", 7)]);
-        assert!(chosen(two(), Some("disk2")).unwrap_err().message.contains("disk0, disk1"));
-    }
-
-    #[tokio::test]
-    async fn a_device_has_its_beginning_when_it_has_all_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("device");
-        std::fs::write(&path, [9_u8; 40]).unwrap();
-        // O_EXCL means nothing for a file that is there and not to be made.
-        let mut device = Device::begin(&path, 8).await.unwrap();
-        for (offset, piece) in [(0, "abcdefghij"), (10, "klmno")] {
-            device.write(offset, Bytes::from(piece)).await.unwrap();
-        }
-        let half = std::fs::read(&path).unwrap();
-        assert_eq!((&half[..8], &half[8..15]), (&[0; 8][..], &b"ijklmno"[..]), "nobody takes it for a disk");
-        device.finish().await.unwrap();
-        let whole = std::fs::read(&path).unwrap();
-        assert_eq!((&whole[..15], &whole[15..]), (&b"abcdefghijklmno"[..], &[9; 25][..]));
-    }
-
-    #[tokio::test]
-    async fn what_a_killed_restore_left_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("restored");
-        std::fs::create_dir(&folder).unwrap();
-        let (ours, others) = (".vaultferry-disk-j1-disk0.part", ".vaultferry-disk-j2-disk0.part");
-        for path in [dir.path().join(ours), folder.join(ours), folder.join(others)] {
-            std::fs::write(path, "x").unwrap();
-        }
-        for to in [folder.clone(), dir.path().join("new.raw"), "/nowhere/at/all".into()] {
-            clean_up("j-1", &target(&to), &CancellationToken::new()).await.unwrap();
-        }
-        assert!(!dir.path().join(ours).exists() && !folder.join(ours).exists() && folder.join(others).exists());
-    }
-}
+mod tests;

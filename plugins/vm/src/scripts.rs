@@ -53,6 +53,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const ROOT: u32 = 0;
 /// Between two tries: what was in the way may be gone.
 const PAUSE: Duration = Duration::from_millis(250);
+/// For the end of a script that was killed: the applications wait for what comes after it.
+const GONE: Duration = Duration::from_secs(10);
 /// For the rest of a script's output after its end; something that it has left running may hold it open.
 const REST: Duration = Duration::from_millis(500);
 
@@ -140,11 +142,12 @@ impl Scripts {
     }
 
     fn load_of(path: &Path, owner: u32, runtime_dir: &Path) -> Result<Option<Self>, Problem> {
-        let Some(folder) = Folder::open(path, owner)? else { return Ok(None) };
+        // One spelling: a slash at the end would make the system follow a link there, and would have a lock and a record of its own.
+        let path: PathBuf = path.components().collect();
+        let Some(folder) = Folder::open(&path, owner)? else { return Ok(None) };
         let Some(text) = folder.read_config(CONFIG_FILE)? else { return Ok(None) };
-        let config = Config::parse(&text, path)?;
-        let (path, runtime_dir) = (path.to_path_buf(), runtime_dir.to_path_buf());
-        Ok(Some(Self { path, config, owner, runtime_dir, held: Mutex::new(None) }))
+        let config = Config::parse(&text, &path)?;
+        Ok(Some(Self { path, config, owner, runtime_dir: runtime_dir.to_path_buf(), held: Mutex::new(None) }))
     }
 
     /// `fsFreezeEnabled`: false when an application cannot bear the freeze.
@@ -171,8 +174,18 @@ impl Scripts {
         // Before anything is run: from here on post is due.
         held.begin()?;
         self.hold(Some(held));
-        let report = self.run(Kind::Pre, cancel).await?;
-        Ok(ScriptReport { leftover, ..report })
+        match (self.run(Kind::Pre, cancel).await, leftover) {
+            (Ok(report), leftover) => Ok(ScriptReport { leftover, ..report }),
+            (Err(problem), None) => Err(problem),
+            // No report is left that could tell it.
+            (Err(problem), Some(leftover)) => {
+                let message = format!(
+                    "{}; and what a killed backup had left to do failed before it: {}",
+                    problem.message, leftover.message
+                );
+                Err(Problem { message, ..problem })
+            }
+        }
     }
 
     /// Runs the post-script, if pre was called, and gives the lock back. Calling it again does nothing. It is not to be cancelled: an application
@@ -184,10 +197,9 @@ impl Scripts {
             return Ok(ScriptReport::none(Kind::Post));
         }
         let report = self.run(Kind::Post, &CancellationToken::new()).await;
-        if let Some(held) = self.hold(None) {
-            held.end()?;
-        }
-        report
+        let ended = self.hold(None).map_or(Ok(()), Held::end);
+        // What the script's failure says is worth more than that its record stays.
+        report.and_then(|report| ended.map(|()| report))
     }
 
     /// Runs the post-script that a killed backup owes; `None` when none is owed, or the backup that owes it is still running.
@@ -199,8 +211,8 @@ impl Scripts {
             return Ok(None);
         }
         let report = self.leftover().await;
-        held.end()?;
-        report.map(Some)
+        let ended = held.end();
+        report.and_then(|report| ended.map(|()| Some(report)))
     }
 
     async fn leftover(&self) -> Result<ScriptReport, Problem> {
@@ -254,6 +266,10 @@ impl Scripts {
         deadline: Instant,
         cancel: &CancellationToken,
     ) -> (Try, String) {
+        if cancel.is_cancelled() {
+            let problem = Problem::new(Reason::Cancelled, format!("the {} was cancelled", kind.as_str()));
+            return (Try::Last(problem), String::new());
+        }
         let opened = Folder::open(&self.path, self.owner).and_then(|folder| match folder {
             Some(folder) => folder.open_script(&script.path),
             None => Err(files::refused(format!("the folder {} is gone", self.path.display()))),
@@ -293,7 +309,8 @@ impl Scripts {
                 None => {
                     // Asks its group to end, then kills it. One that had ended, and whose outputs were waited for, was in time.
                     stop.cancel();
-                    finish.await.ok().map(Ok)
+                    // One that waits for a disk is not gone when it is killed: it is left to the system then.
+                    tokio::time::timeout(GONE, finish).await.ok().and_then(Result::ok).map(Ok)
                 }
             }
         };
@@ -333,7 +350,7 @@ fn quoted(words: &str) -> String {
     if words.is_empty() { String::new() } else { format!(": {words}") }
 }
 
-/// Runs every post-script that a killed backup owes, of all folders; for the start of the agent, of the plugin, and for a job's cleaning up.
+/// Runs every post-script that a killed backup owes, of all folders; for the start of the plugin, and for a job's cleaning up.
 /// Nothing is done for backups that still run. Each answer is a folder's.
 pub async fn run_leftovers() -> Vec<(PathBuf, Result<ScriptReport, Problem>)> {
     run_leftovers_of(Path::new(RUNTIME_DIR), ROOT).await

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
+use nix::sys::stat::{major, makedev, minor};
 
 /// A block device's number.
 type Number = (u64, u64);
@@ -22,11 +22,57 @@ pub(crate) struct Mount {
     device: Number,
     /// As the kernel names it.
     source: PathBuf,
+    /// The file system, not only this mount of it.
+    is_read_only: bool,
 }
 
-/// The mount points of file systems that lie on these disks, each file system once: on a loop device over an image, on a disk itself, or
-/// on a part of either.
+/// The mount points of file systems that lie on these disks, each file system once: on a loop device over an image, on a disk itself, on
+/// a part of either, or on what the device mapper or RAID has made of one.
 pub(crate) fn mounts_on(disks: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    Ok(file_systems_on(disks)?.into_iter().map(|mount| mount.point).collect())
+}
+
+/// What of the disks would go on being written to while file systems are frozen, for people; `None`: nothing that can be seen. Those that are
+/// mounted at `named` are frozen; without it all that lie on the disks.
+pub(crate) fn not_held(disks: &[PathBuf], named: Option<&[PathBuf]>) -> io::Result<Option<String>> {
+    let named = match named {
+        None => None,
+        Some(named) => {
+            let points: Vec<PathBuf> =
+                named.iter().map(|point| point.canonicalize().unwrap_or_else(|_| point.clone())).collect();
+            let all = mounts()?.into_iter().filter(|mount| points.contains(&mount.point));
+            Some(all.map(|mount| mount.number()).collect::<BTreeSet<Number>>())
+        }
+    };
+    for disk in disks {
+        let own = file_systems_on(std::slice::from_ref(disk))?;
+        match &named {
+            Some(named) => {
+                let left = own.iter().find(|mount| !mount.is_read_only && !named.contains(&mount.number()));
+                if let Some(mount) = left {
+                    let (point, disk) = (mount.point.display(), disk.display());
+                    return Ok(Some(format!(
+                        "{point} lies on {disk}, and is not among the mount points in [vm] freeze"
+                    )));
+                }
+            }
+            None if own.is_empty() && may_be_written(std::slice::from_ref(disk)) => {
+                let disk = disk.display();
+                return Ok(Some(format!("nothing of {disk} is mounted on this machine, and somebody may write to it")));
+            }
+            None => {}
+        }
+    }
+    Ok(None)
+}
+
+/// True for a block device with a file system on it that is mounted here: on the device itself, not on a part of it or on what stands on it.
+pub(crate) fn is_mounted_itself(disk: &Path) -> io::Result<bool> {
+    let Some(number) = device(disk)? else { return Ok(false) };
+    Ok(mounts()?.iter().any(|mount| mount.number() == number))
+}
+
+fn file_systems_on(disks: &[PathBuf]) -> io::Result<Vec<Mount>> {
     let mut wanted = (BTreeSet::new(), Vec::new());
     for disk in disks {
         match device(disk)? {
@@ -36,17 +82,17 @@ pub(crate) fn mounts_on(disks: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
             None => wanted.1.push(disk.canonicalize()?),
         }
     }
-    let (mut seen, mut points) = (BTreeSet::new(), Vec::new());
+    let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
     for mount in mounts()? {
         let number = mount.number();
-        let is_wanted = with_whole(number).into_iter().any(|number| {
+        let is_wanted = with_below(number).into_iter().any(|number| {
             wanted.0.contains(&number) || backing_file(number).is_some_and(|file| wanted.1.contains(&file))
         });
         if is_wanted && seen.insert(number) {
-            points.push(mount.point);
+            found.push(mount);
         }
     }
-    Ok(points)
+    Ok(found)
 }
 
 /// True unless it is sure that nobody has one of the disks open for writing, or mounted.
@@ -56,6 +102,15 @@ pub(crate) fn may_be_written(disks: &[PathBuf]) -> bool {
         for disk in disks {
             let metadata = fs::metadata(disk)?;
             files.insert(place(&metadata));
+            if let Some(number) = device(disk)? {
+                for part in with_parts(number)? {
+                    if has_holders(&part) {
+                        return Ok(true);
+                    }
+                    let part = parse_number(fs::read_to_string(part.join("dev"))?.trim());
+                    files.extend(part.map(|(major, minor)| (u64::MAX, makedev(major, minor))));
+                }
+            }
         }
         Ok(!mounts_on(disks)?.is_empty() || has_loop(disks)? || is_open_for_writing(&files)?)
     };
@@ -66,19 +121,19 @@ pub(crate) fn may_be_written(disks: &[PathBuf]) -> bool {
 pub(crate) fn use_of_device(path: &Path) -> io::Result<Option<String>> {
     let Some(number) = device(path)? else { return Ok(Some("it is no block device".to_owned())) };
     for mount in mounts()? {
-        if with_whole(mount.number()).contains(&number) {
+        if with_below(mount.number()).contains(&number) {
             return Ok(Some(format!("it, or a part of it, is mounted on {}", mount.point.display())));
         }
     }
     for part in with_parts(number)? {
-        if fs::read_dir(part.join("holders")).is_ok_and(|mut holders| holders.next().is_some()) {
+        if has_holders(&part) {
             return Ok(Some("another device (LVM, RAID, encryption) stands on it, or on a part of it".to_owned()));
         }
     }
     for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
         let swap = PathBuf::from(line.split_whitespace().next().unwrap_or_default());
         if let Ok(Some(swap)) = device(&swap)
-            && with_whole(swap).contains(&number)
+            && with_below(swap).contains(&number)
         {
             return Ok(Some("it, or a part of it, is swap".to_owned()));
         }
@@ -108,18 +163,30 @@ fn sys(number: Number) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", number.0, number.1))
 }
 
-/// The device, and the whole of which it is a part.
-fn with_whole(number: Number) -> Vec<Number> {
-    let mut all = vec![number];
-    let folder = sys(number);
-    if folder.join("partition").exists()
-        && let Ok(folder) = folder.canonicalize()
-        && let Some(whole) = folder.parent()
-        && let Ok(text) = fs::read_to_string(whole.join("dev"))
-    {
-        all.extend(parse_number(text.trim()));
+/// The device, the whole of which it is a part, and what both stand on (LVM, RAID, encryption).
+fn with_below(number: Number) -> Vec<Number> {
+    let (mut all, mut next) = (vec![number], 0);
+    while let Some(folder) = all.get(next).map(|number| sys(*number)) {
+        next += 1;
+        let mut below: Vec<PathBuf> =
+            fs::read_dir(folder.join("slaves")).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        if folder.join("partition").exists()
+            && let Ok(folder) = folder.canonicalize()
+            && let Some(whole) = folder.parent()
+        {
+            below.push(whole.to_owned());
+        }
+        for folder in below {
+            let number = fs::read_to_string(folder.join("dev")).ok().and_then(|text| parse_number(text.trim()));
+            all.extend(number.filter(|number| !all.contains(number)));
+        }
     }
     all
+}
+
+/// True when another device stands on the one whose folder below `/sys` it is.
+fn has_holders(folder: &Path) -> bool {
+    fs::read_dir(folder.join("holders")).is_ok_and(|mut holders| holders.next().is_some())
 }
 
 /// The folders below `/sys` of the device and of its parts.
@@ -201,8 +268,11 @@ fn mount(line: &[u8]) -> Option<Mount> {
     let mut words = line.split(|byte| *byte == b' ');
     let device = parse_number(std::str::from_utf8(words.nth(2)?).ok()?)?;
     let point = unescape(words.nth(1)?);
-    let source = unescape(words.skip_while(|word| *word != b"-").nth(2)?);
-    Some(Mount { point, device, source })
+    let mut rest = words.skip_while(|word| *word != b"-");
+    let source = unescape(rest.nth(2)?);
+    let is_read_only =
+        rest.next().is_some_and(|options| options.split(|byte| *byte == b',').any(|option| option == b"ro"));
+    Some(Mount { point, device, source, is_read_only })
 }
 
 impl Mount {
@@ -247,6 +317,9 @@ mod tests {
         let found = mount(line).unwrap();
         assert_eq!((found.point.as_path(), found.device), (Path::new("/mnt/my disk"), (98, 0)));
         assert_eq!(found.source, Path::new(r"/dev/my\root"));
+        // The file system's own options count, not the mount's.
+        assert!(!found.is_read_only && !mount(b"1 2 7:0 / /a ro - ext4 /dev/a rw").unwrap().is_read_only);
+        assert!(mount(b"1 2 7:0 / /a rw - ext4 /dev/a errors=continue,ro").unwrap().is_read_only);
         assert_eq!(mount(b""), None);
         assert_eq!(mount(b"1 2 x:y / / rw - ext4 /dev/a rw"), None);
         assert!(mounts().unwrap().iter().any(|mount| mount.point == Path::new("/")));
@@ -272,6 +345,13 @@ mod tests {
         assert!(may_be_written(&[dir.path().join("none")]), "what cannot be looked at");
         assert!(writes("pos:\t0\nflags:\t0100002\n") && writes("flags:\t0102001") && !writes("flags:\t0100000"));
         assert_eq!(use_of_device(&path).unwrap().as_deref(), Some("it is no block device"));
-        assert_eq!(mounts_on(&[path]).unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(mounts_on(std::slice::from_ref(&path)).unwrap(), Vec::<PathBuf>::new());
+        assert!(!is_mounted_itself(&path).unwrap());
+        // A freeze of what is mounted of other disks does not hold this one.
+        let disks = [path];
+        let _writer = fs::File::options().append(true).open(&disks[0]).unwrap();
+        assert!(not_held(&disks, None).unwrap().is_some_and(|who| who.contains("disk.raw")));
+        let named = [PathBuf::from("/")];
+        assert_eq!(not_held(&disks, Some(&named[..])).unwrap(), None, "the user knows what is on it");
     }
 }

@@ -44,7 +44,13 @@ pub(crate) async fn validate(
         findings.push(problem.into());
     }
     // Whoever writes now may not when the backup runs, and the other way round: what falls short is told, and does not stand in the way.
-    if let Plan::CannotFreeze(problem) = instant::plan(&disks, &*provider, &settings).await? {
+    let plan = instant::plan(&disks, &*provider, &settings).await?;
+    if settings.scripts.is_none()
+        && let Some(problem) = instant::apart(&disks, &*provider, &plan).await
+    {
+        findings.push(Finding { blocking: false, ..Finding::from(problem) });
+    }
+    if let Plan::CannotFreeze(problem) = plan {
         findings.push(Finding { blocking: false, ..Finding::from(problem) });
     }
     if cancel.is_cancelled() {

@@ -1,6 +1,7 @@
 //! What the coordinator asks for, and who does it.
 
 use std::sync::Once;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,14 @@ fn start() {
     STARTED.call_once(|| {
         tokio::spawn(finish_scripts());
     });
+}
+
+/// So long a clean-up, whose own work is done, waits for scripts: less than the coordinator waits for it.
+const SCRIPTS_PATIENCE: Duration = Duration::from_secs(300);
+
+async fn scripts_finished() -> Result<(), Problem> {
+    finish_scripts().await;
+    Ok(())
 }
 
 /// Runs the post-scripts that killed backups owe. What fails is told.
@@ -76,16 +85,15 @@ impl Workload for Vm {
     }
 
     async fn clean_up(&self, job: CleanUpJob, cancel: &CancellationToken) -> Result<(), Problem> {
-        let finish = async {
-            finish_scripts().await;
-            Ok(())
-        };
-        unless_cancelled(finish, cancel).await?;
-        match &job.target {
+        // First, since scripts take as long as they like.
+        let cleaned = match &job.target {
             RestoreTarget::Disk(target) => restore::clean_up(&job.job_id, target, cancel).await,
             RestoreTarget::Files(destination) => files::clean_up(&job.job_id, destination, cancel).await,
             RestoreTarget::Database(_) => Err(no_database()),
-        }
+        };
+        // What is left of them then, the next process runs.
+        let _ = tokio::time::timeout(SCRIPTS_PATIENCE, unless_cancelled(scripts_finished(), cancel)).await;
+        cleaned
     }
 }
 

@@ -4,7 +4,7 @@
 //! is handed out before all are.
 //!
 //! Memory: the plain bytes of a range lie in one buffer, which comes back to the [`Pool`] when the last reader has dropped its piece, so
-//! that gigabytes pass through a few buffers instead of as many fresh pages.
+//! that gigabytes pass through a few buffers instead of as many fresh pages. A small range that finds none there takes no more than it needs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +24,8 @@ use crate::repository::pack::PackedBlob;
 const MAX_BLOB: usize = 64 << 20;
 /// Idle buffers of [`RAW_MAX`] bytes that are kept for the next range.
 const IDLE_BUFFERS: usize = 3;
+/// What takes less gets a buffer of its own size: most trees have some KiB, and a check reads thousands of them, each with a pool of its own.
+const SMALL: usize = 256 << 10;
 
 /// Buffers of [`RAW_MAX`] bytes.
 #[derive(Debug, Default)]
@@ -34,7 +36,8 @@ pub(crate) struct Pool {
 impl Pool {
     fn take(self: &Arc<Self>, length: usize) -> Pooled {
         let reused = if length <= RAW_MAX { self.idle().pop() } else { None };
-        let bytes = reused.unwrap_or_else(|| vec![0; length.max(RAW_MAX)]);
+        let fresh = if length < SMALL { length } else { length.max(RAW_MAX) };
+        let bytes = reused.unwrap_or_else(|| vec![0; fresh]);
         Pooled { bytes, pool: Arc::clone(self) }
     }
 
@@ -282,6 +285,17 @@ mod tests {
             other => panic!("{other:?}"),
         });
         (wrong, read)
+    }
+
+    #[test]
+    fn small_ranges_take_little_and_large_ones_share_buffers() {
+        let pool = Arc::<Pool>::default();
+        let taken = |length: usize| pool.take(length).bytes.len();
+        assert_eq!([0, 7000, SMALL - 1].map(taken), [0, 7000, SMALL - 1]);
+        assert!(pool.idle().is_empty(), "what is small is not kept");
+        assert_eq!((taken(RAW_MAX + 1), pool.idle().len()), (RAW_MAX + 1, 0));
+        assert_eq!((taken(SMALL), pool.idle().len()), (RAW_MAX, 1));
+        assert_eq!((taken(7000), pool.idle().len()), (RAW_MAX, 1), "one that is there anyway is taken");
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl ImageFile {
         written.map_err(|error| not_writable(&self.path, &error))
     }
 
+    /// Brings to the disk what was written, which may take as long as writing it did. [`ImageFile::finish`] has little left to do then.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.file.sync_all().map_err(|error| not_writable(&self.path, &error))
+    }
+
     /// Makes the image durable under its name. After an error nothing of it is there; of a file that somebody else has made meanwhile
     /// ([`Error::Exists`]) nothing is touched.
     pub fn finish(self) -> Result<(), Error> {
@@ -57,7 +62,11 @@ impl ImageFile {
             return Err(exists(&path));
         }
         temporary.keep();
-        publish::sync_dir(folder_of(&path)).map_err(|error| not_writable(&path, &error))
+        publish::sync_dir(folder_of(&path)).map_err(|error| {
+            // Ours, named a moment ago.
+            let _ = std::fs::remove_file(&path);
+            not_writable(&path, &error)
+        })
     }
 }
 
@@ -150,6 +159,7 @@ mod tests {
         image.write_at(0, b"first").expect("written");
         image.write_at(32 << 20, &vec![0; 1 << 20]).expect("zeros");
         image.write_at(size - 4, b"last").expect("written");
+        image.sync().expect("synced");
         assert_eq!(names(dir.path()), [".vaultferry-disk-0195ab-disk0.part"]);
         image.finish().expect("finished");
         assert_eq!(names(dir.path()), ["disk.raw"]);

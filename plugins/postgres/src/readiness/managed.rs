@@ -62,20 +62,25 @@ impl Managed {
             Counts::AfterARestart => "; they count after a restart of the server",
         };
         let mut lines = vec![format!("# {of}{flags}{restart}:")];
-        for (name, value) in settings {
-            lines.push(match self {
-                Self::Azure => format!(
+        let each = settings.iter();
+        match self {
+            Self::Azure => lines.extend(each.map(|(name, value)| {
+                format!(
                     "az postgres flexible-server parameter set --resource-group GROUP --server-name {} --name {name} --value {value}",
                     azure_name(host)
-                ),
-                Self::Amazon => format!(
+                )
+            })),
+            Self::Amazon => lines.extend(each.map(|(name, value)| {
+                format!(
                     "aws rds modify-db-parameter-group --db-parameter-group-name GROUP \
                      --parameters ParameterName={name},ParameterValue={value},ApplyMethod={method}"
-                ),
-                Self::Google | Self::Nobody => {
-                    format!("gcloud sql instances patch INSTANCE --database-flags={name}={value}")
-                }
-            });
+                )
+            })),
+            // One command for all: a second one would take away what the first has set.
+            Self::Google | Self::Nobody => {
+                let all: Vec<String> = each.map(|(name, value)| format!("{name}={value}")).collect();
+                lines.push(format!("gcloud sql instances patch INSTANCE --database-flags={}", all.join(",")));
+            }
         }
         lines.join("\n")
     }
@@ -158,5 +163,11 @@ mod tests {
             assert!(!fix.contains("ALTER SYSTEM"), "nobody may do that there: {fix}");
         }
         assert_eq!(azure_name("db.example"), "SERVER");
+        // Google's command replaces all flags, so there is one for several.
+        let two = [settings[0].clone(), ("wal_receiver_status_interval", "10".to_owned())];
+        let fix = Managed::Google.set("h", &two, Place::Standby, Counts::AtOnce);
+        assert!(fix.ends_with("--database-flags=hot_standby_feedback=on,wal_receiver_status_interval=10"), "{fix}");
+        let fix = Managed::Amazon.set("h", &two, Place::Standby, Counts::AtOnce);
+        assert_eq!(fix.matches("aws rds").count(), 2, "{fix}");
     }
 }

@@ -186,7 +186,8 @@ pub(super) fn choose(toc: &Toc, wanted: &Wanted, rights: rules::Rights) -> Resul
         if has_owner && !entry.owner.is_empty() {
             choice.owners.insert(entry.owner.clone());
             let host = hosts.get(entry.schema.as_str()).copied().unwrap_or_default();
-            if !entry.schema.is_empty() && host != entry.owner {
+            // Default privileges are given by a member of their role, whoever may create in the schema.
+            if !entry.schema.is_empty() && host != entry.owner && entry.kind != "DEFAULT ACL" {
                 let (schema, host, owner) = (entry.schema.clone(), host.to_owned(), entry.owner.clone());
                 choice.guests.insert(Guest { schema, host, owner });
             }

@@ -337,18 +337,30 @@ async fn marked(session: &Session, job_id: &str) -> Result<Vec<String>, tokio_po
     Ok(session.client().query(query, &[&mark]).await?.iter().map(|row| row.get(0)).collect())
 }
 
-/// Drops what [`create`] has made for this job, in [`DROP_TIMEOUT`]. A role that owns something by now stays, and loses its mark: somebody
-/// uses it.
+/// With a role its settings go, and nothing says so.
+const HAS_SETTINGS: &str = "
+select exists (select from pg_db_role_setting where setrole = (select oid from pg_roles where rolname = $1::text))";
+
+/// Drops what [`create`] has made for this job, in [`DROP_TIMEOUT`]. A role that owns something by now, or has settings in a database (those of
+/// an unfinished one went with it), stays and loses its mark: somebody uses it.
 pub(super) async fn drop_marked(server: &Server, job_id: &str) -> Result<(), Problem> {
     let session = server.connect(&CancellationToken::new()).await?;
     let work = async {
         for role in marked(&session, job_id).await? {
             let name = identifier(&role);
-            match session.client().batch_execute(&format!("drop role {name}")).await {
-                Err(error) if error.code() == Some(&tokio_postgres::error::SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
-                    session.client().batch_execute(&format!("comment on role {name} is null")).await?;
-                }
-                other => other?,
+            let has_settings: bool = session.client().query_one(HAS_SETTINGS, &[&role]).await?.try_get(0)?;
+            let is_used = has_settings
+                || match session.client().batch_execute(&format!("drop role {name}")).await {
+                    Ok(()) => false,
+                    Err(error)
+                        if error.code() == Some(&tokio_postgres::error::SqlState::DEPENDENT_OBJECTS_STILL_EXIST) =>
+                    {
+                        true
+                    }
+                    Err(error) => return Err(error),
+                };
+            if is_used {
+                session.client().batch_execute(&format!("comment on role {name} is null")).await?;
             }
         }
         Ok::<_, tokio_postgres::Error>(())

@@ -29,6 +29,9 @@ use crate::quote::{identifier, literal};
 /// What can be granted on a database.
 const PRIVILEGES: [&str; 3] = ["CREATE", "CONNECT", "TEMPORARY"];
 
+/// Characters of a statement that a warning tells.
+const STATEMENT_MAX: usize = 2000;
+
 /// A database that has been filled.
 #[derive(Clone, Copy)]
 pub(super) struct Filled<'a> {
@@ -74,16 +77,26 @@ pub(super) async fn apply(
     Ok(warnings)
 }
 
-/// Makes the empty database the source's owner's, when this user may. `session` is one anywhere on the server.
+/// Makes the empty database the source's owner's, when this user may. `session` is one anywhere on the server. Of an owner that was `made` by
+/// this restore the plan has promised it.
 pub(super) async fn give_owner(
     session: &Session,
-    temporary: &str,
-    name: &str,
+    (temporary, name): (&str, &str),
     owner: &str,
+    made: bool,
     cancel: &CancellationToken,
 ) -> Result<Vec<Warning>, Problem> {
     if !may_own(session, owner, cancel).await? {
-        return Ok(Vec::new());
+        if !made {
+            return Ok(Vec::new());
+        }
+        // Before 16 a user with NOINHERIT inherits from nobody, of whatever roles a member it is made.
+        let message = format!(
+            "the database belongs to the restore's user, who does not inherit from its owner at the source, {}",
+            identifier(owner)
+        );
+        let fix = format!("ALTER DATABASE {} OWNER TO {};", identifier(name), identifier(owner));
+        return Ok(vec![rules::partly(message, fix)]);
     }
     let alter = |database: &str| {
         vec![step("owner", format!("alter database {} owner to {}", identifier(database), identifier(owner)))]
@@ -200,9 +213,17 @@ async fn run(
             return Err(problem);
         }
         let message = format!("the database's {} could not be restored: {}", step.what, problem.message);
-        warnings.push(rules::partly(message, format!("When you may: {};", later.statement)));
+        warnings.push(rules::partly(message, format!("When you may: {}", shown(&later.statement))));
     }
     Ok(warnings)
+}
+
+/// A comment may be longer than what a job's warning, and a message of the plugin, can carry.
+fn shown(statement: &str) -> String {
+    match statement.char_indices().nth(STATEMENT_MAX) {
+        None => format!("{statement};"),
+        Some((end, _)) => format!("{} … (all of it is in the point's database.json)", &statement[..end]),
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +259,13 @@ mod tests {
         ];
         assert_eq!(statements(steps("d\"d", &itself)), expected);
         assert!(steps("d", &Itself::default()).is_empty());
+    }
+
+    #[test]
+    fn a_warning_is_short_however_long_the_comment_is() {
+        assert_eq!(shown("alter database d"), "alter database d;");
+        assert_eq!(shown(&"가".repeat(STATEMENT_MAX)).chars().count(), STATEMENT_MAX + 1);
+        assert!(shown(&"가".repeat(1 << 20)).chars().count() < STATEMENT_MAX + 100);
     }
 
     #[test]

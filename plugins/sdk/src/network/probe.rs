@@ -20,6 +20,8 @@ use super::{Diagnosis, Failure, Limits, Missing, Stage, Step};
 const MOST_ADDRESSES: usize = 4;
 /// A longer head of an answer is none.
 const LARGEST_HEAD: usize = 16 << 10;
+/// All answers of one connection together may take so many times the limit of one: proxy, TLS, HTTP, and one to spare.
+const ANSWERS: u32 = 4;
 /// What a server says of itself is cut here.
 const WORDS: usize = 80;
 
@@ -66,6 +68,34 @@ struct Way<'a> {
 /// A connection, with TLS in it or without.
 trait Line: Read + Write {}
 impl<T: Read + Write> Line for T {}
+
+/// A connection that is silent for `each` at most, and is over at `until`: one that trickles in the middle of TLS would hold us for ever.
+struct Timed {
+    stream: TcpStream,
+    each: Duration,
+    until: Instant,
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now()).min(self.each);
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
 
 /// The head of an answer.
 struct Head {
@@ -149,15 +179,17 @@ impl Way<'_> {
         Ok(addresses)
     }
 
-    fn tcp(&mut self, next: &Url, addresses: &[SocketAddr]) -> Result<TcpStream, End> {
+    fn tcp(&mut self, next: &Url, addresses: &[SocketAddr]) -> Result<Timed, End> {
         let began = Instant::now();
-        let mut last = None;
+        let mut last: Option<(SocketAddr, io::Error)> = None;
         for address in addresses {
             match self.connect(address) {
                 Ok(stream) => {
                     self.pass(Stage::Tcp, began, format!("{address} answers"));
                     return Ok(stream);
                 }
+                // A silence is what is told, also when another address fails in a way of its own: it is what can be mended.
+                Err(_) if last.as_ref().is_some_and(|(_, error)| is_silence(error.kind())) => {}
                 Err(error) => last = Some((*address, error)),
             }
         }
@@ -185,19 +217,18 @@ impl Way<'_> {
             }
             _ => format!("{host} ({address}) cannot be connected to: {error}"),
         };
-        let missing = if error.kind() == ErrorKind::ConnectionRefused { Missing::Nothing } else { self.missing() };
+        let missing = if is_silence(error.kind()) { self.missing() } else { Missing::Nothing };
         Err(End::at(Stage::Tcp, format!("{whose} is not reached: {message}"), answers, missing))
     }
 
-    fn connect(&self, address: &SocketAddr) -> io::Result<TcpStream> {
+    fn connect(&self, address: &SocketAddr) -> io::Result<Timed> {
         let stream = TcpStream::connect_timeout(address, self.limits.connect)?;
-        stream.set_read_timeout(Some(self.limits.answer))?;
         stream.set_write_timeout(Some(self.limits.answer))?;
-        Ok(stream)
+        Ok(Timed { stream, each: self.limits.answer, until: Instant::now() + ANSWERS * self.limits.answer })
     }
 
     /// Asks the proxy for a way to the vault.
-    fn tunnel(&mut self, proxy: &Proxy, mut stream: TcpStream) -> Result<TcpStream, End> {
+    fn tunnel(&mut self, proxy: &Proxy, mut stream: Timed) -> Result<Timed, End> {
         let began = Instant::now();
         let mut question = Zeroizing::new(format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n", self.target));
         authorize(&mut question, proxy);
@@ -248,7 +279,7 @@ impl Way<'_> {
         }
     }
 
-    fn tls(&mut self, mut stream: TcpStream) -> Result<StreamOwned<ClientConnection, TcpStream>, End> {
+    fn tls(&mut self, mut stream: Timed) -> Result<StreamOwned<ClientConnection, Timed>, End> {
         let began = Instant::now();
         let host = self.endpoint.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let config = Arc::new(self.tls_config()?);
@@ -325,7 +356,8 @@ impl Way<'_> {
         };
         let fix = "Something on the way lets connections begin and no more: look at firewalls that inspect TLS, at the path's MTU, and whether \
                    the address of the vault is https at all.";
-        End::at(Stage::Tls, what, fix, self.missing())
+        let missing = if is_silence(error.kind()) { self.missing() } else { Missing::Nothing };
+        End::at(Stage::Tls, what, fix, missing)
     }
 
     /// One question without a credential: the storage refuses it, which proves that it is there.

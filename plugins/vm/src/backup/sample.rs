@@ -3,16 +3,22 @@
 //! One chunk that differs means that the comparison of snapshots cannot be relied on: then everything is read.
 
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use vaultferry_plugin_sdk::workload::cancelled;
 use vaultferry_proto::{Problem, Reason};
 use vaultferry_vault::Id;
-use vaultferry_vault::writer::IMAGE_CHUNK;
+use vaultferry_vault::writer::{IMAGE_CHUNK, Throttle};
 
 use super::Reading;
 use crate::plan::Piece;
 use crate::provider::Snapshot;
+
+/// Whoever waits for the limit sees so often whether the job was cancelled.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Reads about `percent` of the chunks that are to be taken over. The bytes that were read, or what differs, for people. Which chunks are
 /// drawn depends on the job, so that in time all of them are.
@@ -21,6 +27,7 @@ pub(super) async fn compare(
     readings: &[Reading],
     percent: u32,
     job_id: &str,
+    throttle: Option<&Arc<Throttle>>,
     cancel: &CancellationToken,
 ) -> Result<Result<u64, String>, Problem> {
     let mut read = 0;
@@ -37,6 +44,7 @@ pub(super) async fn compare(
         }
         let file = disk.file.try_clone().map_err(|error| unreadable(&disk.name, &error))?;
         let (size, name, chunks, cancel) = (disk.size, disk.name.clone(), reading.chunks.clone(), cancel.clone());
+        let throttle = throttle.cloned();
         let compared = tokio::task::spawn_blocking(move || {
             let (mut buffer, mut read) = (vec![0; IMAGE_CHUNK], 0);
             for number in drawn {
@@ -45,6 +53,13 @@ pub(super) async fn compare(
                 }
                 let start = number * IMAGE_CHUNK as u64;
                 let bytes = &mut buffer[..(size - start).min(IMAGE_CHUNK as u64) as usize];
+                let turn = throttle.as_ref().map(|throttle| throttle.turn(bytes.len() as u64));
+                while let Some(wait) = turn.map(|turn| turn.saturating_duration_since(Instant::now()))
+                    && !wait.is_zero()
+                    && !cancel.is_cancelled()
+                {
+                    std::thread::sleep(wait.min(LOOK));
+                }
                 file.read_exact_at(bytes, start).map_err(|error| unreadable(&name, &error))?;
                 read += bytes.len() as u64;
                 if chunks.get(number as usize) != Some(&Id::of(bytes)) {

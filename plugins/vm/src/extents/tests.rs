@@ -202,3 +202,10 @@ fn holes_of_a_real_file_are_left_out() {
     assert!(bytes <= 1 << 20 || found == [0..8 << 20], "{found:?}");
     assert!(allocated(&file, 0).expect("nothing").is_empty());
 }
+
+#[test]
+fn what_cannot_tell_holes_is_all_data() {
+    // Like a block device, it refuses SEEK_DATA.
+    let file = File::open("/proc/self/mounts").expect("a file");
+    assert_eq!(allocated(&file, 10_000).expect("all of it"), [0..10_000]);
+}

@@ -123,7 +123,11 @@ fn thaw(options: &Options) -> Result<bool, Problem> {
     for fault in &leftovers.faults {
         say_error(&format!("error: {fault}"));
     }
-    Ok(leftovers.faults.is_empty())
+    if leftovers.is_denied {
+        let dir = options.state.display();
+        say_error(&format!("error: {dir} cannot be read by this user, so nothing was thawed\nfix: Run this as root."));
+    }
+    Ok(leftovers.faults.is_empty() && !leftovers.is_denied)
 }
 
 async fn hold(options: Options) -> Result<bool, Problem> {

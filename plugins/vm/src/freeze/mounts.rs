@@ -1,9 +1,11 @@
 //! Which file systems are frozen, and in which order: read from `/proc/self/mountinfo`, or refused with a reason.
 //!
 //! Invariants:
-//! - A file system is frozen once, however often it is mounted; what lies deeper in the tree goes first, and `/` last.
+//! - A file system is frozen once, however often it is mounted; what lies deeper in the tree goes first, and that of `/` last, by whichever
+//!   of its mounts it was named.
 //! - Refused: what is no mount point, what lies on the network, what cannot be frozen, what stands on a file that lies on a file system of
-//!   the same freeze (it would wait for its own thaw), and a file system that holds an image whose snapshot is taken meanwhile.
+//!   the same freeze (it would wait for its own thaw), and a file system that holds an image whose snapshot is taken meanwhile, also below
+//!   a loop device.
 //! - A file system that is mounted read-only needs no freeze, and is left out.
 
 use std::collections::BTreeMap;
@@ -183,7 +185,9 @@ pub(super) fn plan(
         }
     }
     let mut planned: Vec<Mount> = by_device.into_values().collect();
-    planned.sort_by(|a, b| order(a).cmp(&order(b)));
+    let root = Path::new("/");
+    let is_root = |mount: &Mount| table.iter().any(|one| one.device == mount.device && one.mount_point == root);
+    planned.sort_by(|a, b| (is_root(a), order(a)).cmp(&(is_root(b), order(b))));
     if planned.len() > MOUNTS_MAX {
         faults
             .push(format!("{} file systems are more than the {MOUNTS_MAX} that can be frozen together", planned.len()));
@@ -243,8 +247,14 @@ fn holding(table: &[Mount], image: &Path, planned: &[Mount], machine: &dyn Machi
         Ok((_, id)) => id,
         Err(error) => return Some(format!("{name} cannot be looked at: {error}")),
     };
-    let device = table.iter().find(|mount| mount.id == id)?.device;
-    let holder = planned.iter().find(|mount| mount.device == device)?.mount_point.display();
+    let Some(own) = table.iter().find(|mount| mount.id == id) else {
+        return Some(format!("{name} is on no file system that is mounted here"));
+    };
+    // What cannot be found out is left to the deadline: a snapshot that waits for it is no snapshot.
+    let below = stack::files_below(own, table, machine).unwrap_or_default();
+    let mut devices = std::iter::once(own.device).chain(below.into_iter().map(|(_, device)| device));
+    let frozen = |device: (u32, u32)| planned.iter().find(|mount| mount.device == device);
+    let holder = devices.find_map(frozen)?.mount_point.display();
     Some(format!("{name} lies on {holder}: its snapshot cannot be taken while that is frozen"))
 }
 

@@ -110,18 +110,22 @@ pub(super) struct Leftovers {
     pub thawed: Vec<PathBuf>,
     /// Freezes whose processes live; they thaw by themselves.
     pub running: usize,
+    /// The folder is closed to this user, so nothing was looked at.
+    pub is_denied: bool,
     /// What could not be done, each as a sentence. Its record stays.
     pub faults: Vec<String>,
 }
 
-/// Thaws what dead processes left frozen. A freeze whose processes still live is left alone, after it was waited for so long: a process
-/// that is killed while it freezes ends only when that is done.
+/// Thaws what dead processes left frozen, at once. A freeze whose processes still live is left alone, after it was waited for so long: a
+/// process that is killed while it freezes ends only when that is done.
 pub(super) fn thaw_all(dir: &Path, patience: Duration) -> Leftovers {
     let mut leftovers = Leftovers::default();
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
-        // Whoever may not read it has frozen nothing.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return leftovers,
+        // Whoever may not read it has frozen nothing; what others froze may be there.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            leftovers.is_denied = true;
             return leftovers;
         }
         Err(error) => {
@@ -129,17 +133,31 @@ pub(super) fn thaw_all(dir: &Path, patience: Duration) -> Leftovers {
             return leftovers;
         }
     };
-    let until = Instant::now() + patience;
+    let (until, mut living) = (Instant::now() + patience, Vec::new());
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         if path.extension().is_some_and(|extension| extension == "json") {
-            if let Err(error) = thaw_one(&path, until, &mut leftovers) {
-                leftovers.faults.push(format!("{}: {error}", path.display()));
+            // What nobody looks after any more must not wait for a freeze that goes on.
+            if !thaw_one(&path, &mut leftovers) {
+                living.push(path);
             }
         } else if is_abandoned(&path) {
             let _ = remove(&path);
         }
     }
+    while !living.is_empty() && Instant::now() < until {
+        std::thread::sleep(ASK_INTERVAL);
+        living.retain(|path| !thaw_one(path, &mut leftovers));
+    }
+    leftovers.running = living.len();
     leftovers
+}
+
+/// False when its processes live. What could not be done is among the faults.
+fn thaw_one(path: &Path, leftovers: &mut Leftovers) -> bool {
+    thaw_record(path, leftovers).unwrap_or_else(|error| {
+        leftovers.faults.push(format!("{}: {error}", path.display()));
+        true
+    })
 }
 
 fn is_abandoned(unfinished: &Path) -> bool {
@@ -147,20 +165,21 @@ fn is_abandoned(unfinished: &Path) -> bool {
     modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > UNFINISHED_AGE))
 }
 
-/// With the faults of single file systems in `leftovers`.
-fn thaw_one(path: &Path, until: Instant, leftovers: &mut Leftovers) -> io::Result<()> {
+/// With the faults of single file systems in `leftovers`. False when the lock is another's.
+fn thaw_record(path: &Path, leftovers: &mut Leftovers) -> io::Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(error) => return Err(error),
     };
-    if !lock(&file, until)? {
-        leftovers.running += 1;
-        return Ok(());
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(error)) => return Err(error),
     }
     if file.metadata()?.nlink() == 0 {
         // Whoever had the lock has thawed everything, and removed it.
-        return Ok(());
+        return Ok(true);
     }
     let content: Content = serde_json::from_reader(&file)?;
     if content.version != VERSION {
@@ -175,23 +194,17 @@ fn thaw_one(path: &Path, until: Instant, leftovers: &mut Leftovers) -> io::Resul
             match thaw(recorded) {
                 Ok(true) => leftovers.thawed.push(recorded.mount_point.clone()),
                 Ok(false) => {}
-                Err(error) => leftovers.faults.push(format!("{}: {error}", recorded.mount_point.display())),
+                Err(error) => {
+                    let (mount, record) = (recorded.mount_point.display(), path.display());
+                    leftovers.faults.push(format!("{mount}: {error} (named in {record})"));
+                }
             }
         }
     }
-    if leftovers.faults.len() == faults { remove(path) } else { Ok(()) }
-}
-
-/// False when the lock is still another's at that time.
-fn lock(file: &File, until: Instant) -> io::Result<bool> {
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(true),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(ASK_INTERVAL),
-            Err(TryLockError::WouldBlock) => return Ok(false),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
+    if leftovers.faults.len() == faults {
+        remove(path)?;
     }
+    Ok(true)
 }
 
 /// Through whichever mount of the file system there is now. False when it was not frozen.
@@ -251,6 +264,28 @@ mod tests {
         let left = thaw_all(dir.path(), Duration::ZERO);
         assert_eq!((left.running, left.thawed.len(), left.faults.len()), (0, 0, 2), "both are looked for: {left:?}");
         assert_eq!(names(dir.path()).len(), 1, "what is not mounted may be frozen all the same: the record stays");
+    }
+
+    #[test]
+    fn what_is_dead_does_not_wait_for_what_lives() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let living = Record::create(dir.path(), &[mount("/a")]).expect("a record");
+        // Of another run of the machine, so that they can be removed; on either side of the living one in any order that the folder has.
+        let dead = r#"{"version":1,"boot_id":"another","mounts":[]}"#;
+        for name in ["0-0.json", "5-5.json", "99999999-9.json", "x.json"] {
+            fs::write(dir.path().join(name), dead).expect("a record");
+        }
+        let path = dir.path().to_path_buf();
+        let waiting = std::thread::spawn(move || thaw_all(&path, Duration::from_secs(30)));
+        let until = Instant::now() + Duration::from_secs(10);
+        while names(dir.path()).len() > 1 {
+            assert!(Instant::now() < until, "they wait: {:?}", names(dir.path()));
+            std::thread::sleep(ASK_INTERVAL);
+        }
+        drop(living);
+        let left = waiting.join().expect("no panic");
+        assert_eq!((left.running, left.faults.len()), (0, 1), "its processes are gone by now: {left:?}");
+        assert!(left.faults[0].contains(".json"), "the record is named: {left:?}");
     }
 
     #[test]

@@ -100,8 +100,16 @@ pub(super) fn folder(image: &Path) -> Result<PathBuf, Problem> {
 
 /// Makes an image's folder, or sees that it is ours.
 pub(super) fn make_folder(folder: &Path) -> Result<(), Problem> {
-    let mut both = folder.parent().into_iter().chain([folder]);
-    both.try_for_each(make_private).map_err(|error| {
+    let both = || folder.parent().into_iter().chain([folder]).try_for_each(make_private);
+    let mut made = both();
+    for _ in 0..3 {
+        // Another machine's backup has swept the empty upper folder away between the two.
+        match &made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => made = both(),
+            _ => break,
+        }
+    }
+    made.map_err(|error| {
         failed(format!("cannot make the folder for snapshots, {}: {error}", folder.display())).with_fix(
             "Give the agent's user the right to write there, or, if the folder is another user's, remove it; then start the backup again.",
         )

@@ -162,22 +162,25 @@ fn written(stat: &str) -> Option<Vec<u64>> {
     Some([6, 13].iter().filter_map(|index| fields.get(*index).copied()).collect())
 }
 
-/// The device's number and those of its partitions.
+/// The device's number, those of its partitions, and, of a partition, that of its disk: through each of them the same bytes can be written.
 fn with_partitions(number: u64) -> Vec<u64> {
-    let mut numbers = vec![number];
-    for entry in fs::read_dir(sysfs(number)).into_iter().flatten().flatten() {
-        let dir = entry.path();
-        let text = if dir.join("partition").exists() { fs::read_to_string(dir.join("dev")).ok() } else { None };
-        let parts = text.as_deref().and_then(|text| text.trim().split_once(':'));
-        if let Some((Ok(first), Ok(second))) = parts.map(|(first, second)| (first.parse(), second.parse())) {
-            numbers.push(makedev(first, second));
-        }
-    }
-    numbers
+    let device = |text: &str| -> Option<u64> {
+        let (first, second) = text.trim().split_once(':')?;
+        Some(makedev(first.parse().ok()?, second.parse().ok()?))
+    };
+    let own = sysfs(number);
+    let below = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
+    let parts = below.filter(|dir| dir.join("partition").exists()).map(|dir| dir.join("dev"));
+    // What sysfs calls a partition lies in its disk's folder.
+    let disk = own.join("partition").exists().then(|| own.join("../dev"));
+    let others = parts.chain(disk).filter_map(|path| device(&fs::read_to_string(path).ok()?));
+    std::iter::once(number).chain(others).collect()
 }
 
 /// Processes, this one included, that have the file, or a device of these numbers, open for writing.
 fn openers(path: &Path, numbers: &[u64]) -> Vec<String> {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let own = if numbers.is_empty() { identity(path) } else { None };
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let dir = process.path();
@@ -187,7 +190,9 @@ fn openers(path: &Path, numbers: &[u64]) -> Vec<String> {
             // The text first: asking a file of a server that is away would hang.
             let Ok(target) = fs::read_link(&link) else { continue };
             let same = if numbers.is_empty() {
-                target == path
+                // In a container the file has another path, but mostly the same name.
+                let is_named_so = target.file_name() == path.file_name();
+                target == path || (is_named_so && own.is_some() && identity(&link) == own)
             } else {
                 let found = || fs::metadata(&link).ok().filter(|found| found.file_type().is_block_device());
                 target.starts_with("/dev") && found().is_some_and(|found| numbers.contains(&found.rdev()))
@@ -276,6 +281,25 @@ mod tests {
         drop(writer);
         let problem = watched.unchanged().expect_err("a byte differs");
         assert_eq!(problem.reason, Reason::SourceChanged, "{problem:?}");
+    }
+
+    #[test]
+    fn a_writer_is_seen_by_whatever_path_it_came() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let [path, other] = ["one", "other"].map(|name| dir.path().join(name).join("image"));
+        for path in [&path, &other] {
+            fs::create_dir(path.parent().expect("a folder")).expect("a folder");
+        }
+        fs::write(&path, [1; 4096]).expect("an image");
+        fs::hard_link(&path, &other).expect("another path");
+        assert!(openers(&path, &[]).is_empty());
+        let reader = File::open(&other).expect("a reader");
+        assert!(openers(&path, &[]).is_empty());
+        let writer = OpenOptions::new().write(true).open(&other).expect("a writer");
+        let seen = openers(&path, &[]);
+        let us = format!("process {}", std::process::id());
+        assert!(seen.iter().any(|who| who.contains(&us)), "{seen:?}");
+        drop((reader, writer));
     }
 
     #[test]

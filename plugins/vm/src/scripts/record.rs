@@ -4,15 +4,18 @@
 //! NAME.lock   held (flock) from before pre until after post; never removed
 //! NAME.json   there: post is due. Written before pre is started, removed after post has ended
 //! ```
-//! A record whose lock is free is a dead backup's. NAME is the folder's path, so that a folder is one thing for all jobs.
+//! A record whose lock is free is a dead backup's. NAME is a hash of the folder's path, so that a folder is one thing for all jobs, and two
+//! folders are never one, however long their paths are.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use vaultferry_proto::{Problem, Reason};
 
@@ -121,7 +124,7 @@ fn prepare(dir: &Path, owner: u32) -> Result<(), Problem> {
     Err(cannot(dir, &"it is not ours alone"))
 }
 
-/// One name for one path: a hyphen for a slash, two for a hyphen.
+/// One name for one path.
 fn name(folder: &Path) -> String {
-    folder.to_string_lossy().replace('-', "--").replace('/', "-")
+    hex::encode(Sha256::digest(folder.as_os_str().as_bytes()))
 }

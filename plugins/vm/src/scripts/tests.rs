@@ -149,6 +149,8 @@ async fn what_others_could_have_written_is_not_run() {
     let link = bench.dir.path().join("link");
     std::os::unix::fs::symlink(bench.folder(), &link).expect("linked");
     assert!(Scripts::load_of(&link, Bench::owner(), &bench.runtime()).is_err());
+    // The system itself follows a link that has a slash behind it.
+    assert!(Scripts::load_of(&bench.dir.path().join("link/"), Bench::owner(), &bench.runtime()).is_err());
     set_mode(bench.dir.path(), 0o777);
     assert!(bench.try_load().is_err());
     set_mode(bench.dir.path(), 0o700);
@@ -313,6 +315,36 @@ async fn a_cancelled_pre_script_is_killed_and_owes_its_post_script() {
     assert_eq!(answer.expect_err("cancelled").reason, Reason::Cancelled);
     assert!(scripts.post().await.expect("post").succeeded());
     assert_eq!(bench.logged(), ["pre", "post"]);
+    // Cancelled before it was started: it is not.
+    let scripts = bench.load();
+    assert_eq!(scripts.pre(&cancel).await.expect_err("cancelled").reason, Reason::Cancelled);
+    scripts.post().await.expect("post");
+    assert_eq!(bench.logged(), ["pre", "post", "post"]);
+}
+
+#[tokio::test]
+async fn what_a_killed_backup_left_is_told_though_the_next_pre_script_fails() {
+    let bench = Bench::new();
+    bench.script("pre.sh", "true");
+    bench.script("post.sh", "echo stuck; exit 4");
+    bench.usual(r#", "continueBackupOnFailure": false"#);
+    let killed = bench.load();
+    killed.pre(&never()).await.expect("pre");
+    drop(killed);
+    bench.script("pre.sh", "exit 3");
+    let problem = bench.load().pre(&never()).await.expect_err("it fails");
+    assert!(problem.message.contains("exit status 3") && problem.message.contains("exit status 4: stuck"), "{problem}");
+}
+
+#[test]
+fn folders_whose_paths_look_alike_are_two() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let run = dir.path().join("run");
+    let first = record::try_lock(&run, Path::new("/a/-b"), Bench::owner()).expect("made").expect("free");
+    first.begin().expect("written");
+    let second = record::try_lock(&run, Path::new("/a-/b"), Bench::owner()).expect("made");
+    let second = second.expect("free: it is another folder");
+    assert!(first.is_due() && !second.is_due());
 }
 
 #[test]

@@ -170,6 +170,11 @@ fn who_owns_only_what_is_said_of_a_thing_is_not_needed() {
     toc.entries.push(entry(40, "TABLE", "public", "t", &[]));
     let guests = choose(&toc, &wanted(&[], &[("public", "t")]), ALL).unwrap().guests;
     assert_eq!(guests, BTreeSet::from([guest("public", "", "o")]));
+    // Default privileges lie nowhere.
+    let defaults = entry(41, "DEFAULT ACL", "s", "DEFAULT PRIVILEGES FOR TABLES", &[]);
+    toc.entries.push(Entry { owner: "maker".to_owned(), ..defaults });
+    let choice = choose(&toc, &wanted(&[], &[]), ALL).unwrap();
+    assert!(choice.owners.contains("maker") && choice.guests.iter().all(|guest| guest.owner != "maker"), "{choice:?}");
 }
 
 /// Every archive names its database, which a restore makes as its own.

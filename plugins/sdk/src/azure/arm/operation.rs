@@ -17,6 +17,8 @@ use crate::workload::unless_cancelled;
 
 /// Between two polls, when Azure names no time.
 const POLL: Duration = Duration::from_secs(5);
+/// A date that is over, by a clock that is ahead of Azure's, must not make of polls a loop without a pause.
+const SHORTEST_POLL: Duration = Duration::from_millis(200);
 /// A longer `Retry-After` of a poll is not waited for at once.
 const LONGEST_POLL: Duration = Duration::from_secs(60);
 
@@ -99,7 +101,7 @@ impl Operation {
 }
 
 fn pause(answer: &Answer) -> Duration {
-    retry_after(&answer.headers).map_or(POLL, |wait| wait.min(LONGEST_POLL))
+    retry_after(&answer.headers).map_or(POLL, |wait| wait.clamp(SHORTEST_POLL, LONGEST_POLL))
 }
 
 fn failed(client: &Client, answer: &Answer, status: &Status) -> Problem {

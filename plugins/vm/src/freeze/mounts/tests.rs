@@ -108,6 +108,15 @@ fn a_file_system_with_two_mounts_is_frozen_once_at_its_deepest() {
 }
 
 #[test]
+fn the_root_is_last_by_whichever_name() {
+    let model = Model::new(&format!("{SAMPLE}38 27 254:0 /home /srv/deep/below/home rw - ext4 /dev/vda rw\n"));
+    let order = model.plan(&["/srv/deep/below/home", "/data"], &[]).expect("a plan");
+    assert_eq!(order, [Path::new("/data"), Path::new("/srv/deep/below/home")]);
+    let order = model.plan(&["/", "/srv/deep/below/home", "/data"], &[]).expect("a plan");
+    assert_eq!(order, [Path::new("/data"), Path::new("/srv/deep/below/home")]);
+}
+
+#[test]
 fn what_is_read_only_is_left_out() {
     let model = Model::new(SAMPLE);
     assert_eq!(model.plan(&["/cdrom", "/data"], &[]).expect("a plan"), [Path::new("/data")]);
@@ -132,6 +141,9 @@ fn an_image_on_what_is_frozen_is_refused() {
     // Through another mount of the same file system, too.
     model.refuses(&["/data/inner/deep"], &["/bound/disk.raw"], "lies on /data/inner/deep");
     model.plan(&["/data/inner/deep"], &["/data/images/disk.raw"]).expect("another file system");
+    // Through a loop device, too: copying the image writes to the file below.
+    model.device("loop1", "7:1", Some("/bound/xfs.img"));
+    model.refuses(&["/data/inner/deep"], &["/srv/with a blank\\/disk.raw"], "lies on /data/inner/deep");
 }
 
 #[test]

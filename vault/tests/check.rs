@@ -100,7 +100,7 @@ async fn packs_that_wait_for_their_deletion_need_no_index() {
     let point = back_up(&repository, "1", &[("s", &random(4, 6 << 20))]).await;
     let cancel = CancellationToken::new();
     let purge_time = jiff::Timestamp::from_second(1).expect("a time");
-    points::soft_delete(repository.store(), &point, purge_time, &cancel).await.expect("deleted");
+    points::soft_delete(&*store, &point, purge_time, &cancel).await.expect("deleted");
     let run = async || {
         let pruned = prune::run(&repository, &prune::Options::default(), &Meter::default(), &cancel).await;
         pruned.expect("pruned");

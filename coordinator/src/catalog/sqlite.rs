@@ -21,6 +21,7 @@ use super::{
 #[cfg(test)]
 pub(crate) mod here;
 mod jobs;
+mod journal;
 mod link;
 mod points;
 mod protection;
@@ -29,6 +30,8 @@ mod retries;
 mod schema;
 mod summary;
 mod values;
+
+pub use journal::single_file;
 
 use recent::{Changes, Recent};
 use values::{Failure, bodies, body, decode, time_from};
@@ -105,7 +108,7 @@ impl Sqlite {
     pub async fn into_single_file(self) -> Result<(), Error> {
         let (answer, answered) = oneshot::channel();
         let task: Task = Box::new(move |connection| {
-            let _ = answer.send(fold_journal(connection));
+            let _ = answer.send(journal::fold(connection));
         });
         let failed = |detail: String| Error::Database { path: self.path.clone(), detail };
         if !self.tasks.send(task) {
@@ -203,28 +206,6 @@ impl Sqlite {
             Failure::Sqlite(error) => Error::Database { path: self.path.clone(), detail: error.to_string() },
             Failure::Body(error) => Error::Database { path: self.path.clone(), detail: error },
         })
-    }
-}
-
-/// Folds the journal of a catalog that nobody has open into its one file.
-pub fn single_file(path: &Path) -> Result<(), Error> {
-    let fold = || {
-        let connection = Connection::open(path)?;
-        connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        fold_journal(&connection)
-    };
-    fold().map_err(|error: rusqlite::Error| Error::Database {
-        path: path.display().to_string(),
-        detail: error.to_string(),
-    })
-}
-
-fn fold_journal(connection: &Connection) -> rusqlite::Result<()> {
-    // Leaving WAL copies it into the file and removes it. SQLite's answer says whether it could.
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "delete", |row| row.get(0))?;
-    match mode.as_str() {
-        "delete" => Ok(()),
-        mode => Err(rusqlite::Error::ToSqlConversionFailure(format!("its journal stays {mode}").into())),
     }
 }
 
@@ -561,14 +542,7 @@ impl Catalog for Sqlite {
     }
 
     async fn acknowledge(&self, job_ids: Vec<String>) -> Result<(), Error> {
-        self.run(move |tx| {
-            let mut delete = tx.prepare_cached("delete from outbox where job_id = ?1")?;
-            for job_id in job_ids {
-                delete.execute([job_id])?;
-            }
-            Ok(())
-        })
-        .await
+        self.run(move |tx| link::acknowledge(tx, job_ids)).await
     }
 
     async fn last_slot(&self, instance_id: &str) -> Result<Option<jiff::Timestamp>, Error> {
@@ -576,16 +550,7 @@ impl Catalog for Sqlite {
     }
 
     async fn last_slots(&self) -> Result<HashMap<String, jiff::Timestamp>, Error> {
-        self.run(|tx| {
-            let mut statement = tx.prepare_cached("select instance_id, slot from slots")?;
-            let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
-            rows.map(|row| {
-                let (instance_id, slot) = row?;
-                Ok((instance_id, time_from(slot)?))
-            })
-            .collect()
-        })
-        .await
+        self.run(|tx| protection::last_slots(tx)).await
     }
 
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error> {

@@ -17,6 +17,15 @@ pub(super) fn note_change(tx: &Transaction<'_>, job_id: &str) -> Result<(), Fail
     Ok(())
 }
 
+/// Takes commits out of the outbox.
+pub(super) fn acknowledge(tx: &Transaction<'_>, job_ids: Vec<String>) -> Result<(), Failure> {
+    let mut delete = tx.prepare_cached("delete from outbox where job_id = ?1")?;
+    for job_id in job_ids {
+        delete.execute([job_id])?;
+    }
+    Ok(())
+}
+
 /// Puts a commit into the outbox, unless it is there.
 pub(super) fn queue_commit(
     tx: &Transaction<'_>,

@@ -1,5 +1,7 @@
 //! Policies, instances, servers, and the dashboard's figures.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
 use super::jobs::UNFINISHED;
@@ -27,6 +29,17 @@ fn read(tx: &Transaction<'_>, sql: &str, params: impl rusqlite::Params) -> Resul
     rows.map(|row| {
         let (policy, create_time) = row?;
         Ok(Policy { create_time: time_from(create_time)?, ..policy })
+    })
+    .collect()
+}
+
+/// The last slot of each instance that has had one.
+pub(super) fn last_slots(tx: &Transaction<'_>) -> Result<HashMap<String, jiff::Timestamp>, Failure> {
+    let mut statement = tx.prepare_cached("select instance_id, slot from slots")?;
+    let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+    rows.map(|row| {
+        let (instance_id, slot) = row?;
+        Ok((instance_id, time_from(slot)?))
     })
     .collect()
 }

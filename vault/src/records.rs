@@ -190,6 +190,7 @@ pub struct PointEvent {
 }
 
 /// What can happen to a point.
+#[allow(clippy::large_enum_variant)] // most events are of the large kind
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum PointEventKind {

@@ -550,7 +550,7 @@ impl Catalog for Sqlite {
     }
 
     async fn last_slots(&self) -> Result<HashMap<String, jiff::Timestamp>, Error> {
-        self.run(|tx| protection::last_slots(tx)).await
+        self.run(protection::last_slots).await
     }
 
     async fn set_last_slot(&self, instance_id: &str, slot: jiff::Timestamp) -> Result<(), Error> {

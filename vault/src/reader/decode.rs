@@ -275,7 +275,10 @@ mod tests {
     }
 
     /// What the three ways of reading say of the pack: of all blobs twice, and of the first wrong one.
-    fn judge(key: &SealKey, pack: &[u8], blobs: &[PackedBlob]) -> (Vec<(Id, String)>, Result<Vec<u8>, String>) {
+    /// What is wrong with each blob, and what all of them are together.
+    type Judged = (Vec<(Id, String)>, Result<Vec<u8>, String>);
+
+    fn judge(key: &SealKey, pack: &[u8], blobs: &[PackedBlob]) -> Judged {
         let (pool, bytes, range) = (Arc::default(), || Bytes::copy_from_slice(pack), range(blobs));
         let wrong = verify_pack(key, bytes(), blobs, &pool);
         assert_eq!(verify(key, bytes(), &range, &pool), wrong);

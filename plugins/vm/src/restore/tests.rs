@@ -29,7 +29,7 @@ fn a_disk_goes_into_a_file_and_several_into_a_folder() {
     let (file, folder) = (dir.path().join("a.raw"), dir.path().join("new"));
     let one = || vec![disk("disk0", 5)];
     let two = || vec![disk("disk0", 5), disk("disk1", 7)];
-    assert_eq!(names(place(&target(&file), one()).unwrap()), [file.clone()]);
+    assert_eq!(names(place(&target(&file), one()).unwrap()), std::slice::from_ref(&file));
     assert_eq!(names(place(&target(dir.path()), one()).unwrap()), [dir.path().join("disk0.raw")]);
     let both = [folder.join("disk0.raw"), folder.join("disk1.raw")];
     assert_eq!(names(place(&target(&folder), two()).unwrap()), both);

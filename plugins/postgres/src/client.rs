@@ -268,7 +268,7 @@ async fn version_text(command: child::Command, cancel: &CancellationToken) -> Re
 }
 
 /// What starts this pg_dump, without its arguments. pg_dump writes 4 KiB at a time, and both sides of the pipe pay for every piece; `stdbuf` of
-/// GNU's coreutils has the C library gather [`GATHERED`] first. It is asked for the version before: where there is none, or it does not fit
+/// GNU's coreutils has the C library gather 64 KiB first. It is asked for the version before: where there is none, or it does not fit
 /// this pg_dump (another C library), pg_dump is started as it is.
 pub async fn dump_command(program: &Program, cancel: &CancellationToken) -> child::Command {
     let gathering = || child::Command::new(STDBUF).arg(format!("--output={GATHERED}")).arg(&program.path);

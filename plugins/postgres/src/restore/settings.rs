@@ -97,7 +97,7 @@ fn script(whose: For<'_>, name: &str, value: &str) -> String {
     )
 }
 
-/// As one value, for what a session cannot take; no list is among that.
+/// As one value: for `role` and `session_authorization`, which would change who sets them, and after a refusal. No list is among these.
 fn plain_script(whose: For<'_>, name: &str, value: &str) -> String {
     let alter = whose.alter();
     format!("begin transaction read write; {alter} set {} to {}; commit", identifier(name), literal(value))

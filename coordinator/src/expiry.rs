@@ -319,13 +319,10 @@ impl Expiry {
         let now = vaultferry_vault::clock::now();
         let from = now.checked_sub(PRUNES_SINCE).unwrap_or(Timestamp::MIN);
         let (catalog, operations) = (&self.shared.catalog, &["prune", "tier"]);
-        let mut jobs = Vec::new();
-        for limit in [1, LAST_JOBS, u32::MAX] {
-            jobs = catalog.jobs_of(&instance.id, operations, from, limit).await?;
-            // What was before the last prune does not matter, and mostly that is the last of them.
-            if jobs.len() < limit as usize || jobs.iter().any(is_prune) {
-                break;
-            }
+        let mut jobs = catalog.jobs_of(&instance.id, operations, from, LAST_JOBS).await?;
+        // What was before the last prune does not matter.
+        if jobs.len() >= LAST_JOBS as usize && !jobs.iter().any(is_prune) {
+            jobs = catalog.jobs_of(&instance.id, operations, from, u32::MAX).await?;
         }
         Ok(prune_due(jobs.into_iter(), now))
     }

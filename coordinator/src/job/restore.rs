@@ -366,7 +366,10 @@ pub(super) async fn rehydrate(jobs: &Jobs, job: &Job, cancel: &CancellationToken
         // From here on something may be made at the target: a restart must not simply begin again.
         shared.catalog.set_rehydrating(&job.id, false).await?;
     }
-    waited
+    match waited {
+        Err(problem) => Err(deleted_meanwhile(shared, job, problem, cancel).await),
+        waited => waited,
+    }
 }
 
 async fn wait_until_readable(jobs: &Jobs, job: &Job, cancel: &CancellationToken) -> Result<Rehydrated, Problem> {

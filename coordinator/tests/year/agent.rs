@@ -27,7 +27,7 @@ use crate::{link, plugin};
 /// Looking more often costs time and finds nothing: nothing is due in between but after a jump of the clock.
 const PACE: Pace = Pace {
     longest_sleep: Duration::from_secs(4 * 3600),
-    longest_retry_sleep: Duration::from_secs(4 * 3600),
+    longest_retry_sleep: Duration::from_secs(600),
     expiry: Duration::from_secs(12 * 3600),
     hourly: false,
 };
@@ -173,7 +173,7 @@ impl Year {
             ca: None,
             identity: None,
             token: None,
-            in_process: Some(link::in_process::Way { host, look_again: Duration::from_secs(4 * 3600) }),
+            in_process: Some(link::in_process::Way { host, look_again: Duration::from_secs(3600) }),
         });
         let served = |kind: Kind| plugin::Command {
             program: PathBuf::new(),
@@ -201,8 +201,7 @@ impl Year {
             upload_bytes_per_s: None,
             limits: crate::job::Limits::from(2),
             service,
-            // Each look is a plugin's process, and what waits comes with the next check at the earliest, days later.
-            rehydration_poll: Duration::from_secs(3 * 3600),
+            rehydration_poll: Duration::from_secs(600),
             create_default_vault: false,
         }
     }

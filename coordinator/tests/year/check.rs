@@ -44,9 +44,6 @@ use crate::catalog::{Catalog as _, Instance, Job, JobFilter, Status, Work};
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a rebuild makes of points is compared every week; so many weeks are from one rebuild of a whole catalog to the next.
 const REBUILD_EVERY: u64 = 4;
-/// From one look whether something is still going on to the next: most of it ends soon, and what takes hours is not asked about hundreds of
-/// times. No divisor of an hour, lest each look falls on a backup of an hourly schedule.
-const PAUSES: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(1000)];
 /// No job takes as long when nothing goes wrong any more.
 const PATIENCE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A failed job with one of these reasons is a fault of the program.
@@ -79,6 +76,8 @@ pub struct Book {
     /// Policies that may have been linked since the last check.
     linked: BTreeMap<String, BTreeSet<String>>,
     pub repositories: HashMap<String, Arc<Repository>>,
+    /// The latest that the clock has said before somebody set it back: what was due then stays due.
+    pub set_back: Timestamp,
     /// The earliest that the clock has said since the last check.
     since: Timestamp,
 }
@@ -98,6 +97,7 @@ impl Book {
             next_full: WEEK,
             linked: BTreeMap::new(),
             repositories: HashMap::new(),
+            set_back: Timestamp::MIN,
             since: Timestamp::MIN,
         }
     }
@@ -186,7 +186,6 @@ impl Year {
 
     async fn settle(&self) -> Result<(), String> {
         let begun = tokio::time::Instant::now();
-        let [mut pause, longest] = PAUSES;
         loop {
             let unfinished = self.catalog.unfinished_jobs().await.map_err(text)?;
             let instances = self.catalog.instances().await.map_err(text)?;
@@ -204,8 +203,7 @@ impl Year {
                     unfinished.first()
                 ));
             }
-            tokio::time::sleep(pause).await;
-            pause = (2 * pause).min(longest);
+            tokio::time::sleep(Duration::from_secs(20)).await;
         }
     }
 
@@ -319,7 +317,7 @@ impl Year {
         let mut linked: BTreeSet<&str> = BTreeSet::from([seen.instance.policy.as_str()]);
         linked.extend(self.book.linked.get(&job.instance_id).into_iter().flatten().map(String::as_str));
         let earliest = linked.iter().map(|name| from(Policy::named(name), state)).min();
-        if earliest.is_some_and(|earliest| earliest <= job.create_time) {
+        if earliest.is_some_and(|earliest| earliest <= job.create_time.max(self.book.set_back)) {
             return Ok(());
         }
         let (rule, time) = (&state.created.rule, state.time);

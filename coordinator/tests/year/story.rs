@@ -202,6 +202,9 @@ impl Year {
             1 => hours(1 + self.below(48) as i64),
             _ => hours(24 * (1 + self.below(31) as i64)),
         };
+        if by.is_negative() {
+            self.book.set_back = self.book.set_back.max(vaultferry_vault::clock::now());
+        }
         self.world.tell(format!("the clock jumps by {} hours", by.as_hours()));
         self.world.jump(by);
     }

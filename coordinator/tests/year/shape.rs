@@ -33,7 +33,7 @@ pub struct Shape {
 impl Shape {
     pub fn of(seed: u64) -> Self {
         let service = seed % 2 == 1;
-        if seed < OLD || seed >= ORDINARY {
+        if !(OLD..ORDINARY).contains(&seed) {
             return match seed.is_multiple_of(5) {
                 true => Self { first: 2, most: 4, opening: None, policies: FULL, dense: true, service },
                 false => Self { first: 2, most: 3, opening: None, policies: SOME, dense: false, service },

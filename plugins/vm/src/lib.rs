@@ -18,7 +18,6 @@
 
 pub mod machine;
 pub mod plan;
-pub mod registration;
 pub mod settings;
 pub mod uri;
 
